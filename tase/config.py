@@ -54,14 +54,18 @@ class DataConfig:
     rule: str = _field("sdclr", "how the tail is made: sdclr, ldam, custom (n_max, rho, order), file (list_file), none")
     n_max: int = _field(0, "images of the largest class (0: what the rule says)")
     rho: float = _field(100.0, "imbalance ratio, largest over smallest class, >= 1")
-    profile: str = _field("exponential", "how counts fall from head to tail: exponential, or step (half n_max, half n_max/rho)")
+    profile: str = _field(
+        "exponential", "how counts fall from head to tail: exponential, or step (half n_max, half n_max/rho)"
+    )
     order: str = _field("shuffled", "which class is head: shuffled (by the split's seed), or id (class 0 is head)")
     balanced: bool = _field(False, "the control: as many images in all, equally many of each class")
     list_file: str = _field("", "a published split: .npy of indices, or .txt with 'path label' lines")
     split: int = _field(-1, "number of the split; -1: follows the run's seed")
     image_size: int = _field(0, "side in pixels to which files are decoded (0: the source's own; folders need one)")
     fit: str = _field("crop", "how a file becomes square: crop (centre), or letterbox (on white)")
-    on_bad_image: str = _field("strict", "a file that cannot be read: strict (stop, listing all), or skip (leave it out, listing all)")
+    on_bad_image: str = _field(
+        "strict", "a file that cannot be read: strict (stop, listing all), or skip (leave it out, listing all)"
+    )
     cache: str = _field("", "folder for decoded images (empty: ~/.cache/tase)")
     pool_per_class: int = _field(0, "images per class of which the tail is drawn (0: all that is left)")
     val_per_class: int = _field(0, "images per class held out to pick the probe's regularisation")
@@ -69,7 +73,9 @@ class DataConfig:
     probe_per_class: int = _field(0, "images per class on the balanced probe list (0: the whole pool)")
     few_shot_per_class: int = _field(10, "labels per class of the few-shot protocols")
     min_per_class: int = _field(0, "classes with fewer images are trained on but not evaluated")
-    groups: str = _field("thirds", "head/mid/tail: thirds of the classes by count, or counts (>100, 20-100, <20 images)")
+    groups: str = _field(
+        "thirds", "head/mid/tail: thirds of the classes by count, or counts (>100, 20-100, <20 images)"
+    )
 
     def __post_init__(self):
         check_choice("data.source", self.source, SOURCES)
@@ -81,11 +87,26 @@ class DataConfig:
         check_choice("data.groups", self.groups, ("thirds", "counts"))
         check(self.rho >= 1, "data.rho", self.rho, "at least 1 (1 is balanced)")
         check(self.split >= -1, "data.split", self.split, "-1 (the run's seed) or more")
-        for name in ("n_max", "image_size", "pool_per_class", "val_per_class", "test_per_class", "probe_per_class", "min_per_class"):
+        for name in (
+            "n_max",
+            "image_size",
+            "pool_per_class",
+            "val_per_class",
+            "test_per_class",
+            "probe_per_class",
+            "min_per_class",
+        ):
             check(getattr(self, name) >= 0, f"data.{name}", getattr(self, name), "at least 0")
         check(self.few_shot_per_class >= 1, "data.few_shot_per_class", self.few_shot_per_class, "at least 1")
-        check(self.rule != "file" or bool(self.list_file), "data.list_file", self.list_file, "a file where data.rule is 'file'")
-        check(self.rule != "custom" or self.n_max > 0, "data.n_max", self.n_max, "at least 1 where data.rule is 'custom'")
+        check(
+            self.rule != "file" or bool(self.list_file),
+            "data.list_file",
+            self.list_file,
+            "a file where data.rule is 'file'",
+        )
+        check(
+            self.rule != "custom" or self.n_max > 0, "data.n_max", self.n_max, "at least 1 where data.rule is 'custom'"
+        )
 
 
 @dataclass(frozen=True)
@@ -102,7 +123,9 @@ class ViewsConfig:
     jitter: float = _field(0.8, "probability of the colour jitter, brightness to hue")
     grey: float = _field(0.2, "probability of dropping the colour (colour images)")
     blur: float = _field(0.0, "probability of a Gaussian blur")
-    blur_sigma: tuple[float, float] = _field((0.1, 2.0), "its standard deviation in pixels of the view, smallest and largest")
+    blur_sigma: tuple[float, float] = _field(
+        (0.1, 2.0), "its standard deviation in pixels of the view, smallest and largest"
+    )
     backend: str = _field("batched", "batched (on the device), or torchvision (one image at a time: the reference)")
 
     def __post_init__(self):
@@ -125,7 +148,9 @@ class ViewsConfig:
 @dataclass(frozen=True)
 class ModelConfig:
     backbone: str = _field("resnet18", "resnet18, resnet50, or conv4 (four convolutions, for a CPU)")
-    stem: str = _field("auto", "first layers of a ResNet: cifar (3x3, no pooling), imagenet, or auto (cifar up to 64 px)")
+    stem: str = _field(
+        "auto", "first layers of a ResNet: cifar (3x3, no pooling), imagenet, or auto (cifar up to 64 px)"
+    )
     channels: tuple[int, ...] = _field((32, 64, 128, 128), "conv4: channels of its convolutions")
     strides: tuple[int, ...] = _field((2, 2, 2, 1), "conv4: their strides")
     head_hidden: int = _field(0, "hidden width of the projection head (0: the backbone's)")
@@ -153,10 +178,16 @@ class GuidanceConfig:
     w_max: float = _field(5.0, "weights are clipped to 1/w_max .. w_max")
     headness_map: str = _field("log", "how headness becomes q: log (of sizes, equation (4)), or rank")
     reversed: bool = _field(False, "turn the temperatures round: head low, tail high (a control)")
-    scale_by_tau: bool = _field(False, "multiply an anchor's loss by tau/tau_0: takes out the factor 1/tau of its gradient")
+    scale_by_tau: bool = _field(
+        False, "multiply an anchor's loss by tau/tau_0: takes out the factor 1/tau of its gradient"
+    )
     labels: str = _field("kmeans", "where labels come from: kmeans, or oracle (the true ones: the upper bound)")
-    shuffled: bool = _field(False, "permute the pairs (tau, w) among the samples: the control with the same distribution")
-    label_noise: float = _field(0.0, "share of the samples whose responsibilities are permuted among each other (robustness)")
+    shuffled: bool = _field(
+        False, "permute the pairs (tau, w) among the samples: the control with the same distribution"
+    )
+    label_noise: float = _field(
+        0.0, "share of the samples whose responsibilities are permuted among each other (robustness)"
+    )
     clusters: int = _field(0, "number of clusters k (0: 100, at most a tenth of the images)")
     restarts: int = _field(3, "k-means starts at the first refresh; later ones start from the previous centres")
     estimator: str = _field("size", f"how a sample's quantity is estimated: {', '.join(ESTIMATORS)}")
@@ -164,7 +195,9 @@ class GuidanceConfig:
     assignment_confidence: float = _field(0.8, "mean of the largest responsibility, equation (3); 1: hard")
     warmup: float = _field(0.2, "share of the run before the first guidance, 0 to 1")
     ramp: float = _field(0.05, "share of the run over which tau and w then move in linearly")
-    refresh: int = _field(0, "epochs between two clusterings, which are also the snapshots (0: 10; 20 on runs of 1000 and more)")
+    refresh: int = _field(
+        0, "epochs between two clusterings, which are also the snapshots (0: 10; 20 on runs of 1000 and more)"
+    )
     periods: int = _field(5, "ts, mm-ts: cosine periods in the run")
     ts_range: tuple[float, float] = _field((0.1, 1.0), "ts: smallest and largest temperature")
     mm_range: tuple[float, float] = _field((0.17, 0.30), "mm-ts: u_min and u_max, by the size of the sample's cluster")
@@ -181,10 +214,20 @@ class GuidanceConfig:
         check_choice("guidance.estimator", self.estimator, ESTIMATORS)
         check(self.tau_0 > 0, "guidance.tau_0", self.tau_0, "above 0")
         check(self.tau_min > 0, "guidance.tau_min", self.tau_min, "above 0")
-        check(self.tau_max >= self.tau_min, "guidance.tau_max", self.tau_max, f"at least guidance.tau_min = {self.tau_min}")
+        check(
+            self.tau_max >= self.tau_min,
+            "guidance.tau_max",
+            self.tau_max,
+            f"at least guidance.tau_min = {self.tau_min}",
+        )
         check(self.gamma >= 0, "guidance.gamma", self.gamma, "at least 0")
         check(self.w_max >= 1, "guidance.w_max", self.w_max, "at least 1")
-        check(0 < self.assignment_confidence <= 1, "guidance.assignment_confidence", self.assignment_confidence, "above 0, at most 1")
+        check(
+            0 < self.assignment_confidence <= 1,
+            "guidance.assignment_confidence",
+            self.assignment_confidence,
+            "above 0, at most 1",
+        )
         for name in ("warmup", "ramp", "label_noise"):
             check(0 <= getattr(self, name) <= 1, f"guidance.{name}", getattr(self, name), "a share, 0 to 1")
         for name in ("clusters", "merge_to", "refresh"):
@@ -194,7 +237,12 @@ class GuidanceConfig:
         for name in ("ts_range", "mm_range", "iso_range"):
             low, high = getattr(self, name)
             check(0 < low <= high, f"guidance.{name}", (low, high), "two temperatures, 0 < smallest <= largest")
-        check(0 <= self.mm_alpha < 2 * self.mm_range[0], "guidance.mm_alpha", self.mm_alpha, "below 2 u_min, so that tau stays above 0")
+        check(
+            0 <= self.mm_alpha < 2 * self.mm_range[0],
+            "guidance.mm_alpha",
+            self.mm_alpha,
+            "below 2 u_min, so that tau stays above 0",
+        )
         check(self.iso_start > 0, "guidance.iso_start", self.iso_start, "above 0")
 
 
@@ -239,7 +287,12 @@ class EvaluationConfig:
         for name in self.protocols:
             check_choice("evaluation.protocols", name, PROTOCOLS)
         check(self.draws >= 1, "evaluation.draws", self.draws, "at least 1")
-        check(len(self.knn) > 0 and min(self.knn) >= 1, "evaluation.knn", self.knn, "one or more numbers of neighbours, at least 1")
+        check(
+            len(self.knn) > 0 and min(self.knn) >= 1,
+            "evaluation.knn",
+            self.knn,
+            "one or more numbers of neighbours, at least 1",
+        )
 
 
 @dataclass(frozen=True)
@@ -331,7 +384,10 @@ def _flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 def fields() -> dict[str, tuple[Any, Any, str]]:
     """Every settable field: dotted name -> (type, default, help)."""
-    rows: dict[str, tuple[Any, Any, str]] = {"method": (str, "tase", "see METHODS"), "seed": (int, 0, "seed of the run")}
+    rows: dict[str, tuple[Any, Any, str]] = {
+        "method": (str, "tase", "see METHODS"),
+        "seed": (int, 0, "seed of the run"),
+    }
     for section in dataclasses.fields(Config):
         if dataclasses.is_dataclass(section.default):
             hints = get_type_hints(type(section.default))
@@ -403,9 +459,9 @@ _CIFAR = {
     "optim.batch": 512,
 }
 
-# A preset fixes data, views, network, optimisation and evaluation (shared by all methods, so that they can be compared).
+# A preset fixes data, views, network, optimisation and evaluation for all methods, so that they can be compared.
 PRESETS: dict[str, dict[str, Any]] = {
-    # 8x8 digits: small crops would leave nothing to recognise, a flipped digit is another sign; about half a minute on 2 CPU cores.
+    # 8x8 digits: a small crop leaves nothing to recognise, and a flipped digit is another sign.
     "digits-lt": {
         **_CONV4,
         "data.source": "digits",

@@ -1,0 +1,193 @@
+"""The command line: `python -m tase VERB`; `--json` prints one JSON object, progress goes to stderr."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from .config import METHODS, PRESETS, Config, ConfigError, fields, preset
+
+DEMO = (  # name of the run, method, balanced?
+    ("simclr-balanced", "simclr", True),
+    ("simclr", "simclr", False),
+    ("tase", "tase", False),
+)
+
+
+def _field_help() -> str:
+    lines = ["fields for --set, with the defaults that a preset starts from:", ""]
+    for name, (_, default, text) in fields().items():
+        shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+        lines.append(f"  {name}={'' if shown is None else shown}\n      {text}")
+    lines += ["", f"presets: {', '.join(PRESETS)}", f"methods: {', '.join(METHODS)}"]
+    return "\n".join(lines)
+
+
+def _assignments(pairs: list[str]) -> dict[str, str]:
+    overrides = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise ConfigError(f"--set takes field=value, not '{pair}'")
+        overrides[name] = value
+    return overrides
+
+
+def _config(args: argparse.Namespace) -> Config:
+    return preset(args.preset, args.method, args.seed, _assignments(args.set))
+
+
+def _say(text: str = "") -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _train(args: argparse.Namespace) -> dict[str, Any]:
+    from .training import train
+
+    config = _config(args)
+    out = args.out or f"runs/{args.preset}-{args.method}-{args.seed}"
+    run = train(config, out, resume=args.resume, progress=not args.quiet)
+    last = run.metrics.iloc[-1].dropna().to_dict()
+    if not args.json:
+        _say(f"{run}\nnext: python -m tase evaluate {out}")
+    return {"run": str(out), "identity": config.identity, **last}
+
+
+def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
+    from .evaluation import compare, evaluate, format_table
+    from .runs import Run
+
+    runs = [Run(path) for path in args.runs]
+    results = {str(run.path): evaluate(run, args.protocols, force=args.force, progress=not args.quiet) for run in runs}
+    if not args.json:
+        print(format_table(compare(runs)))
+    return results
+
+
+def _figures(args: argparse.Namespace) -> dict[str, Any]:
+    from . import figures
+    from .runs import Run
+
+    if args.redraw:
+        written = figures.redraw(args.redraw)
+    else:
+        if not args.runs:
+            raise ConfigError("figures needs one or more run folders, or --redraw FOLDER")
+        written = figures.all_figures([Run(path) for path in args.runs], args.out, footer=not args.no_footer)
+    if not args.json:
+        _say("\n".join(str(path) for path in written))
+    return {"figures": [str(path) for path in written]}
+
+
+def _info(args: argparse.Namespace) -> dict[str, Any]:
+    from .data import class_counts
+
+    config = _config(args)
+    info = {"preset": args.preset, **class_counts(config)}
+    if not args.json:
+        data = config.data
+        print(f"{args.preset}: {info['n']:,} images of {data.source}, rule {data.rule}, split {config.split}")
+        peak = max(info["counts"])
+        for name, count, group in zip(info["classes"], info["counts"], info["groups"]):
+            print(f"  {name[:18]:18} {group:4} {count:6,} {'#' * max(1, round(50 * count / peak))}")
+    return info
+
+
+def _demo(args: argparse.Namespace) -> dict[str, Any]:
+    """The main job on the embedded images: three trainings, evaluated, compared and drawn."""
+    from . import figures
+    from .evaluation import compare, evaluate, format_table
+    from .training import train
+
+    out = Path(args.out)
+    overrides = _assignments(args.set)
+    runs = []
+    for name, method, balanced in DEMO:
+        config = preset(args.preset, method, args.seed, {"data.balanced": balanced, **overrides})
+        runs.append(train(config, out / name, resume=True, progress=not args.quiet))
+    for run in runs:
+        evaluate(run, progress=not args.quiet)
+    table = format_table(compare(runs))
+    written = figures.all_figures(runs, out / "figures")
+    if not args.json:
+        print(f"\n{table}\n\nfigures: {out / 'figures'} ({len(written)} files)")
+        print(
+            "\nnext:\n"
+            "  make lab                                             the notebooks, on these runs\n"
+            "  python -m tase train --preset fashion-mnist-lt-small  a larger preset (see also: info, --help)\n"
+            "  python -m tase train --preset folder --set data.root=MY_IMAGES   your own images\n"
+            "One run per method on 405 images shows that everything works; it does not rank the methods."
+        )
+    return {"runs": [str(run.path) for run in runs], "results": [run.results for run in runs]}
+
+
+def _with_config(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    parser.add_argument("--preset", default=default, required=default is None, help=f"one of {', '.join(PRESETS)}")
+    parser.add_argument("--method", default="tase", help=f"one of {', '.join(METHODS)} (default tase)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the run (default 0)")
+    parser.add_argument("--set", nargs="+", default=[], action="extend", metavar="FIELD=VALUE", help="see below")
+    parser.epilog = _field_help()
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tase", description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(name: str, run, help: str) -> argparse.ArgumentParser:
+        p = verbs.add_parser(name, help=help, description=help)
+        p.set_defaults(run=run)
+        p.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+        p.add_argument("--quiet", action="store_true", help="no progress bars")
+        return p
+
+    p = verb("train", _train, "pre-train one run")
+    _with_config(p)
+    p.add_argument("--out", help="the run's folder (default runs/PRESET-METHOD-SEED)")
+    p.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint, exactly")
+
+    p = verb("evaluate", _evaluate, "evaluate finished runs and print their table")
+    p.add_argument("runs", nargs="+", metavar="RUN")
+    p.add_argument("--protocols", nargs="+", help="default: the configuration's")
+    p.add_argument("--force", action="store_true", help="measure again what results.json has")
+
+    p = verb("figures", _figures, "draw the figures of evaluated runs (PDF and PNG)")
+    p.add_argument("runs", nargs="*", metavar="RUN")
+    p.add_argument("--out", default="runs/figures", help="folder of the figures (default runs/figures)")
+    p.add_argument("--redraw", metavar="FOLDER", help="redraw every figure from the slim runs kept in FOLDER/runs")
+    p.add_argument("--no-footer", action="store_true", help="leave out the line with preset, subset, seeds and commit")
+
+    p = verb("info", _info, "class counts and groups of a preset")
+    _with_config(p)
+
+    p = verb("demo", _demo, "the main job on the embedded digits: three runs, table, figures")
+    _with_config(p, default="digits-lt")
+    p.add_argument("--out", default="runs/demo", help="folder of the runs (default runs/demo)")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb; returns the exit status: 0, 2 for an error in what was asked, 130 when stopped."""
+    args = _parser().parse_args(argv)
+    warnings.formatwarning = lambda message, category, *_: f"{category.__name__}: {message}\n"
+    try:
+        result = args.run(args)
+    except KeyboardInterrupt as stop:
+        _say(f"\n{stop or 'stopped'}")
+        return 130
+    except (ValueError, RuntimeError, OSError) as error:
+        if type(error).__module__.split(".")[0] != "tase" and not isinstance(error, OSError):
+            raise
+        _say(f"error: {error}")
+        return 2
+    if args.json:
+        print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

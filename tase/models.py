@@ -1,0 +1,127 @@
+"""Backbone, projection head, and `encode`: the features of a whole set of images.
+
+network = build(config.model, channels=3, size=32)
+h = network.backbone(x)                                  # float [b, c, s, s] -> features [b, d]
+z = network(x)                                           # -> projections [b, head_dim], not normalised
+backbone = load_backbone("runs/first/encoder.pt")        # a trained encoder, in eval mode
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from .config import ModelConfig
+
+
+class Network(nn.Module):
+    """A backbone and the projection head in whose space the loss is taken (SimCLR, arXiv 2002.05709)."""
+
+    def __init__(self, backbone: nn.Module, projector: nn.Module):
+        super().__init__()
+        self.backbone = backbone
+        self.projector = projector
+
+    def forward(self, x: Float[Tensor, "b c s s"]) -> Float[Tensor, "b z"]:
+        return self.projector(self.backbone(x))
+
+
+def conv4(channels: int, widths: tuple[int, ...], strides: tuple[int, ...]) -> nn.Module:
+    """3x3 convolutions with batch norm and ReLU, then the mean over positions: small enough for a CPU."""
+    layers: list[nn.Module] = []
+    for before, after, stride in zip((channels, *widths), widths, strides):
+        layers += [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def resnet(name: str, channels: int, cifar_stem: bool) -> nn.Module:
+    """torchvision's ResNet without its classifier; small images get a 3x3 stem of stride 1 and no max-pool."""
+    from torchvision import models
+
+    net = getattr(models, name)(weights=None)
+    net.fc = nn.Identity()
+    kernel, stride, padding = (3, 1, 1) if cifar_stem else (7, 2, 3)
+    net.conv1 = nn.Conv2d(channels, 64, kernel, stride, padding, bias=False)
+    nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
+    if cifar_stem:
+        net.maxpool = nn.Identity()
+    return net
+
+
+def feature_dim(model: ModelConfig) -> int:
+    """Dimension d of the backbone's features."""
+    return {"resnet18": 512, "resnet50": 2048, "conv4": model.channels[-1]}[model.backbone]
+
+
+def build(model: ModelConfig, channels: int, size: int) -> Network:
+    """A fresh network for images of `channels` x `size` x `size` pixels, its weights from the global generator."""
+    if model.backbone == "conv4":
+        backbone = conv4(channels, model.channels, model.strides)
+    else:
+        cifar_stem = model.stem == "cifar" or (model.stem == "auto" and size <= 64)
+        backbone = resnet(model.backbone, channels, cifar_stem)
+    d = feature_dim(model)
+    hidden = model.head_hidden or d
+    projector = nn.Sequential(
+        nn.Linear(d, hidden),
+        nn.BatchNorm1d(hidden),
+        nn.ReLU(inplace=True),
+        nn.Linear(hidden, model.head_dim, bias=False),
+        nn.BatchNorm1d(model.head_dim),
+    )
+    return Network(backbone, projector)
+
+
+def resized(images: UInt8[Tensor, "b c h w"], size: int) -> Float[Tensor, "b c s s"]:
+    """Images in [0, 1] without augmentation, brought to the views' size: shorter side resized, centre cropped."""
+    x = images.float().div_(255)
+    height, width = x.shape[-2:]
+    size = size or min(height, width)
+    if (height, width) == (size, size):
+        return x
+    factor = size / min(height, width)
+    shape = (max(size, round(height * factor)), max(size, round(width * factor)))
+    x = nn.functional.interpolate(x, shape, mode="bilinear", antialias=True)
+    top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
+    return x[..., top : top + size, left : left + size]
+
+
+@torch.no_grad()
+def encode(
+    module: nn.Module,
+    images: UInt8[Tensor, "n c h w"],
+    size: int = 0,
+    batch: int = 512,
+    device: str | torch.device | None = None,
+) -> Float[Tensor, "n d"]:
+    """Features of all images, without augmentation, the module in eval mode (and put back after).
+
+    `size` is the side of the views in pixels (0: as the images); the result is float32 whatever the autocast type.
+    """
+    device = torch.device(device) if device is not None else next(module.parameters()).device
+    was_training = module.training
+    module.eval()
+    try:
+        parts = [module(resized(images[i : i + batch].to(device), size)).float() for i in range(0, len(images), batch)]
+    finally:
+        module.train(was_training)
+    return torch.cat(parts)
+
+
+def save_backbone(path: str | Path, network: Network, model: ModelConfig, channels: int, size: int) -> None:
+    """Write the backbone with what is needed to build it again (read by `load_backbone`)."""
+    meta = {"model": dataclasses.asdict(model), "channels": channels, "size": size}
+    torch.save({"meta": meta, "weights": network.backbone.state_dict()}, path)
+
+
+def load_backbone(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
+    """The saved backbone in eval mode: float [b, c, s, s] in [0, 1] -> features [b, d]."""
+    saved = torch.load(path, map_location=device, weights_only=True)
+    meta = saved["meta"]
+    backbone = build(ModelConfig(**meta["model"]), meta["channels"], meta["size"]).backbone
+    backbone.load_state_dict(saved["weights"], strict=True)
+    return backbone.to(device).eval()

@@ -1,0 +1,36 @@
+"""A run is a folder: everything drawn, tabulated or explored later is read from it.
+
+    config.json        the configuration, its identity, the format's version
+    environment.json   versions, device, threads, commit
+    status.json        training, stopped, failed or finished; epoch and step
+    metrics.jsonl      one JSON object per epoch
+    history/           one snapshot of every sample's tau, weight, pseudo-label, headness, loss per refresh
+    checkpoint.pt      all that is needed to go on exactly; checkpoint.previous.pt is the one before
+    encoder.pt         the trained backbone
+    results.json       what `evaluate` measured
+
+Every file is written to a temporary name and renamed, so a reader never sees half of one.
+"""
+
+from ._checkpoint import load_checkpoint, save_checkpoint
+from ._files import FORMAT, RunError, load_json, load_npz, read_lines, save_json, save_npz, write_atomic
+from ._reader import History, Run
+from ._writer import RunWriter, commit, environment
+
+__all__ = [
+    "FORMAT",
+    "History",
+    "Run",
+    "RunError",
+    "RunWriter",
+    "commit",
+    "environment",
+    "load_checkpoint",
+    "load_json",
+    "load_npz",
+    "read_lines",
+    "save_checkpoint",
+    "save_json",
+    "save_npz",
+    "write_atomic",
+]

@@ -1,0 +1,266 @@
+"""A saved run and its history, read from the folder."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..config import Config, ConfigError
+from ._files import FORMAT, RunError, load_json, load_npz, read_lines, write_atomic
+
+if TYPE_CHECKING:
+    import pandas
+    from torch import nn
+
+    from ..data import ImageSet, Splits
+
+
+class History:
+    """Per-sample quantities over training time, read from a run's snapshots; it grows while the run trains.
+
+    `epoch` [s]; `tau`, `weight`, `pseudo_label`, `headness`, `loss` [s, n] (loss: mean since the snapshot before, NaN
+    where a sample was not drawn); `cluster_sizes[t]` [k]; `quality[t]`; `features(t)` [m, d] of the images
+    `feature_index(t)`.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._cache: dict[str, dict[str, np.ndarray]] = {}
+
+    def _paths(self) -> list[Path]:
+        return sorted(self.folder.glob("epoch_*.npz"))
+
+    def _snapshot(self, path: Path) -> dict[str, np.ndarray]:
+        key = f"{path.name}:{path.stat().st_mtime_ns}"
+        if key not in self._cache:
+            arrays = load_npz(path)
+            arrays.pop("features", None)  # large: read when asked for
+            self._cache[key] = arrays
+        return self._cache[key]
+
+    def _stack(self, name: str) -> np.ndarray:
+        rows = [self._snapshot(path)[name] for path in self._paths()]
+        if not rows:
+            raise RunError(f"{self.folder.parent} has no snapshot yet")
+        return np.stack(rows)
+
+    def __len__(self) -> int:
+        return len(self._paths())
+
+    @property
+    def epoch(self) -> np.ndarray:
+        return np.array([int(path.stem[6:]) for path in self._paths()], dtype=np.int64)
+
+    @property
+    def tau(self) -> np.ndarray:
+        return self._stack("tau").astype(np.float32)
+
+    @property
+    def weight(self) -> np.ndarray:
+        return self._stack("weight").astype(np.float32)
+
+    @property
+    def pseudo_label(self) -> np.ndarray:
+        return self._stack("pseudo_label").astype(np.int64)
+
+    @property
+    def headness(self) -> np.ndarray:
+        return self._stack("headness").astype(np.float32)
+
+    @property
+    def loss(self) -> np.ndarray:
+        return self._stack("loss").astype(np.float32)
+
+    @property
+    def cluster_sizes(self) -> list[np.ndarray]:
+        return [self._snapshot(path)["cluster_sizes"] for path in self._paths()]
+
+    @property
+    def quality(self) -> list[dict[str, float]]:
+        return [json.loads(str(self._snapshot(path)["quality"])) for path in self._paths()]
+
+    def feature_index(self, t: int) -> np.ndarray:
+        """[m] indices of the images whose features snapshot `t` keeps."""
+        return self._snapshot(self._paths()[t])["feature_index"]
+
+    def features(self, t: int) -> np.ndarray:
+        """[m, d] backbone features (float16 on disk) of images `feature_index(t)`; RunError in a slim copy."""
+        arrays = load_npz(self._paths()[t])
+        if "features" not in arrays:
+            raise RunError(f"{self.folder.parent} is a slim copy: it keeps no features")
+        return arrays["features"].astype(np.float32)
+
+    @cached_property
+    def _classes(self) -> dict[str, np.ndarray]:
+        path = self.folder / "labels.npz"
+        return load_npz(path) if path.exists() else {}
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """[n] true class of each image, or None: used to judge, never to train (but by the oracle)."""
+        return self._classes.get("labels")
+
+    @property
+    def counts(self) -> np.ndarray | None:
+        """[C] training images per class."""
+        return self._classes.get("counts")
+
+    @property
+    def groups(self) -> np.ndarray | None:
+        """[C] group of each class: 0 head, 1 mid, 2 tail."""
+        return self._classes.get("groups")
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(str(name) for name in self._classes.get("classes", ()))
+
+
+class Run:
+    """A saved run, also one that is still training: `Run("runs/first")`.
+
+    Raises RunError where the folder is missing, is no run, or is of a newer format.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        if not (self.path / "config.json").exists():
+            raise RunError(f"{self.path} is no run: there is no config.json in it")
+        saved = load_json(self.path / "config.json")
+        if not isinstance(saved, dict) or "config" not in saved or saved.get("format", FORMAT + 1) > FORMAT:
+            raise RunError(
+                f"{self.path}/config.json is not of this version's format ({FORMAT}); update tase to open it"
+            )
+        try:
+            self.config = Config.from_dict(saved["config"])
+        except (ConfigError, AttributeError) as error:
+            raise RunError(f"{self.path}/config.json: {error}") from error
+        self.history = History(self.path / "history")
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    def _json(self, name: str) -> dict[str, Any]:
+        path = self.path / name
+        return load_json(path) if path.exists() else {}
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        return self._json("environment.json")
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """state (training, stopped, failed, finished), epoch, step, pid."""
+        return self._json("status.json")
+
+    @property
+    def commit(self) -> str:
+        return self.environment.get("commit", "unknown")
+
+    @property
+    def finished(self) -> bool:
+        return self.status.get("state") == "finished"
+
+    @property
+    def results(self) -> dict[str, Any] | None:
+        """What `evaluate` measured, or None."""
+        return self._json("results.json") or None
+
+    @property
+    def metrics(self) -> pandas.DataFrame:
+        """One row per epoch: loss and its parts, learning rate, images per second, k-NN accuracy where measured."""
+        import pandas
+
+        return pandas.DataFrame(read_lines(self.path / "metrics.jsonl"))
+
+    @cached_property
+    def splits(self) -> Splits:
+        """The images the run was trained and is evaluated on, loaded from their source."""
+        from ..data import load_splits
+
+        return load_splits(self.config)
+
+    @property
+    def images(self) -> ImageSet:
+        return self.splits.train
+
+    def encoder(self, device: str = "cpu") -> nn.Module:
+        """The trained backbone in eval mode: float [b, c, s, s] in [0, 1] -> features [b, d]."""
+        from ..models import load_backbone
+
+        if not (self.path / "encoder.pt").exists():
+            raise RunError(f"{self.path} has no encoder yet: its training has not finished (train with resume=True)")
+        return load_backbone(self.path / "encoder.pt", device)
+
+    def features(self) -> np.ndarray:
+        """[n, d] backbone features of all training images at the last snapshot."""
+        last = len(self.history) - 1
+        if last < 0 or len(self.history.feature_index(last)) < self.history.tau.shape[1]:
+            raise RunError(f"{self.path} has features of all images only when its training has finished")
+        return self.history.features(last)
+
+    @property
+    def test_features(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Features [m, d] and classes [m] of the test images, or None before the evaluation."""
+        path = self.path / "features_test.npz"
+        if not path.exists():
+            return None
+        saved = load_npz(path)
+        return saved["features"].astype(np.float32), saved["labels"]
+
+    def slim(self, out: str | Path) -> Run:
+        """Copy to `out` what figures need and stay small: no weights, no features."""
+        out = Path(out)
+        (out / "history").mkdir(parents=True, exist_ok=True)
+        for name in (
+            "config.json",
+            "environment.json",
+            "status.json",
+            "metrics.jsonl",
+            "results.json",
+            "history/labels.npz",
+        ):
+            if (self.path / name).exists():
+                shutil.copyfile(self.path / name, out / name)
+        if (self.path / "layouts").exists():
+            shutil.copytree(self.path / "layouts", out / "layouts", dirs_exist_ok=True)
+        for path in (self.path / "history").glob("epoch_*.npz"):
+            kept = {key: value for key, value in load_npz(path).items() if key != "features"}
+            small = {k: v.astype(np.float16) if v.dtype == np.float32 else v for k, v in kept.items()}
+            small["pseudo_label"] = small["pseudo_label"].astype(
+                np.int16 if small["cluster_sizes"].size < 2**15 else np.int32
+            )
+            buffer = io.BytesIO()
+            np.savez_compressed(buffer, **small)
+            write_atomic(out / "history" / path.name, buffer.getvalue())
+        return Run(out)
+
+    def __repr__(self) -> str:
+        c = self.config
+        state = self.status.get("state", "new")
+        return f"Run({str(self.path)!r}: {c.method} on {c.preset}, seed {c.seed}, {state})"
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        c, state, env = self.config, self.status, self.environment
+        rows = {
+            "method": c.method,
+            "preset": f"{c.preset}, seed {c.seed}",
+            "images": f"{env.get('images', '?')}, subset {env.get('subset', '?')}",
+            "state": f"{state.get('state', 'new')}, epoch {state.get('epoch', 0)} of {c.optim.epochs}",
+            "snapshots": len(self.history),
+            "device": f"{env.get('device', '?')}, torch {env.get('torch', '?')}, commit {self.commit}",
+        }
+        for name, scores in ((self.results or {}).get("protocols") or {}).items():
+            shown = ("all", "head", "mid", "tail", "std")
+            rows[name] = ", ".join(f"{key} {scores[key]:.1f}" for key in shown if scores.get(key) is not None)
+        left = "style='text-align:left'"
+        cells = (f"<tr><th {left}>{escape(k)}</th><td {left}>{escape(str(v))}</td></tr>" for k, v in rows.items())
+        return f"<table><caption>{escape(str(self.path))}</caption>{''.join(cells)}</table>"

@@ -1,0 +1,142 @@
+"""The one writer of a run's folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ..config import Config
+from ._files import FORMAT, RunError, _finite, load_json, read_lines, save_json, save_npz, write_atomic
+
+if TYPE_CHECKING:
+    from ..data import ImageSet
+
+
+def commit() -> str:
+    """Short hash of the library's git commit, with '+' where files have changed since; else its version."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), *words], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=10", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("tase")
+        except PackageNotFoundError:
+            return "unknown"
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions, device and threads: what a result depends on besides its configuration."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        "commit": commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "device": gpu or platform.processor() or platform.machine(),
+        "device_type": device.type,
+        "threads": torch.get_num_threads(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _lock(folder: Path):
+    """Hold the folder's lock; the system lets go of it when the process ends, however it ends."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        return None
+    file = open(folder / ".lock", "a+")  # noqa: SIM115 (held for the whole run)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise RunError(
+            f"{folder} is in use: another process trains in it; wait for it, or choose another folder"
+        ) from error
+    return file
+
+
+class RunWriter:
+    """The one writer of a run's folder; a context manager that holds its lock."""
+
+    def __init__(self, folder: str | Path, config: Config, resume: bool = False):
+        self.folder, self.config, self.resume = Path(folder), config, resume
+        self.held = None
+
+    def __enter__(self) -> RunWriter:
+        self._claim()
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        if kind is not None and kind is not KeyboardInterrupt and self.folder.exists():
+            self.status("failed", error=f"{kind.__name__}: {error}")
+        if self.held:
+            self.held.close()
+
+    def _claim(self) -> None:
+        """Make the folder ours, or raise RunError: it holds another run, files of something else, or is in use."""
+        saved = self.folder / "config.json"
+        if saved.exists():
+            identity = load_json(saved).get("identity")
+            if identity != self.config.identity:
+                raise RunError(
+                    f"{self.folder} holds another run ({identity}, not {self.config.identity}); choose another folder"
+                )
+            if not self.resume:
+                raise RunError(
+                    f"{self.folder} holds this run already; go on with resume=True (--resume), or choose another folder"
+                )
+        elif self.folder.exists() and any(p.name != ".lock" for p in self.folder.iterdir()):
+            raise RunError(f"{self.folder} holds other files; choose an empty or a new folder")
+        (self.folder / "history").mkdir(parents=True, exist_ok=True)
+        self.held = _lock(self.folder)
+        save_json(saved, {"format": FORMAT, "identity": self.config.identity, "config": self.config.to_dict()})
+
+    def begin(self, device: torch.device, images: ImageSet) -> None:
+        """Write what does not change: the environment and, where there are labels, the true classes."""
+        if not (self.folder / "environment.json").exists():
+            save_json(
+                self.folder / "environment.json", {**environment(device), "subset": images.hash, "images": len(images)}
+            )
+        if images.labels is not None:
+            save_npz(
+                self.folder / "history" / "labels.npz",
+                labels=images.labels.cpu().numpy(),
+                counts=images.counts.cpu().numpy(),
+                groups=images.groups.cpu().numpy(),
+                classes=np.array(images.classes),
+            )
+
+    def cut_back(self, epoch: int) -> None:
+        """Drop metrics and snapshots from after the checkpoint: they are about to be written again."""
+        rows = [row for row in read_lines(self.folder / "metrics.jsonl") if row["epoch"] <= epoch]
+        write_atomic(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+        for path in (self.folder / "history").glob("epoch_*.npz"):
+            if int(path.stem[6:]) > epoch:
+                path.unlink()
+
+    def log(self, row: dict[str, Any]) -> None:
+        with open(self.folder / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(_finite(row)) + "\n")
+
+    def snapshot(self, epoch: int, **arrays: np.ndarray) -> None:
+        save_npz(self.folder / "history" / f"epoch_{epoch:06d}.npz", epoch=np.array(epoch), **arrays)
+
+    def status(self, state: str, **more: Any) -> None:
+        save_json(self.folder / "status.json", {"state": state, "pid": os.getpid(), "time": time.time(), **more})

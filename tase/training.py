@@ -1,0 +1,393 @@
+"""The training loop: `run = train(config, out="runs/first")`.
+
+    images on the device, once, as uint8
+    for each epoch:
+        tau, w move along their ramp                                    guidance.start_epoch
+        every R epochs: features of all images -> pseudo-labels -> tau, w, one snapshot       refresh
+        for each batch of indices:                                      train_step
+            two views, each sample with its own draws
+            z1, z2 = network(view 1), network(view 2)
+            loss = NT-Xent with tau[indices], w[indices]                equations (1), (2)
+            one SGD step, learning rate by warm-up and cosine
+    features of all images, last snapshot, encoder
+
+A method is a guidance: the loop asks it for tau and w and knows nothing else of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import models
+from .config import Config, OptimConfig, check
+from .data import ImageSet, Splits, load_splits
+from .guidance import Guidance, build_guidance
+from .losses import NTXent, nt_xent
+from .probes import knn_accuracy
+from .pseudo_labels import quality
+from .runs import Run, RunWriter, load_checkpoint, save_checkpoint
+from .views import two_views
+
+CHECK_STEPS = 200  # a loss that is not finite is noticed within so many steps, and at the end of each epoch
+
+
+class TrainingError(RuntimeError):
+    """The training cannot go on; the message names the step and the likely field."""
+
+
+def choose_device(optim: OptimConfig) -> torch.device:
+    """The device of `optim.device`; auto takes the GPU where there is one."""
+    if optim.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    check(optim.device == "cpu" or torch.cuda.is_available(), "optim.device", optim.device, "cpu: there is no GPU here")
+    return torch.device(optim.device)
+
+
+def generator(seed: int, purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
+    """The named stream of random numbers of a run: its purposes do not disturb each other."""
+    digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def initial_network(config: Config, channels: int, size: int, device: torch.device | str = "cpu") -> models.Network:
+    """The network as the run with this seed starts it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator(config.seed, "network").initial_seed())
+        network = models.build(config.model, channels, config.views.size or size)
+    layout = torch.channels_last if torch.device(device).type == "cuda" else torch.contiguous_format
+    return network.to(device, memory_format=layout)
+
+
+def learning_rate(optim: OptimConfig, step: int, steps_per_epoch: int) -> float:
+    """Linear warm-up, then a cosine from `lr` to `lr_min`, per step."""
+    total = optim.epochs * steps_per_epoch
+    warm = min(optim.warmup_epochs * steps_per_epoch, total // 2)
+    if step < warm:
+        return optim.lr * (step + 1) / warm
+    progress = (step - warm) / max(1, total - 1 - warm)
+    return optim.lr_min + (optim.lr - optim.lr_min) * (1 + math.cos(math.pi * progress)) / 2
+
+
+class Training:
+    """All that changes during a run; `state` and `restore` carry it through a checkpoint."""
+
+    def __init__(self, config: Config, images: ImageSet, device: torch.device | None = None):
+        n, channels, height, width = images.images.shape
+        check(config.optim.batch <= n, "optim.batch", config.optim.batch, f"at most the number of images, {n}")
+        self.config, self.set = config, images
+        self.device = device = device or choose_device(config.optim)
+        self.images = images.images.to(device)
+        self.size = min(height, width)
+        self.network = initial_network(config, channels, self.size, device)
+        self.forward = torch.compile(self.network) if config.optim.compile else self.network
+        optim = config.optim
+        self.optimiser = torch.optim.SGD(
+            self.network.parameters(), optim.lr, optim.momentum, weight_decay=optim.weight_decay
+        )
+        self.generators = {
+            "data": generator(config.seed, "data"),
+            "views": generator(config.seed, "views", device),
+            "clustering": generator(config.seed, "clustering", device),
+        }
+        labels = None if images.labels is None else images.labels.to(device)
+        self.guidance: Guidance = build_guidance(config, n, labels, device, self.generators["clustering"])
+        self.steps_per_epoch = n // optim.batch
+        self.epoch = self.position = 0  # epochs done, steps done in this one
+        self.order = torch.empty(0, dtype=torch.int64)
+        self.sums = torch.zeros(4, device=device)  # loss, attraction, repulsion, steps: of this epoch
+        self.bad_step = torch.full((), 2**31 - 1, dtype=torch.int64, device=device)
+        self.loss_sum, self.loss_count = torch.zeros(2, n, device=device)
+
+    @property
+    def step(self) -> int:
+        return self.epoch * self.steps_per_epoch + self.position
+
+    @property
+    def autocast(self) -> torch.autocast:
+        wanted, kind = self.config.optim.precision, self.device.type
+        on = wanted == "bf16" or (wanted == "auto" and kind == "cuda" and torch.cuda.is_bf16_supported())
+        return torch.autocast(kind, torch.bfloat16, enabled=on)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "identity": self.config.identity,
+            "epoch": self.epoch,
+            "position": self.position,
+            "order": self.order,
+            "sums": self.sums,
+            "loss_sum": self.loss_sum,
+            "loss_count": self.loss_count,
+            "network": self.network.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "guidance": self.guidance.state_dict(),
+            "generators": {name: g.get_state() for name, g in self.generators.items()},
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.epoch, self.position, self.order = state["epoch"], state["position"], state["order"]
+        self.sums, self.loss_sum, self.loss_count = (
+            state[name].to(self.device) for name in ("sums", "loss_sum", "loss_count")
+        )
+        self.network.load_state_dict(state["network"], strict=True)
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.guidance.load_state_dict(state["guidance"])
+        for name, saved in state["generators"].items():
+            self.generators[name].set_state(saved)
+
+
+def train_step(t: Training, index: Tensor) -> NTXent:
+    """One step on the images `index` [b]: views, network, loss, guidance's hook, SGD. Nothing waits for the device."""
+    for group in t.optimiser.param_groups:
+        group["lr"] = learning_rate(t.config.optim, t.step, t.steps_per_epoch)
+    view1, view2 = two_views(t.images[index], t.config.views, t.generators["views"])
+    if t.device.type == "cuda":
+        view1, view2 = (v.contiguous(memory_format=torch.channels_last) for v in (view1, view2))
+    with t.autocast:
+        z1, z2 = t.forward(view1), t.forward(view2)
+    guide = t.guidance
+    out = nt_xent(
+        z1, z2, guide.tau[index], guide.weight[index], chunk=t.config.optim.loss_chunk or None, scale=guide.scale(index)
+    )
+    t.optimiser.zero_grad(set_to_none=True)
+    out.loss.backward()
+    t.optimiser.step()
+    guide.after_step(index, out)
+    _account(t, index, out)
+    return out
+
+
+@torch.no_grad()
+def _account(t: Training, index: Tensor, out: NTXent) -> None:
+    """Add the step to the epoch's and the samples' sums, on the device; remember the first step that is not finite."""
+    loss = out.loss.detach()
+    t.sums += torch.stack([loss, out.attraction.detach(), out.repulsion.detach(), torch.ones_like(loss)]).float()
+    t.bad_step = torch.where(loss.isfinite(), t.bad_step, t.bad_step.clamp(max=t.step))
+    t.loss_sum.index_add_(0, index, out.per_anchor.detach().float().view(2, -1).mean(0))
+    t.loss_count.index_add_(0, index, torch.ones_like(index, dtype=torch.float32))
+
+
+def check_finite(t: Training) -> None:
+    """Raise TrainingError where a step since the start of this process gave a loss that is not finite."""
+    step = int(t.bad_step)
+    if step < 2**31 - 1:
+        optim, lowest = t.config.optim, float(t.guidance.tau.min())
+        if lowest < 0.02:
+            likely = f"a temperature of {lowest:.3g} (guidance.tau_min, guidance.tau_0)"
+        else:
+            likely = f"a learning rate too high (optim.lr = {optim.lr}, optim.warmup_epochs = {optim.warmup_epochs})"
+        raise TrainingError(
+            f"the loss is not finite since step {step} (epoch {step // t.steps_per_epoch}); likely {likely}"
+        )
+
+
+def train_epoch(t: Training, stop: Callable[[], bool] = lambda: False) -> bool:
+    """The rest of the current epoch; False where `stop()`, asked after each step, ended it before its last one."""
+    batch = t.config.optim.batch
+    if t.position == 0:
+        t.order = torch.randperm(len(t.set), generator=t.generators["data"])
+        t.sums.zero_()
+    order = t.order.to(t.device)
+    t.network.train()
+    while t.position < t.steps_per_epoch:
+        train_step(t, order[t.position * batch : (t.position + 1) * batch])
+        t.position += 1
+        if t.position % CHECK_STEPS == 0:
+            check_finite(t)
+        if t.position < t.steps_per_epoch and stop():
+            return False
+    t.epoch, t.position = t.epoch + 1, 0
+    return True
+
+
+def features(t: Training, images: ImageSet | None = None) -> Tensor:
+    """[n, d] backbone features without augmentation, network in eval mode; of the training images by default."""
+    source = t.images if images is None else images.images
+    with t.autocast:
+        return models.encode(t.network.backbone, source, t.config.views.size, device=t.device)
+
+
+def due(t: Training) -> bool:
+    """Whether the guidance takes fresh features before the current epoch."""
+    warm = round(t.config.guidance.warmup * t.config.optim.epochs)
+    return t.epoch % t.config.refresh == 0 or t.epoch in (warm, t.config.optim.epochs)
+
+
+def refresh(t: Training) -> Tensor:
+    """Features of all images -> pseudo-labels -> tau, w; returns the features [n, d]."""
+    h = features(t)
+    t.guidance.update(h, t.epoch)
+    return h
+
+
+def snapshot(t: Training, h: Tensor) -> dict[str, np.ndarray]:
+    """What is kept of every sample at a refresh; features of a fixed sample of images, of all at the end."""
+    guide, record = t.guidance, t.config.record
+    n = len(t.set)
+    kept = torch.arange(n)
+    if t.epoch < t.config.optim.epochs and record.features < n:
+        kept = torch.randperm(n, generator=generator(t.config.seed, "kept"))[: record.features].sort().values
+    judged = {}
+    if t.set.labels is not None:
+        judged = quality(guide.pseudo_label, guide.headness, t.set.labels.to(t.device), t.set.counts.to(t.device))
+    arrays = {
+        "tau": guide.tau.float(),
+        "weight": guide.weight.float(),
+        "pseudo_label": guide.pseudo_label.int(),
+        "headness": guide.headness.float(),
+        "cluster_sizes": guide.cluster_sizes.float(),
+        "loss": (t.loss_sum / t.loss_count).float(),
+        "feature_index": kept,
+        "features": h[kept.to(h.device)].half(),
+    }
+    t.loss_sum.zero_(), t.loss_count.zero_()
+    return {name: a.cpu().numpy() for name, a in arrays.items()} | {"quality": np.array(json.dumps(judged))}
+
+
+@contextlib.contextmanager
+def _asked_to_stop() -> Iterator[threading.Event]:
+    """An event that Ctrl-C, a kernel interrupt or SIGTERM set: the loop then stops after the step in hand.
+
+    A second Ctrl-C stops at once. Signals are only taken in the main thread.
+    """
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def take(number, frame):
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = {number: signal.signal(number, take) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _start(config: Config, splits: Splits, writer: RunWriter) -> Training:
+    """A fresh training, or the one of the folder's checkpoint."""
+    t = Training(config, splits.train)
+    state = load_checkpoint(writer.folder, config.identity) if writer.resume else None
+    if state:
+        t.restore(state)
+    writer.begin(t.device, splits.train)
+    writer.cut_back(t.epoch)
+    return t
+
+
+def _metrics(t: Training, splits: Splits, started: float) -> dict[str, Any]:
+    """The epoch's line in metrics.jsonl (the only place where the loop waits for the device)."""
+    check_finite(t)
+    loss, attraction, repulsion, steps = t.sums.tolist()
+    row = {
+        "epoch": t.epoch,
+        "step": t.step,
+        "loss": loss / steps,
+        "attraction": attraction / steps,
+        "repulsion": repulsion / steps,
+        "lr": t.optimiser.param_groups[0]["lr"],
+        "images_per_second": steps * t.config.optim.batch / max(1e-9, time.perf_counter() - started),
+    }
+    every, judge = t.config.record.knn_every, splits.val or splits.test
+    if judge is not None and every and t.epoch % every == 0:
+        train_labels, labels = t.set.labels.to(t.device), judge.labels.to(t.device)
+        row["knn"] = knn_accuracy(features(t), train_labels, features(t, judge), labels, splits.eval_classes)
+    return row
+
+
+def train(
+    config: Config,
+    out: str | Path,
+    resume: bool = False,
+    until: int | None = None,
+    on_epoch: Callable[[Run], None] | None = None,
+    progress: bool = True,
+) -> Run:
+    """Train as `config` says into the folder `out` and return the run.
+
+    `resume=True` goes on from the folder's checkpoint exactly (and starts where there is none); `until` stops after
+    that many epochs, to be resumed; `on_epoch(run)` is called after each epoch. Ctrl-C, a kernel interrupt and SIGTERM
+    leave a checkpoint of the step in hand, then raise KeyboardInterrupt. Raises ConfigError, RunError (the folder holds
+    something else or is in use) and TrainingError (the loss is not finite).
+    """
+    if (
+        resume
+        and (Path(out) / "config.json").exists()
+        and Run(out).finished
+        and Run(out).config.identity == config.identity
+    ):
+        return Run(out)
+    splits = load_splits(config)
+    with RunWriter(out, config, resume) as writer, _asked_to_stop() as asked:
+        t = _start(config, splits, writer)
+        done = _loop(
+            t, splits, writer, asked, min(until or config.optim.epochs, config.optim.epochs), on_epoch, progress
+        )
+        if done and t.epoch == config.optim.epochs:
+            _finish(t, writer)
+        else:
+            save_checkpoint(writer.folder, t.state())
+            writer.status("stopped", epoch=t.epoch, step=t.step)
+    if not done:
+        raise KeyboardInterrupt(f"stopped at epoch {t.epoch}; go on with resume=True (--resume)")
+    return Run(out)
+
+
+def _loop(t, splits, writer, asked, until, on_epoch, progress) -> bool:
+    """Epochs up to `until`; False where it was asked to stop before."""
+    from tqdm.auto import tqdm
+
+    name = f"{t.config.method} on {t.config.preset}, seed {t.config.seed}"
+    with tqdm(total=until, initial=t.epoch, desc=name, unit="epoch", disable=not progress, dynamic_ncols=True) as bar:
+        while t.epoch < until:
+            if asked.is_set():
+                return False
+            started = time.perf_counter()
+            if t.position == 0:
+                _before_epoch(t, writer)
+            if not train_epoch(t, asked.is_set):
+                return False
+            row = _metrics(t, splits, started)
+            writer.log(row)
+            writer.status("training", epoch=t.epoch, step=t.step)
+            if t.epoch % t.config.record.checkpoint_every == 0:
+                save_checkpoint(writer.folder, t.state())
+            shown = {k: f"{row[k]:.3g}" for k in ("loss", "knn", "images_per_second") if k in row}
+            bar.set_postfix(shown, refresh=False)
+            bar.update()
+            if on_epoch:
+                on_epoch(Run(writer.folder))
+    return True
+
+
+def _before_epoch(t: Training, writer: RunWriter) -> None:
+    t.guidance.start_epoch(t.epoch)
+    if due(t) and t.config.record.snapshots:
+        writer.snapshot(t.epoch, **snapshot(t, refresh(t)))
+    elif due(t) and t.guidance.uses_features:
+        refresh(t)
+
+
+def _finish(t: Training, writer: RunWriter) -> None:
+    """The last snapshot (with features of all images), checkpoint and encoder."""
+    t.guidance.start_epoch(t.epoch)
+    save_checkpoint(writer.folder, t.state())
+    writer.snapshot(t.epoch, **snapshot(t, refresh(t)))
+    models.save_backbone(writer.folder / "encoder.pt", t.network, t.config.model, t.images.shape[1], t.size)
+    writer.status("finished", epoch=t.epoch, step=t.step)

@@ -1,0 +1,102 @@
+"""The house's rules: which room may import which, one list of dependencies, a quick import, no private paths."""
+
+import ast
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import tase
+
+ROOT = Path(__file__).parent.parent
+ROOMS = """
+    config data views models losses pseudo_labels guidance distributed runs probes training evaluation studies figures
+    widgets bench __main__
+""".split()  # noqa: SIM905
+
+SOURCES = sorted((ROOT / "tase").rglob("*.py"))
+
+
+def room_of(path):
+    return path.relative_to(ROOT / "tase").parts[0].removesuffix(".py")
+
+
+def imported_rooms(path):
+    """Rooms that a file imports, at the top or inside a function."""
+    depth = len(path.relative_to(ROOT / "tase").parts)  # 1: a room's file, 2: a file in a room's folder
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            if node.level == depth:
+                yield from [node.module.split(".")[0]] if node.module else [a.name for a in node.names]
+            elif node.level == 0 and (node.module or "").split(".")[0] == "tase":
+                rest = node.module.split(".")[1:]
+                yield from rest[:1] if rest else [a.name for a in node.names]
+        elif isinstance(node, ast.Import):
+            yield from (a.name.split(".")[1] for a in node.names if a.name.startswith("tase."))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_room_imports_only_rooms_above_it(path):
+    room = room_of(path)
+    if room == "__init__":
+        return
+    assert room in ROOMS, f"{path} is in no room of the house"
+    for other in imported_rooms(path):
+        if other in ROOMS:
+            assert ROOMS.index(other) < ROOMS.index(room), f"{room} imports {other}, which is not above it"
+
+
+def test_the_import_finder_sees_imports_inside_functions(tmp_path):
+    assert "training" in set(imported_rooms(ROOT / "tase" / "__main__.py"))
+
+
+def test_every_public_name_can_be_loaded():
+    for name in tase.__all__:
+        assert getattr(tase, name) is not None
+    with pytest.raises(AttributeError):
+        tase.no_such_name  # noqa: B018
+
+
+def test_environment_yml_is_a_thin_layer_over_pyproject():
+    text = (ROOT / "environment.yml").read_text()
+    packages = re.findall(r"^ {2,}- (?!pip:)(\S+)", text, re.M)
+    floor = re.search(r'requires-python = "(.+?)"', (ROOT / "pyproject.toml").read_text()).group(1)
+    assert set(packages) == {"conda-forge", f"python{floor}", "pip", "-e"} | ({"nodefaults"} & set(packages))
+    assert "- -e .[test]" in text  # everything else comes from pyproject.toml
+
+
+def test_importing_tase_costs_little_more_than_importing_torch():
+    def seconds(code):
+        runs = []
+        for _ in range(3):
+            start = time.perf_counter()
+            subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+            runs.append(time.perf_counter() - start)
+        return min(runs)
+
+    training = "import torch, tase; tase.train, tase.preset, tase.two_views, tase.nt_xent, tase.TASE, tase.Run"
+    assert seconds(training) < 1.3 * seconds("import torch")
+
+
+def test_no_file_names_a_private_path():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    text = [
+        ROOT / name
+        for name in listed
+        if Path(name).suffix in {".py", ".md", ".yml", ".toml", ".ipynb", ".json", ".cff"}
+    ]
+    assert text, "git lists no files"
+    private = re.compile(r"/(home|root|work|Users)/\w")
+    found = [f"{p.name}: {m.group()}" for p in text if (m := private.search(p.read_text()))]
+    assert not found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_functions_stay_short(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef):
+            length = node.end_lineno - node.lineno + 1
+            assert length <= 60, f"{node.name} has {length} lines"
