@@ -1,0 +1,100 @@
+"""Every figure is a function from saved runs to a matplotlib figure; no training in memory, no global state.
+
+    runs = [tase.Run(path) for path in ("runs/a", "runs/b")]
+    tase.figures.save(tase.figures.per_class_accuracy(runs), "figures/accuracy")    # accuracy.pdf and accuracy.png
+
+`style` holds sizes and colours, `sources` turns runs into arrays; then a module per family: `accuracy` (1),
+`space` (2, 3), `course` (4, over time), `quantity` (5).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from ..config import METHODS
+from ..runs import Run
+from .accuracy import class_counts, per_class_accuracy
+from .course import dynamics, training_curves
+from .quantity import push
+from .sources import Missing, as_runs, methods
+from .space import geometry, layout, tsne
+from .style import CLASS_COLOURS, GROUP_COLOURS, Figure, save, style
+
+__all__ = [
+    "CLASS_COLOURS",
+    "Figure",
+    "GROUP_COLOURS",
+    "Missing",
+    "all_figures",
+    "class_counts",
+    "dynamics",
+    "geometry",
+    "layout",
+    "per_class_accuracy",
+    "push",
+    "save",
+    "style",
+    "training_curves",
+    "tsne",
+]
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def all_figures(
+    runs: Run | str | Path | Sequence[Run | str | Path],
+    out: str | Path,
+    protocol: str = "linear",
+    footer: bool = True,
+    tell: Callable[[str], None] = _tell,
+) -> list[Path]:
+    """Draw figures 1 to 5 of the given runs into the folder `out`, as PDF and PNG; returns the paths written.
+
+    One run of each method is shown in figure 3; each run whose temperatures vary by sample has a figure 4. A run that
+    lacks what a figure needs is left out of it, with a line to `tell` (standard error).
+    """
+    runs = as_runs(runs)
+    out = Path(out)
+    together = {
+        "figure1_accuracy": lambda some: per_class_accuracy(some, protocol, footer=footer),
+        "figure2_geometry": lambda some: geometry(some, footer=footer),
+        "figure3_tsne": lambda some: tsne([m.runs[0] for m in methods(some)], footer=footer),
+        "figure5_push": lambda some: push(some, footer=footer),
+    }
+    for run in runs:
+        if METHODS[run.config.method][0] in ("tase", "mm-ts", "isogclr-tau"):
+            together[f"figure4_dynamics_{_short(run, runs)}"] = partial(_dynamics_of, run, footer)
+    written: list[Path] = []
+    for name, draw in together.items():
+        figure = _draw(draw, runs, lambda why, name=name: tell(f"{name}: left out: {why}"))
+        written += save(figure, out / name) if figure else ()
+    return sorted(written)
+
+
+def _dynamics_of(run: Run, footer: bool, some: list[Run]) -> Figure | None:
+    return dynamics(run, footer=footer) if run in some else None
+
+
+def _short(run: Run, runs: list[Run]) -> str:
+    """The run's name, with its folder's where another run has the same."""
+    twice = sum(other.name == run.name for other in runs) > 1
+    return f"{run.path.resolve().parent.name}_{run.name}" if twice else run.name
+
+
+def _draw(draw: Callable[[list[Run]], Figure | None], runs: list[Run], tell: Callable[[str], None]) -> Figure | None:
+    """The figure of the runs of which it can be drawn, or None; says which runs are left out, and why."""
+    left = list(runs)
+    while left:
+        try:
+            return draw(left)
+        except Missing as lack:
+            tell(str(lack))
+            if lack.run not in left:
+                return None
+            left.remove(lack.run)
+    return None

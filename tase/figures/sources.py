@@ -1,0 +1,230 @@
+"""From saved runs to arrays that can be drawn: which runs belong together, their names, classes from head to tail."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int64
+
+from ..config import Config
+from ..runs import Run, RunError
+from .style import Figure, footer
+
+METHOD_NAMES = {
+    "simclr": "SimCLR",
+    "ts": "TS",
+    "mm-ts": "MM-TS",
+    "isogclr-tau": "iSogCLR-τ",
+    "tase": "TASE",
+    "tase-tau": "TASE, τ only",
+    "tase-weight": "TASE, w only",
+    "oracle": "TASE, oracle",
+    "shuffled": "TASE, shuffled",
+    "reversed": "TASE, reversed",
+}
+
+
+class Missing(RunError):
+    """A run lacks what a figure needs; the message says what, and how to get it. `run` is that run, where it is one."""
+
+    def __init__(self, message: str, run: Run | None = None):
+        super().__init__(message)
+        self.run = run
+
+
+@dataclass(frozen=True)
+class Method:
+    """Runs that differ in their seed or split only, under one name."""
+
+    label: str
+    runs: list[Run]
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One number per class and run, classes in the order of their training counts, largest first.
+
+    `values` and `counts` [runs, classes]; `groups` [classes], -1 where there is no tail to speak of; `names` [classes],
+    or None where the order of the classes differs between the runs; `borrowed`: the order is that of another run.
+    """
+
+    values: Float[np.ndarray, "r c"]
+    counts: Int64[np.ndarray, "r c"]
+    groups: Int64[np.ndarray, " c"]
+    names: tuple[str, ...] | None
+    borrowed: bool
+
+    @property
+    def mean(self) -> Float[np.ndarray, " c"]:
+        return self.values.mean(0)
+
+    @property
+    def deviation(self) -> Float[np.ndarray, " c"]:
+        """Standard deviation over the runs, per class; 0 with a single run."""
+        return self.values.std(0, ddof=1) if len(self.values) > 1 else np.zeros(self.values.shape[1])
+
+
+def as_runs(runs: Run | str | Path | Iterable[Run | str | Path]) -> list[Run]:
+    """A list of runs from one or many, open or by their folder; raises RunError where a folder is no run."""
+    one = isinstance(runs, (str, Path)) or hasattr(runs, "config")
+    opened = [Run(r) if isinstance(r, (str, Path)) else r for r in ([runs] if one else runs)]
+    if not opened:
+        raise Missing("no runs were given: a figure is drawn from one or more saved runs")
+    return opened
+
+
+def is_balanced(config: Config) -> bool:
+    return config.data.balanced or config.data.rho == 1
+
+
+def title(config: Config) -> str:
+    """Method and kind of training set in words: "SimCLR, balanced"."""
+    name = METHOD_NAMES.get(config.method, config.method)
+    if config.data.rule == "none":
+        return name
+    return f"{name}, {'balanced' if is_balanced(config) else 'long tail'}"
+
+
+def _kin(config: Config) -> str:
+    return dataclasses.replace(config, seed=0, data=dataclasses.replace(config.data, split=-1)).identity
+
+
+def _differences(config: Config, other: Config) -> list[str]:
+    """The fields of `config` that differ from `other`, as "name=value", but seed and split."""
+    here, there = config.to_dict(), other.to_dict()
+    if config.preset != other.preset:
+        return [config.preset]
+    found = []
+    for section in ("data", "views", "model", "guidance", "optim"):
+        for field, value in here[section].items():
+            if value != there[section][field] and field not in ("split", "root", "cache", "device"):
+                found.append(f"{field}={value:g}" if isinstance(value, float) else f"{field}={value}")
+    return found
+
+
+def labels_of(configs: Sequence[Config]) -> list[str]:
+    """A name for each configuration; those that would be called the same are told apart by the fields that differ."""
+    labels = []
+    for config in configs:
+        alike = [c for c in configs if title(c) == title(config)]
+        extra = _differences(config, alike[0])
+        labels.append(f"{title(config)} ({', '.join(extra)})" if extra else title(config))
+    return labels
+
+
+def methods(runs: Sequence[Run]) -> list[Method]:
+    """Runs gathered by all but their seed and split, in the order given."""
+    gathered: dict[str, list[Run]] = {}
+    for run in runs:
+        gathered.setdefault(_kin(run.config), []).append(run)
+    labels = labels_of([group[0].config for group in gathered.values()])
+    return [Method(label, group) for label, group in zip(labels, gathered.values(), strict=True)]
+
+
+def results_of(run: Run, *path: str) -> Any:
+    """`run.results` down a path of keys; raises Missing with a plain sentence where it is not there."""
+    found = run.results
+    if not found:
+        raise Missing(f"{run.path} has not been evaluated: python -m tase evaluate {run.path}", run)
+    for key in path:
+        if not isinstance(found, dict) or found.get(key) is None:
+            raise Missing(f"{run.path} has no {' / '.join(path)} in its results: evaluate it again", run)
+        found = found[key]
+    return found
+
+
+def seeds_of(runs: Sequence[Run]) -> int:
+    return len({(r.config.seed, r.config.split) for r in runs})
+
+
+def classes_of(run: Run) -> tuple[tuple[str, ...], np.ndarray, np.ndarray] | None:
+    """Names, training counts and groups [C] of a run's classes, from results or history; None without labels."""
+    saved = run.results or {}
+    if saved.get("counts"):
+        return tuple(saved["classes"]), np.asarray(saved["counts"]), np.asarray(saved["groups"])
+    h = run.history
+    return None if h.counts is None else (h.classes, h.counts, h.groups)
+
+
+def order_of(run: Run, among: Sequence[Run]) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Counts and groups [C] by which this run's classes are ordered, and whether they are borrowed.
+
+    The classes of a balanced control have no order of their own: it takes that of a long-tailed run of the same split
+    that is `among` the runs drawn; where there is none, the groups are -1.
+    """
+    names, counts, groups = classes_of(run)
+    if counts.min() < counts.max():
+        return counts, groups, False
+    for other in among:
+        theirs = classes_of(other)
+        if (
+            theirs
+            and theirs[0] == names
+            and theirs[1].min() < theirs[1].max()
+            and other.config.split == run.config.split
+        ):
+            return theirs[1], theirs[2], True
+    return counts, np.full(len(counts), -1, dtype=np.int64), False
+
+
+def _aligned(run: Run, values: Sequence[float | None]) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and values of the classes that have one: results list all classes, or those that are evaluated."""
+    numbers = np.array(values, dtype=np.float64)
+    classes = len(results_of(run, "counts"))
+    ids = np.arange(classes) if len(numbers) == classes else np.asarray(results_of(run, "eval_classes"))
+    if len(ids) != len(numbers):
+        raise Missing(
+            f"{run.path}: results.json has {len(numbers)} values for {len(ids)} classes: evaluate it again", run
+        )
+    known = np.isfinite(numbers)
+    return ids[known], numbers[known]
+
+
+def ranked(method: Method, among: Sequence[Run], take: Callable[[Run], Sequence[float | None]]) -> Ranked:
+    """What `take(run)` gives per class, classes from head to tail, for all runs of a method."""
+    values, counts, names, groups, borrowed = [], [], [], [], False
+    for run in method.runs:
+        ids, numbers = _aligned(run, take(run))
+        by, group, lent = order_of(run, among)
+        order = np.argsort(-by[ids], kind="stable")
+        ids = ids[order]
+        values.append(numbers[order])
+        counts.append(np.asarray(results_of(run, "counts"), dtype=np.int64)[ids])
+        names.append(tuple(str(run.results["classes"][i]) for i in ids))
+        groups.append(group[ids])
+        borrowed |= lent
+    if len({len(v) for v in values}) > 1:
+        raise Missing(f"the runs of '{method.label}' have different numbers of classes: draw them apart")
+    same = len(set(names)) == 1
+    return Ranked(np.stack(values), np.stack(counts), groups[0], names[0] if same else None, borrowed)
+
+
+def _some(values: Iterable[str], at_most: int = 3) -> str:
+    unique = list(dict.fromkeys(values))
+    more = f" and {len(unique) - at_most} more" if len(unique) > at_most else ""
+    return ", ".join(unique[:at_most]) + more
+
+
+def origin(runs: Sequence[Run], *notes: str) -> str:
+    """Where the numbers come from, in a line: preset, subset, seeds, `notes`, commit."""
+    subsets = [(r.results or {}).get("subset") or r.environment.get("subset", "?") for r in runs]
+    commits = [(r.results or {}).get("commit") or r.commit for r in runs]
+    seeds = seeds_of(runs)
+    parts = [
+        _some(r.config.preset for r in runs),
+        f"subset {_some(subsets)}",
+        f"{seeds} seed{'s' * (seeds > 1)}",
+        *(note for note in notes if note),
+        f"commit {_some(commits)}",
+    ]
+    return " · ".join(parts)
+
+
+def sign(figure: Figure, runs: Sequence[Run], *notes: str) -> None:
+    """Put the line of `origin` at the figure's foot."""
+    footer(figure, origin(runs, *notes))

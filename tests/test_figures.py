@@ -1,0 +1,385 @@
+"""Figures from run folders of the true format, whose numbers are drawn at random: what is shown is what was saved."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+import warnings
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.image import imread
+
+from tase import figures, runs
+from tase.config import ConfigError, preset
+from tase.figures import sources
+from tase.figures.quantity import slope
+
+
+def make_run(folder, method="tase", seed=0, classes=10, snapshots=4, labelled=True, evaluated=True, **overrides):
+    """A finished run's folder, every number drawn from the seed and the method's name."""
+    rng = np.random.default_rng([seed, *method.encode(), classes])
+    config = preset("digits-lt", method, seed, {k.replace("__", "."): v for k, v in overrides.items()})
+    order = np.random.default_rng(seed).permutation(classes)  # the class of each rank
+    counts = np.empty(classes, dtype=np.int64)
+    counts[order] = np.maximum(5, 120 * 20 ** (-np.arange(classes) / (classes - 1)))
+    groups = np.empty(classes, dtype=np.int64)
+    third = classes // 3
+    groups[order] = np.repeat([0, 1, 2], [classes - 2 * third, third, third])
+    if config.data.balanced:
+        counts[:] = counts.sum() // classes
+    names = [str(c) for c in range(classes)]
+    (folder / "history").mkdir(parents=True)
+    runs.save_json(folder / "config.json", {"format": 1, "identity": config.identity, "config": config.to_dict()})
+    runs.save_json(folder / "environment.json", {"commit": "abc1234", "subset": f"{seed:08x}"})
+    labels = np.repeat(np.arange(classes), counts)
+    write_history(folder / "history", rng, labels, snapshots, labelled)
+    if labelled:
+        arrays = {"labels": labels, "counts": counts, "groups": groups, "classes": np.array(names)}
+        runs.save_npz(folder / "history" / "labels.npz", **arrays)
+    rows = [
+        {"epoch": e, "loss": 5 - e / 50, "attraction": -2 - e / 50, "repulsion": 7.0, "lr": 0.3} for e in range(1, 41)
+    ]
+    for row in rows[9::10] if labelled else ():
+        row["knn"] = 80 + row["epoch"] / 4
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if evaluated:
+        write_results(folder, config, rng, names, counts, groups)
+    return runs.Run(folder)
+
+
+def write_history(folder, rng, labels, snapshots, labelled):
+    n, k = len(labels), 20
+    for t in range(snapshots):
+        quality = {"nmi": rng.uniform(), "spearman_samples": rng.uniform(-1, 1), "spearman_classes": rng.uniform(-1, 1)}
+        arrays = {
+            "tau": rng.uniform(0.1, 0.5, n).astype(np.float32),
+            "weight": rng.uniform(0.2, 5, n).astype(np.float32),
+            "headness": rng.normal(size=n).astype(np.float32),
+            "loss": rng.normal(size=n).astype(np.float32),
+            "pseudo_label": rng.integers(0, k, n),
+            "cluster_sizes": rng.uniform(1, 50, k).astype(np.float32),
+            "feature_index": np.arange(n if t == snapshots - 1 else 5),
+            "quality": np.array(json.dumps(quality if labelled else {})),
+        }
+        features = rng.normal(size=(len(arrays["feature_index"]), 8)).astype(np.float16)
+        epoch = 10 * (t + 1)
+        runs.save_npz(folder / f"epoch_{epoch:06d}.npz", epoch=np.array(epoch), features=features, **arrays)
+
+
+def write_results(folder, config, rng, names, counts, groups):
+    c = len(names)
+    accuracy = rng.uniform(20, 99, c)
+    linear = {"per_class": accuracy.tolist(), "all": accuracy.mean(), "range_classes": np.ptp(accuracy)}
+    results = {
+        "format": 1, "identity": config.identity, "preset": config.preset, "method": config.method, "seed": config.seed,
+        "commit": "abc1234", "subset": f"{config.seed:08x}", "classes": names, "counts": counts.tolist(),
+        "groups": groups.tolist(), "eval_classes": list(range(c)), "protocols": {"linear": linear},
+        "geometry": {"spread": rng.uniform(30, 80, c).tolist(), "centre_angle": rng.uniform(60, 100, c).tolist()},
+        "push": {"per_class": (counts / counts.sum()).tolist()},
+    }  # fmt: skip
+    runs.save_json(folder / "results.json", results)
+    labels = np.repeat(np.arange(c), 6)
+    features = (rng.normal(size=(c, 16))[labels] + 0.3 * rng.normal(size=(len(labels), 16))).astype(np.float16)
+    runs.save_npz(folder / "features_test.npz", features=features, labels=labels)
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    base = tmp_path_factory.mktemp("runs")
+    return [
+        make_run(base / "balanced", "simclr", data__balanced=True),
+        make_run(base / "simclr", "simclr"),
+        make_run(base / "tase", "tase"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def many_classes(tmp_path_factory):
+    base = tmp_path_factory.mktemp("hundred")
+    return [make_run(base / "simclr", "simclr", classes=100), make_run(base / "tase", "tase", classes=100)]
+
+
+def drawn(figure):
+    FigureCanvasAgg(figure).draw()
+    return figure
+
+
+def texts(figure):
+    return [t.get_text() for t in drawn(figure).findobj(mpl.text.Text) if t.get_text()]
+
+
+def bars(ax):
+    return [p for p in ax.patches if p.get_height() > 0]
+
+
+ALL = {
+    "per_class_accuracy": figures.per_class_accuracy,
+    "geometry": figures.geometry,
+    "tsne": figures.tsne,
+    "dynamics": lambda runs, **options: figures.dynamics(runs[-1], **options),
+    "push": figures.push,
+    "training_curves": lambda runs, **options: figures.training_curves(runs[-1], **options),
+}
+
+
+@pytest.mark.parametrize("which", ["three", "many_classes"])
+@pytest.mark.parametrize("name", ALL)
+def test_every_figure_is_readable_and_says_where_it_comes_from(name, which, request):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # glyphs that are missing, layouts that do not fit
+        figure = drawn(ALL[name](request.getfixturevalue(which)))
+    shown = [t for t in figure.findobj(mpl.text.Text) if t.get_text() and t.get_visible()]
+    assert min(t.get_fontsize() for t in shown) >= 7
+    assert figure.get_figwidth() in (3.25, 5.5)
+    foot = figure.get_supxlabel().replace("\n", " ")
+    for part in ("digits-lt", "subset 00000000", "1 seed ", "commit abc1234"):
+        assert part in foot
+    assert ALL[name](request.getfixturevalue(which), footer=False).get_supxlabel() == ""
+
+
+@pytest.mark.parametrize("which", ["three", "many_classes"])
+@pytest.mark.parametrize("name", ALL)
+def test_no_text_is_cut_off_or_overlaps(name, which, request):
+    figure = drawn(ALL[name](request.getfixturevalue(which)))
+    box, page = figure.get_tightbbox(), figure.get_size_inches()
+    assert box.x0 > -0.01 and box.y0 > -0.01 and box.x1 < page[0] + 0.01 and box.y1 < page[1] + 0.01
+    ticks = {t for ax in figure.axes for axis in (ax.xaxis, ax.yaxis) for t in axis.get_ticklabels(which="both")}
+    words = [t for t in figure.findobj(mpl.text.Text) if t not in ticks and t.get_visible() and t.get_text().strip()]
+    boxes = {t: t.get_window_extent().padded(-1) for t in words if len(t.get_text()) > 1 or name != "tsne"}
+    for a, b in itertools.combinations(boxes, 2):
+        assert not boxes[a].overlaps(boxes[b]), (a.get_text(), b.get_text())
+
+
+def test_accuracy_shows_the_saved_numbers_from_head_to_tail(three):
+    figure = figures.per_class_accuracy(three)
+    for ax, run in zip(figure.axes, three):
+        results = three[1].results  # the balanced control is ordered as the long tail of its seed
+        order = np.argsort(-np.array(results["counts"]), kind="stable")
+        accuracy = np.array(run.results["protocols"]["linear"]["per_class"])
+        drawn = bars(ax)
+        np.testing.assert_allclose([b.get_height() for b in drawn], accuracy[order])
+        colours = [mpl.colors.to_hex(b.get_facecolor()).upper() for b in drawn]
+        assert colours == [figures.GROUP_COLOURS[g] for g in (0,) * 4 + (1,) * 3 + (2,) * 3]
+        assert [t.get_text() for t in ax.get_xticklabels()] == [str(i) for i in order]
+        assert f"mean {accuracy.mean():.1f}, range {np.ptp(accuracy):.1f}" in ax.get_title(loc="left")
+    assert [ax.get_title(loc="left").splitlines()[0] for ax in figure.axes] == [
+        "SimCLR, balanced",
+        "SimCLR, long tail",
+        "TASE, long tail",
+    ]
+
+
+def test_seeds_of_a_method_share_a_panel(tmp_path):
+    seeds = [make_run(tmp_path / str(s), seed=s) for s in range(3)]
+    figure = figures.per_class_accuracy(seeds)
+    (ax,) = figure.axes
+    by_rank = []
+    for run in seeds:
+        order = np.argsort(-np.array(run.results["counts"]), kind="stable")
+        by_rank.append(np.array(run.results["protocols"]["linear"]["per_class"])[order])
+    np.testing.assert_allclose([b.get_height() for b in bars(ax)], np.mean(by_rank, 0))
+    segments = [c for c in ax.collections if len(c.get_segments()) == 10][0].get_segments()
+    np.testing.assert_allclose([np.ptp(s[:, 1]) / 2 for s in segments], np.std(by_rank, 0, ddof=1))
+    assert f"range {np.ptp(by_rank, 1).mean():.1f}" in ax.get_title(loc="left")
+    assert "rank" in ax.get_xlabel() and "3 seeds" in figure.get_supxlabel().replace("\n", " ")
+
+
+def test_classes_without_evaluation_are_left_out(tmp_path):
+    run = make_run(tmp_path / "run")
+    results = run.results
+    results["eval_classes"] = [7, 2, 5]
+    results["protocols"]["linear"]["per_class"] = [70.0, 20.0, None]
+    runs.save_json(run.path / "results.json", results)
+    data = sources.ranked(sources.Method("m", [run]), [run], lambda r: r.results["protocols"]["linear"]["per_class"])
+    counts = np.array(results["counts"])
+    expected = sorted((7, 2), key=lambda c: -counts[c])
+    assert data.names == tuple(map(str, expected))
+    assert dict(zip(data.names, data.values[0])) == {"7": 70, "2": 20}
+    title = figures.per_class_accuracy(run).axes[0].get_title(loc="left")
+    assert "mean 45.0, range 50.0" in title
+
+
+def test_a_balanced_control_takes_its_groups_from_the_long_tail_of_its_seed(three, tmp_path):
+    other = make_run(tmp_path / "other", seed=5)
+    counts, groups, borrowed = sources.order_of(three[0], [other, *three])
+    assert borrowed and counts.tolist() == three[1].results["counts"] and groups.tolist() == three[1].results["groups"]
+    _, groups, borrowed = sources.order_of(three[0], [three[0], other])
+    assert not borrowed and set(groups) == {-1}
+
+
+def test_runs_of_one_name_are_told_apart_by_what_differs(tmp_path):
+    here = [make_run(tmp_path / "a"), make_run(tmp_path / "b", guidance__tau_max=0.3)]
+    assert [m.label for m in sources.methods(here)] == ["TASE, long tail", "TASE, long tail (tau_max=0.3)"]
+
+
+def test_geometry_draws_every_class_and_marks_the_drawing(three):
+    figure = figures.geometry(three)
+    assert "a drawing" in figure.axes[0].get_title(loc="left")
+    for ax, key in zip(figure.axes[1:], ("spread", "centre_angle")):
+        points = np.concatenate([c.get_offsets()[:, 0] for c in ax.collections])
+        np.testing.assert_allclose(sorted(points), sorted(sum((r.results["geometry"][key] for r in three), [])))
+        spread = np.array(three[0].results["geometry"][key])
+        assert f"CV {spread.std() / spread.mean():.2f}" in texts(figure)
+
+
+def test_layouts_are_kept_and_made_anew_when_features_change(tmp_path):
+    run = make_run(tmp_path / "run")
+    xy, labels, what = figures.layout(run, points=40)
+    assert xy.shape == (40, 2) and labels.shape == (40,) and what == "test"
+    file = run.path / "layouts" / "tsne.npz"
+    first = file.stat().st_mtime_ns
+    np.testing.assert_array_equal(figures.layout(run, points=40)[0], xy)
+    assert file.stat().st_mtime_ns == first
+    file.unlink()
+    np.testing.assert_array_equal(figures.layout(run, points=40)[0], xy)  # fixed random state
+    slim = run.slim(tmp_path / "slim")
+    np.testing.assert_array_equal(figures.layout(slim)[0], xy)
+    features, labels = run.test_features
+    runs.save_npz(run.path / "features_test.npz", features=features[::-1].astype(np.float16), labels=labels[::-1])
+    assert not np.array_equal(figures.layout(run, points=40)[0], xy)
+    with pytest.raises(ConfigError, match="did you mean 'tsne'"):
+        figures.layout(run, "tsnee")
+
+
+@pytest.mark.slow  # umap compiles itself when first used
+def test_umap_is_an_option(tmp_path):
+    run = make_run(tmp_path / "run")
+    foot = figures.tsne(run, kind="umap").get_supxlabel().replace("\n", " ")
+    assert "UMAP of 60 test images" in foot
+    assert (run.path / "layouts" / "umap.npz").exists()
+
+
+def test_a_run_without_labels_is_drawn_as_one_group(tmp_path):
+    run = make_run(tmp_path / "run", labelled=False, evaluated=False)
+    assert "all images (median)" in texts(figures.dynamics(run))
+    assert "no labels" in figures.dynamics(run).get_supxlabel()
+    assert "images (no labels)" in texts(figures.tsne(run))
+    assert any("needs labels" in t for t in texts(figures.training_curves(run)))
+
+
+def test_dynamics_shows_medians_of_each_group(three):
+    run = three[2]
+    figure = figures.dynamics(run, samples=0)
+    h = run.history
+    for ax, values in zip(figure.axes, (h.tau, h.weight / h.weight.mean(1, keepdims=True))):
+        for line, g in zip(ax.lines, range(3)):
+            np.testing.assert_allclose(
+                line.get_ydata(), np.median(values[:, h.groups[h.labels] == g], axis=1), rtol=1e-5
+            )
+    nmi = figure.axes[2].lines[0]
+    np.testing.assert_allclose(nmi.get_ydata(), [q["nmi"] for q in h.quality])
+
+
+def test_slope_is_the_exponent():
+    counts = np.array([500, 200, 70, 30, 8])
+    assert slope(counts, counts**0.4) == pytest.approx(0.4)
+    assert slope(counts, np.ones(5)) == pytest.approx(0)
+    assert slope(np.full(5, 40), counts / counts.sum()) is None
+
+
+def test_push_names_the_slope(three):
+    shown = texts(figures.push(three))
+    assert "TASE, long tail: slope 1.00" in shown  # the saved push is in proportion to size
+    assert "SimCLR, balanced" in shown
+
+
+def test_class_counts_takes_numbers_or_names():
+    figure = figures.class_counts([10, 300, 50], ["tail", "head", "mid"], ["a", "b", "c"])
+    (ax,) = figure.axes
+    assert [b.get_height() for b in ax.patches] == [300, 50, 10]
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["b", "c", "a"]
+    assert "360 images" in ax.get_title(loc="left")
+    assert len(figures.class_counts(range(1, 101)).axes[0].patches) == 100
+
+
+def test_what_is_missing_is_said_in_a_sentence(tmp_path):
+    bare = make_run(tmp_path / "bare", evaluated=False, snapshots=0)
+    with pytest.raises(figures.Missing, match="has not been evaluated: python -m tase evaluate"):
+        figures.per_class_accuracy(bare)
+    with pytest.raises(figures.Missing, match="no snapshot yet: the first comes after 10 epochs"):
+        figures.dynamics(bare)
+    with pytest.raises(figures.Missing, match="keeps no features"):
+        figures.tsne(bare)
+    with pytest.raises(figures.Missing, match="protocols / lt-svm"):
+        figures.per_class_accuracy(make_run(tmp_path / "run"), "lt-svm")
+    with pytest.raises(figures.Missing, match="no runs"):
+        figures.push([])
+
+
+def test_all_figures_writes_pdf_and_png_and_leaves_out_what_a_run_lacks(three, tmp_path):
+    said = []
+    bare = make_run(tmp_path / "bare", seed=1, evaluated=False, snapshots=0)
+    paths = figures.all_figures([*three, bare], tmp_path / "out", tell=said.append)
+    assert {p.stem for p in paths} == {
+        "figure1_accuracy",
+        "figure2_geometry",
+        "figure3_tsne",
+        "figure4_dynamics_tase",
+        "figure5_push",
+    }
+    assert sorted(paths) == sorted(p for p in (tmp_path / "out").iterdir())
+    assert len(paths) == 10 and all(p.stat().st_size > 3000 for p in paths)
+    assert any("figure1_accuracy: left out" in line and "bare" in line for line in said)
+    assert any("figure4_dynamics_bare: left out" in line for line in said)
+
+
+def test_saved_files_have_truetype_fonts_full_resolution_and_no_date(three, tmp_path):
+    figure = figures.push(three)
+    pdf, png = figures.save(figure, tmp_path / "new" / "push.png")
+    data = pdf.read_bytes()
+    assert b"/FontFile2" in data and b"/Type3" not in data
+    height, width = imread(png).shape[:2]
+    assert width == 3.25 * 300 and height == pytest.approx(figure.get_figheight() * 300, abs=1)
+    again, _ = figures.save(figures.push(three), tmp_path / "again")
+    assert again.read_bytes() == data
+
+
+def test_a_figure_shows_itself_and_keeps_its_style_in_a_dark_session(three):
+    light = figures.push(three)._repr_png_()
+    assert light[:4] == b"\x89PNG"
+    with mpl.style.context("dark_background"):
+        assert figures.push(three)._repr_png_() == light
+        assert mpl.rcParams["text.color"] == "white"  # the user's own settings are left as they were
+
+
+def test_drawing_needs_no_pyplot(three, tmp_path):
+    code = (
+        "import sys; from tase import figures; from tase.runs import Run;"
+        f"f = figures.push([Run({str(three[1].path)!r})]); figures.save(f, {str(tmp_path / 'x')!r});"
+        "print('matplotlib.pyplot' in sys.modules, 'sklearn' in sys.modules)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.split() == ["False", "False"]
+
+
+# Colour vision: Machado, Oliveira, Fernandes 2009, full severity, on linear RGB.
+DEFICIENCIES = {
+    "none": np.eye(3),
+    "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+
+
+def lab(colour, deficiency):
+    """CIELAB of a colour as it is seen."""
+    rgb = np.array(to_rgb(colour))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(np.asarray(DEFICIENCIES[deficiency]) @ linear, 0, 1)
+    xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ seen
+    x, y, z = (np.cbrt(v) if v > 0.008856 else 7.787 * v + 16 / 116 for v in xyz / (0.9505, 1, 1.089))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("deficiency", DEFICIENCIES)
+def test_group_colours_are_told_apart_by_all_readers(deficiency):
+    seen = [lab(c, deficiency) for c in figures.GROUP_COLOURS]
+    assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)) > 30
+    if deficiency == "none":  # in grey print too
+        assert min(abs(a[0] - b[0]) for a, b in itertools.combinations(seen, 2)) > 12
