@@ -1,0 +1,39 @@
+"""Where images come from, the long-tailed training set, and its groups head, mid and tail.
+
+images = load_images("folder", root="my_images", image_size=64)     # every training image of a source
+splits = load_splits(preset("cifar10-lt"))                          # .train .probe .val .test: one ImageSet each
+class_counts(preset("cifar10-lt"))                                  # what the rule decides, without the data
+
+A source has training images, and some have an official test set. Of each class are held out, by the number of the
+split: the test images (where there is no official test set), then the validation images. What is left is the pool. The
+long tail is drawn from the pool by a rule (`data.rule`); the probe list, balanced, is another draw from the pool. Draws
+for smaller counts are part of those for larger ones, and the probe list, validation and test are the same for all rules
+of one split.
+
+Published splits are read with rule `file`. Those of SDCLR (CIFAR-10, CIFAR-100, ImageNet-100) lie in the folder
+`split/` of github.com/VITA-Group/SDCLR; for instance `cifar10_imbSub_with_subsets/split1_D_i.npy` holds 11,165 indices
+into CIFAR-10's 50,000 training images, and `imagenet-100/imageNet_100_LT_train.txt` 12,205 lines.
+github.com/MediaBrain-SJTU/BCL holds further copies for CIFAR-100. No rule that would draw the same images is published,
+so they are read and not generated.
+"""
+
+from ._cache import decode_folder, read_image
+from ._rules import rule_counts, tail_counts
+from ._sets import GROUPS, ImageSet, Splits, group_classes
+from ._sources import load_images
+from ._splits import class_counts, few_shot_draws, load_splits
+
+__all__ = [
+    "GROUPS",
+    "ImageSet",
+    "Splits",
+    "class_counts",
+    "decode_folder",
+    "few_shot_draws",
+    "group_classes",
+    "load_images",
+    "load_splits",
+    "read_image",
+    "rule_counts",
+    "tail_counts",
+]
