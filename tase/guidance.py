@@ -9,6 +9,7 @@ centre, the lower its temperature, and samples whose loss stays high count more:
 
     class Centred(Guidance):
         SAVED = (*Guidance.SAVED, "loss")                               # restored on resume, beside tau and weight
+        USES_FEATURES = True                                            # tau or weight depend on update
 
         def __init__(self, n, low=0.1, high=0.4, **common):             # common: pseudo, device
             super().__init__(n, **common)

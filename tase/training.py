@@ -38,7 +38,7 @@ from .guidance import Guidance, build_guidance
 from .losses import NTXent, nt_xent
 from .probes import knn_accuracy
 from .pseudo_labels import quality
-from .runs import Run, RunWriter, load_checkpoint, save_checkpoint
+from .runs import Run, RunWriter, load_checkpoint, save_checkpoint, steered
 from .views import two_views
 
 CHECK_STEPS = 200  # a loss that is not finite is noticed within so many steps, and at the end of each epoch
@@ -106,6 +106,7 @@ class Training:
         self.guidance: Guidance = build_guidance(config, n, labels, device, self.generators["clustering"])
         self.steps_per_epoch = n // optim.batch
         self.epoch = self.position = 0  # epochs done, steps done in this one
+        self.events: list[dict[str, Any]] = []
         self.order = torch.empty(0, dtype=torch.int64)
         self.sums = torch.zeros(4, device=device)  # loss, attraction, repulsion, steps: of this epoch
         self.bad_step = torch.full((), 2**31 - 1, dtype=torch.int64, device=device)
@@ -121,6 +122,12 @@ class Training:
         on = wanted == "bf16" or (wanted == "auto" and kind == "cuda" and torch.cuda.is_bf16_supported())
         return torch.autocast(kind, torch.bfloat16, enabled=on)
 
+    def steer(self, events: list[dict[str, Any]]) -> None:
+        """Apply changes of the guidance that were asked for while the run trains (runs.request)."""
+        if events:
+            self.events = self.events + [event for event in events if event not in self.events]
+            self.guidance.steer(steered(self.config, self.events).guidance)
+
     def state(self) -> dict[str, Any]:
         return {
             "identity": self.config.identity,
@@ -134,6 +141,7 @@ class Training:
             "optimiser": self.optimiser.state_dict(),
             "guidance": self.guidance.state_dict(),
             "generators": {name: g.get_state() for name, g in self.generators.items()},
+            "events": self.events,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -144,6 +152,7 @@ class Training:
         self.network.load_state_dict(state["network"], strict=True)
         self.optimiser.load_state_dict(state["optimiser"])
         self.guidance.load_state_dict(state["guidance"])
+        self.steer(state["events"])
         for name, saved in state["generators"].items():
             self.generators[name].set_state(saved)
 
@@ -353,15 +362,21 @@ def _loop(t, splits, writer, asked, until, on_epoch, progress) -> bool:
     """Epochs up to `until`; False where it was asked to stop before."""
     from tqdm.auto import tqdm
 
+    def stop() -> bool:
+        while (action := writer.control.action()) == "pause" and not asked.is_set():
+            writer.status("paused", epoch=t.epoch, step=t.step)
+            asked.wait(0.2)
+        return asked.is_set() or action == "stop"
+
     name = f"{t.config.method} on {t.config.preset}, seed {t.config.seed}"
     with tqdm(total=until, initial=t.epoch, desc=name, unit="epoch", disable=not progress, dynamic_ncols=True) as bar:
         while t.epoch < until:
-            if asked.is_set():
+            if stop():
                 return False
             started = time.perf_counter()
             if t.position == 0:
                 _before_epoch(t, writer)
-            if not train_epoch(t, asked.is_set):
+            if not train_epoch(t, stop):
                 return False
             row = _metrics(t, splits, started)
             writer.log(row)
@@ -377,10 +392,12 @@ def _loop(t, splits, writer, asked, until, on_epoch, progress) -> bool:
 
 
 def _before_epoch(t: Training, writer: RunWriter) -> None:
+    if due(t):
+        t.steer(writer.control.take(t.epoch, t.step))
     t.guidance.start_epoch(t.epoch)
     if due(t) and t.config.record.snapshots:
         writer.snapshot(t.epoch, **snapshot(t, refresh(t)))
-    elif due(t) and t.guidance.uses_features:
+    elif due(t) and t.guidance.USES_FEATURES:
         refresh(t)
 
 

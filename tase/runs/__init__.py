@@ -5,6 +5,7 @@
     status.json        training, stopped, failed or finished; epoch and step
     metrics.jsonl      one JSON object per epoch
     history/           one snapshot of every sample's tau, weight, pseudo-label, headness, loss per refresh
+    control.json       a request from outside to pause, stop or steer; events.jsonl: what was applied, and when
     checkpoint.pt      all that is needed to go on exactly; checkpoint.previous.pt is the one before
     encoder.pt         the trained backbone
     results.json       what `evaluate` measured
@@ -13,12 +14,17 @@ Every file is written to a temporary name and renamed, so a reader never sees ha
 """
 
 from ._checkpoint import load_checkpoint, save_checkpoint
+from ._control import STEERABLE, Control, request, steered
 from ._files import FORMAT, RunError, load_json, load_npz, read_lines, save_json, save_npz, write_atomic
 from ._reader import History, Run
 from ._writer import RunWriter, commit, environment
 
 __all__ = [
     "FORMAT",
+    "STEERABLE",
+    "Control",
+    "request",
+    "steered",
     "History",
     "Run",
     "RunError",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import shutil
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..config import Config, ConfigError
+from ._control import request
 from ._files import FORMAT, RunError, load_json, load_npz, read_lines, write_atomic
 
 if TYPE_CHECKING:
@@ -160,6 +162,28 @@ class Run:
         return self._json("status.json")
 
     @property
+    def events(self) -> list[dict[str, Any]]:
+        """Changes of the guidance that were made while the run trained: id, epoch, step, set."""
+        return read_lines(self.path / "events.jsonl")
+
+    @property
+    def steered(self) -> bool:
+        return bool(self.events)
+
+    @property
+    def identity(self) -> str:
+        """The configuration's identity; a steered run has one of its own, from its events."""
+        if not self.steered:
+            return self.config.identity
+        changes = [[event["epoch"], event["set"]] for event in self.events]
+        text = json.dumps([self.config.identity, changes], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def control(self, action: str = "run", **fields: Any) -> str:
+        """Ask the run's training, in whatever process, to run, pause or stop; `tau_max=0.4` steers its guidance."""
+        return request(self.path, self.config, action, {f"guidance.{name}": v for name, v in fields.items()})
+
+    @property
     def commit(self) -> str:
         return self.environment.get("commit", "unknown")
 
@@ -224,6 +248,7 @@ class Run:
             "status.json",
             "metrics.jsonl",
             "results.json",
+            "events.jsonl",
             "history/labels.npz",
         ):
             if (self.path / name).exists():
@@ -244,6 +269,7 @@ class Run:
     def __repr__(self) -> str:
         c = self.config
         state = self.status.get("state", "new")
+        state += ", steered" if self.steered else ""
         return f"Run({str(self.path)!r}: {c.method} on {c.preset}, seed {c.seed}, {state})"
 
     def _repr_html_(self) -> str:

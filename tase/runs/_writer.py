@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ..config import Config
+from ._control import Control
 from ._files import FORMAT, RunError, _finite, load_json, read_lines, save_json, save_npz, write_atomic
 
 if TYPE_CHECKING:
@@ -106,6 +107,8 @@ class RunWriter:
             raise RunError(f"{self.folder} holds other files; choose an empty or a new folder")
         (self.folder / "history").mkdir(parents=True, exist_ok=True)
         self.held = _lock(self.folder)
+        self.control = Control(self.folder)
+        self.control.clear()
         save_json(saved, {"format": FORMAT, "identity": self.config.identity, "config": self.config.to_dict()})
 
     def begin(self, device: torch.device, images: ImageSet) -> None:

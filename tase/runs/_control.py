@@ -1,0 +1,82 @@
+"""Control of a training from outside, through a file in its folder; and the events that it leaves in the run.
+
+control.json    the last request: {"id", "action": run | pause | stop, "set": {"guidance.tau_max": 0.4}}
+events.jsonl    what was applied, with epoch and step; replayed on resume, so a steered run can be repeated
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from ..config import METHODS, Config, check, check_choice, override, unknown
+from ._files import load_json, read_lines, save_json
+
+STEERABLE = tuple(f"guidance.{name}" for name in ("tau_min", "tau_max", "gamma", "w_max", "headness_map", "reversed"))
+ACTIONS = ("run", "pause", "stop")
+
+
+def request(folder: str | Path, config: Config, action: str = "run", set: dict[str, Any] | None = None) -> str:
+    """Ask the training in `folder` to run on, pause or stop, and to take the fields `set` from its next refresh on.
+
+    Returns the request's id. Raises ConfigError for an unknown action, and for fields that cannot be steered.
+    """
+    check_choice("action", action, ACTIONS)
+    changes = dict(set or {})
+    for name in changes:
+        if name not in STEERABLE:
+            raise unknown("field to steer", name, STEERABLE)
+    guided = METHODS[config.method][0] == "tase"
+    check(guided or not changes, "set", changes, f"empty: {config.method} has no guidance to steer")
+    steered(config, [{"set": changes}])
+    id = uuid.uuid4().hex[:8]
+    save_json(Path(folder) / "control.json", {"id": id, "action": action, "set": changes})
+    return id
+
+
+def steered(config: Config, events: list[dict[str, Any]]) -> Config:
+    """The configuration after the events, in their order; raises ConfigError where they make none."""
+    changes: dict[str, Any] = {}
+    for event in events:
+        changes.update(event["set"])
+    return override(config, changes)
+
+
+class Control:
+    """The training's side of it: looks at the request a few times a second at most, keeps the events."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.events = read_lines(folder / "events.jsonl")
+        self._looked, self._request = 0.0, {}
+
+    def _now(self, patience: float = 0.0) -> dict[str, Any]:
+        if time.monotonic() - self._looked >= patience:
+            path = self.folder / "control.json"
+            self._request = load_json(path) if path.exists() else {}
+            self._looked = time.monotonic()
+        return self._request
+
+    def action(self) -> str:
+        return self._now(patience=0.3).get("action", "run")
+
+    def clear(self) -> None:
+        """Forget an old request to pause or stop: a training that is started is meant to run."""
+        request = self._now()
+        if request.get("action", "run") != "run":
+            save_json(self.folder / "control.json", {**request, "action": "run"})
+            self._looked = 0.0
+
+    def take(self, epoch: int, step: int) -> list[dict[str, Any]]:
+        """Events that hold from this refresh on: those recorded for it, and a request that is new."""
+        request = self._now()
+        known = {event["id"] for event in self.events}
+        if request.get("set") and request["id"] not in known:
+            event = {"id": request["id"], "epoch": epoch, "step": step, "set": request["set"]}
+            with open(self.folder / "events.jsonl", "a") as file:
+                file.write(json.dumps(event) + "\n")
+            self.events.append(event)
+        return [event for event in self.events if event["epoch"] == epoch]

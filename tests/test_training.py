@@ -1,0 +1,233 @@
+"""The loop: it learns, it resumes bit for bit, it stops when asked, it notices what is wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+import tase
+from tase import training
+from tase.config import ConfigError
+from tase.runs import load_npz, read_lines
+from tase.training import Training, TrainingError, learning_rate, train, train_epoch
+
+
+def arrays_of(run):
+    """All that a run has learnt: weights and every array of every snapshot."""
+    found = {f"encoder/{k}": v.numpy() for k, v in run.encoder().state_dict().items()}
+    for path in sorted((run.path / "history").glob("*.npz")):
+        found.update({f"{path.name}/{k}": v for k, v in load_npz(path).items()})
+    return found
+
+
+def assert_same_run(a, b):
+    first, second = arrays_of(a), arrays_of(b)
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert np.array_equal(value, second[name], equal_nan=value.dtype.kind == "f"), name
+    timed = ("images_per_second",)
+    rows = [
+        [{k: v for k, v in row.items() if k not in timed} for row in read_lines(r.path / "metrics.jsonl")]
+        for r in (a, b)
+    ]
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize("cut", [1, 3, 5, 7])
+def test_resumed_is_bit_equal_before_inside_and_after_the_ramp(cut, tiny, trained, tmp_path):
+    stopped = train(trained[2].config, tmp_path / "run", until=cut, progress=False)
+    assert stopped.status["state"] == "stopped" and stopped.status["epoch"] == cut
+    resumed = train(trained[2].config, tmp_path / "run", resume=True, progress=False)
+    assert resumed.finished
+    assert_same_run(resumed, trained[2])
+
+
+@pytest.mark.parametrize("method", ["simclr", "ts", "mm-ts", "isogclr-tau", "shuffled", "oracle"])
+def test_every_method_trains_and_resumes(method, tiny, tmp_path):
+    config = tiny(method, optim__epochs=4, record__knn_every=2)
+    whole = train(config, tmp_path / "whole", progress=False)
+    train(config, tmp_path / "cut", until=3, progress=False)
+    assert_same_run(train(config, tmp_path / "cut", resume=True, progress=False), whole)
+
+
+def test_stopping_inside_an_epoch_resumes_bit_equal(tiny, trained, tmp_path, monkeypatch):
+    """As on Ctrl-C, which is looked at after each step."""
+    steps = iter(range(1000))
+    real = training.train_step
+
+    def interrupted(t, index):
+        if next(steps) == 20:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(t, index)
+
+    monkeypatch.setattr(training, "train_step", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="resume"):
+        train(trained[2].config, tmp_path / "run", progress=False)
+    monkeypatch.setattr(training, "train_step", real)
+    run = tase.Run(tmp_path / "run")
+    assert run.status["state"] == "stopped" and run.status["step"] == 21
+    assert_same_run(train(trained[2].config, tmp_path / "run", resume=True, progress=False), trained[2])
+
+
+def test_killed_at_once_resumes_bit_equal(trained, tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "tase", "train", "--preset", "digits-lt", "--quiet", "--out", str(out), "--set"]
+    from conftest import TINY
+
+    process = subprocess.Popen([*command, *(f"{k}={v}" for k, v in TINY.items())])
+    while not (out / "checkpoint.pt").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert_same_run(train(trained[2].config, out, resume=True, progress=False), trained[2])
+
+
+def test_a_finished_run_is_returned_as_it_is(trained):
+    before = (trained[2].path / "encoder.pt").stat().st_mtime_ns
+    assert train(trained[2].config, trained[2].path, resume=True, progress=False).finished
+    assert (trained[2].path / "encoder.pt").stat().st_mtime_ns == before
+
+
+def test_same_seed_same_run_other_seed_other_run(tiny, trained, tmp_path):
+    again = train(trained[2].config, tmp_path / "again", progress=False)
+    assert_same_run(again, trained[2])
+    other = train(tiny(seed=1, optim__epochs=2), tmp_path / "other", progress=False)
+    assert other.environment["subset"] != again.environment["subset"]
+    assert not np.array_equal(arrays_of(other)["encoder/0.weight"], arrays_of(again)["encoder/0.weight"])
+
+
+def test_training_neither_uses_nor_moves_the_global_generator(tiny, tmp_path):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    run = train(tiny(optim__epochs=2), tmp_path / "a", progress=False)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(6)
+    assert_same_run(train(tiny(optim__epochs=2), tmp_path / "b", progress=False), run)
+
+
+def test_steering_is_recorded_and_replayed(tiny, tmp_path):
+    config = tiny(record__checkpoint_every=1)
+
+    def steer(run):
+        if run.status["epoch"] == 5:
+            run.control(tau_min=0.3, tau_max=0.31, gamma=0.0)
+
+    run = train(config, tmp_path / "a", on_epoch=steer, progress=False)
+    assert [(e["epoch"], e["set"]["guidance.gamma"]) for e in run.events] == [(6, 0.0)]
+    assert run.steered and run.identity != config.identity and "steered" in repr(run)
+    assert run.history.tau[-1].min() >= 0.3 - 1e-6 and np.allclose(run.history.weight[-1], 1)
+    assert run.history.tau[-3].min() < 0.29
+    train(config, tmp_path / "b", until=4, on_epoch=steer, progress=False)
+    (tmp_path / "b" / "events.jsonl").write_text((tmp_path / "a" / "events.jsonl").read_text())
+    (tmp_path / "b" / "control.json").write_text((tmp_path / "a" / "control.json").read_text())
+    replayed = train(config, tmp_path / "b", resume=True, progress=False)
+    assert_same_run(replayed, run)
+    assert replayed.identity == run.identity
+
+
+def test_stop_and_pause_from_outside(tiny, tmp_path):
+    def stop(run):
+        if run.status["epoch"] == 2:
+            run.control(action="stop")
+            time.sleep(0.35)  # requests are looked at three times a second
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(), tmp_path / "run", on_epoch=stop, progress=False)
+    assert tase.Run(tmp_path / "run").status["state"] == "stopped"
+    assert train(tiny(), tmp_path / "run", resume=True, progress=False).finished
+
+
+@pytest.mark.parametrize(
+    ("overrides", "likely"),
+    [({"optim__lr": 1e12, "optim__warmup_epochs": 0, "optim__precision": "float32"}, "learning rate too high")],
+)
+def test_a_loss_that_is_not_finite_stops_with_step_and_likely_field(overrides, likely, tiny, tmp_path):
+    with pytest.raises(TrainingError, match=likely) as error:
+        train(tiny(**overrides), tmp_path / "run", progress=False)
+    assert "since step" in str(error.value) and "optim.lr" in str(error.value)
+    assert tase.Run(tmp_path / "run").status["state"] == "failed"
+
+
+def test_impossible_sizes_name_the_field(tiny, tmp_path):
+    with pytest.raises(ConfigError, match=r"optim.batch = 1000 .* 405"):
+        train(tiny(optim__batch=1000), tmp_path / "a", progress=False)
+    with pytest.raises(ConfigError, match=r"guidance.clusters = 500"):
+        train(tiny(guidance__clusters=500), tmp_path / "b", progress=False)
+    with pytest.raises(ConfigError, match="there is no GPU"):
+        if torch.cuda.is_available():
+            pytest.skip("there is a GPU")
+        train(tiny(optim__device="cuda"), tmp_path / "c", progress=False)
+
+
+def test_learning_rate_warms_up_then_falls_to_the_end():
+    optim = tase.preset("cifar10-lt").optim
+    per_epoch, last = 21, 2000 * 21 - 1
+    rates = [learning_rate(optim, s, per_epoch) for s in (0, 104, 209, 210, last)]
+    assert rates[0] == pytest.approx(0.5 / 210)
+    assert rates[2] == pytest.approx(0.5) and rates[3] == pytest.approx(0.5)
+    assert rates[1] == pytest.approx(0.25) and rates[4] == pytest.approx(1e-6)
+    short = tase.override(tase.preset("cifar10-lt"), {"optim.epochs": 2}).optim
+    assert learning_rate(short, 2 * 21 - 1, 21) == pytest.approx(1e-6)
+
+
+def test_training_learns_what_the_untrained_network_does_not_know(tiny, tmp_path):
+    config = tiny("simclr", optim__epochs=30, model__channels="16,32,32,32", record__knn_every=0)
+    run = train(config, tmp_path / "run", progress=False)
+    loss = run.metrics["loss"]
+    assert loss.iloc[-1] < loss.iloc[0] - 0.5
+    assert np.allclose(run.metrics["attraction"] + run.metrics["repulsion"], loss, atol=1e-4)
+
+
+def test_chunked_loss_gives_the_same_training(tiny):
+    config = tiny(optim__precision="float32")
+    losses = []
+    for chunk in (0, 48):
+        t = Training(tase.override(config, {"optim.loss_chunk": chunk}), tase.load_splits(config).train)
+        t.guidance.start_epoch(0)
+        train_epoch(t)
+        losses.append(t.sums.tolist())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_bf16_and_float32_agree(tiny):
+    losses = []
+    for precision in ("float32", "bf16"):
+        t = Training(tiny(optim__precision=precision), tase.load_splits(tiny()).train)
+        train_epoch(t)
+        losses.append(t.sums[0].item() / t.sums[3].item())
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
+def test_without_snapshots_nothing_changes_but_the_folder(tiny, trained, tmp_path):
+    run = train(tase.override(trained[2].config, {"record.snapshots": False}), tmp_path / "run", progress=False)
+    assert run.history.epoch.tolist() == [8]
+    assert torch.equal(run.encoder()[0].weight, trained[2].encoder()[0].weight)
+    assert np.array_equal(run.history.tau[-1], trained[2].history.tau[-1])
+
+
+def test_on_a_gpu_training_and_resuming_work(cuda, tiny, tmp_path):
+    config = tiny(optim__device="cuda", optim__compile=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(config, tmp_path / "run", until=3, progress=False)
+        run = train(config, tmp_path / "run", resume=True, progress=False)
+    assert run.finished and run.environment["device_type"] == "cuda"
+
+
+def test_the_command_line_trains_and_prints_one_json_object(tmp_path):
+    from conftest import TINY
+
+    sets = [f"{k}={v}" for k, v in {**TINY, "optim.epochs": 2}.items()]
+    command = [sys.executable, "-m", "tase", "train", "--preset", "digits-lt", "--json", "--out", str(tmp_path / "r")]
+    done = subprocess.run([*command, "--set", *sets], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["epoch"] == 2
+    again = subprocess.run([*command, "--set", *sets], capture_output=True, text=True, timeout=120)
+    assert again.returncode == 2 and again.stderr.startswith("error:") and "Traceback" not in again.stderr
