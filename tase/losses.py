@@ -82,7 +82,9 @@ def per_anchor(value: float | Tensor | None, name: str, like: Float[Tensor, "a d
                     name
                 ]
             )
-    return value.to(like.device, non_blocking=True).expand(b).repeat(2)
+    if value.ndim == 0 and value.device.type == "cpu":
+        return like.new_full((2 * b,), value.item())  # filled on the device: nothing to copy there
+    return value.to(like.device).expand(b).repeat(2)
 
 
 def contrast(
