@@ -16,11 +16,12 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
+from .data import GROUPS
+
 # Strength of the L2 penalty, strongest first, half a decade a step. Features are scaled so that one image has about
 # unit norm; on digits, Fashion-MNIST, and untrained networks the best lies between 1e-3 and 1e-6.
 GRID = tuple(10 ** (-i / 2) for i in range(15))
 PATIENCE = 4  # steps down the grid without a better validation accuracy, after which weaker penalties are not tried
-GROUPS = ("head", "mid", "tail")
 
 
 # -------------------------------------------------------------------------------------------------- logistic regression
@@ -246,7 +247,7 @@ def knn_accuracy(
 
 def renumbered(y: Int64[Tensor, "n"], eval_classes: Int64[Tensor, "e"]) -> Int64[Tensor, "n"]:
     """Class ids as places in `eval_classes` (0..e-1); -1 for classes that are not evaluated."""
-    place = torch.full((int(max(y.max(), eval_classes.max())) + 1,), -1, dtype=torch.int64, device=y.device)
+    place = torch.full((max(int(y.max()), int(eval_classes.max())) + 1,), -1, dtype=torch.int64, device=y.device)
     place[eval_classes.to(y.device)] = torch.arange(len(eval_classes), device=y.device)
     return place[y]
 

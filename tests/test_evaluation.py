@@ -1,0 +1,337 @@
+"""`evaluate` on tiny real runs, the SGD probe, push by a double loop, and the table that compares runs."""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+import tase
+from tase import probes
+from tase.config import PROTOCOLS, ConfigError
+from tase.data import ImageSet, Splits
+from tase.evaluation import Pixels, compare, evaluate, format_table, push_per_class, sgd_probe, to_markdown
+from tase.evaluation._protocols import MEASURE, Bench, load_lists, scores_of
+from tase.evaluation._sgd import pad_crop_flip
+from tase.models import build
+
+SCORES = {"all", "head", "mid", "tail", "std", "std_classes", "range_classes"}
+
+
+def copy_of(run, folder):
+    """The run in a folder of its own, its shared baselines beside it."""
+    shutil.copytree(run.path, folder / "run")
+    if (run.path.parent / ".baselines").exists():
+        shutil.copytree(run.path.parent / ".baselines", folder / ".baselines")
+    return tase.Run(folder / "run")
+
+
+# ------------------------------------------------------------------------------------------------------- whole runs
+
+
+def test_results_hold_what_figures_and_tables_need(trained):
+    run = trained[2]
+    results = run.results
+    assert results["identity"] == run.config.identity and results["method"] == "tase" and results["seed"] == 0
+    assert results["subset"] == run.images.hash and results["counts"] == run.images.counts.tolist()
+    assert set(results["protocols"]) == {"linear", "few-shot", "lt-knn@1", "lt-knn@10"}
+    for scores in (results["protocols"], *results["baselines"].values()):
+        assert set(scores) == set(results["protocols"])
+        for one in scores.values():
+            assert set(one) >= SCORES and len(one["per_class"]) == len(results["eval_classes"]) == 10
+            assert one["all"] == pytest.approx(np.mean(one["per_class"]))
+    assert len(results["protocols"]["few-shot"]["draws"]) == 5
+    each = [draw["all"] for draw in results["protocols"]["few-shot"]["draws"]]
+    assert results["protocols"]["few-shot"]["all"] == pytest.approx(np.mean(each))
+    json.dumps(results, allow_nan=False)
+
+
+def test_real_digits_come_out_as_they_should(trained):
+    results = trained[1].results
+    pixels = results["baselines"]["pixels"]
+    assert 93 < pixels["linear"]["all"] < 99  # logistic regression on raw digits
+    assert 75 < pixels["few-shot"]["all"] < 92
+    assert pixels["lt-knn@1"]["head"] > pixels["lt-knn@1"]["tail"]
+    assert results["protocols"]["linear"]["all"] > 60  # eight epochs of a tiny network; chance is 10
+
+
+def test_geometry_and_push_are_measured(trained):
+    for run in trained:
+        geometry, push = run.results["geometry"], run.results["push"]["per_class"]
+        assert len(geometry["spread"]) == len(geometry["centre_angle"]) == 10
+        assert all(0 < angle < 180 for angle in geometry["spread"] + geometry["centre_angle"])
+        assert -4 < geometry["uniformity"] < 0 and 0 < geometry["alignment"] < 4
+        assert sum(push) == pytest.approx(1, abs=1e-5) and min(push) > 0
+    counts = np.array(trained[1].results["counts"])
+    assert np.corrcoef(np.log(counts), np.log(trained[1].results["push"]["per_class"]))[0, 1] > 0.95
+
+
+def test_test_features_are_saved_with_class_ids(trained):
+    run = trained[2]
+    features, labels = run.test_features
+    assert features.shape == (len(run.splits.test), 16)
+    np.testing.assert_array_equal(labels, run.splits.test.labels.numpy())
+    fresh = tase.encode(run.encoder(), run.splits.test.images).numpy()
+    np.testing.assert_allclose(features, fresh, rtol=1e-2, atol=1e-4)
+
+
+def test_evaluating_again_measures_only_what_is_missing(trained, tmp_path, monkeypatch):
+    run = copy_of(trained[2], tmp_path)
+    before = run.results
+    monkeypatch.setattr(tase.Run, "encoder", lambda *_: pytest.fail("measured again"))
+    assert evaluate(run, progress=False) == before
+    monkeypatch.undo()
+    after = evaluate(run.path, "lt-few-svm", progress=False)
+    assert after["protocols"].pop("lt-few-svm")["all"] > 30
+    assert after["protocols"] == before["protocols"] and after["push"] == before["push"]
+
+
+def test_force_measures_again_and_comes_to_the_same(trained, tmp_path):
+    run = copy_of(trained[2], tmp_path)
+    before = run.results
+    spoilt = json.loads((run.path / "results.json").read_text())
+    spoilt["protocols"]["linear"]["all"] = 0
+    (run.path / "results.json").write_text(json.dumps(spoilt))
+    after = evaluate(run, ["linear"], force=True, progress=False)
+    assert after["protocols"]["linear"] == before["protocols"]["linear"]
+    assert set(after["protocols"]) == set(before["protocols"])
+
+
+def test_results_of_another_run_are_not_taken_for_this_one(trained, tmp_path):
+    run = copy_of(trained[2], tmp_path)
+    foreign = {**run.results, "identity": "another", "protocols": {"linear": {"all": 0}}}
+    (run.path / "results.json").write_text(json.dumps(foreign))
+    assert evaluate(run, ["lt-knn"], progress=False)["protocols"].keys() == {"lt-knn@1", "lt-knn@10"}
+
+
+def test_baselines_are_shared_by_runs_on_the_same_images(trained):
+    balanced, simclr, other = (run.results for run in trained)
+    assert simclr["baselines"] == other["baselines"]
+    assert (
+        balanced["baselines"]["pixels"]["linear"]["per_class"] == simclr["baselines"]["pixels"]["linear"]["per_class"]
+    )
+    assert balanced["baselines"]["pixels"]["lt-knn@1"] != simclr["baselines"]["pixels"]["lt-knn@1"]
+    assert len(list((trained[0].path.parent / ".baselines").iterdir())) == 4
+
+
+def test_every_protocol_runs_on_pixels(tiny):
+    config = tiny()
+    splits = tase.load_splits(config)
+    bench = Bench(Pixels().eval(), load_lists(config, splits, torch.device("cpu")))
+    for name in ("lt-svm", "lt-few-svm", "linear-sgd"):
+        (outcome,) = MEASURE[name](bench).values()
+        scores = scores_of(outcome, bench.lists)
+        assert scores["all"] > 60, name
+    assert set(MEASURE) == set(PROTOCOLS)
+
+
+def test_unknown_protocols_and_unfinished_runs_are_named(trained, tmp_path):
+    with pytest.raises(ConfigError, match="did you mean 'linear'"):
+        evaluate(trained[2], ["linar"])
+    run = copy_of(trained[2], tmp_path)
+    (run.path / "results.json").unlink()
+    (run.path / "encoder.pt").unlink()
+    with pytest.raises(tase.RunError, match="not finished"):
+        evaluate(run, progress=False)
+
+
+# --------------------------------------------------------------------------------------------------------------- lists
+
+
+def image_set(labels, classes=4, hash="00000000"):
+    labels = torch.as_tensor(labels)
+    images = (torch.eye(36)[labels] * 200).byte().view(-1, 1, 6, 6)  # one bright pixel, its place the class
+    counts = torch.arange(40, 40 - 10 * classes, -10)
+    return ImageSet(images, labels, tuple("abcd"[:classes]), counts, hash)
+
+
+def test_without_labels_the_error_says_what_is_missing(tiny):
+    config = tiny(data__source="folder", data__root="my_images", data__image_size=8)
+    unlabelled = ImageSet(torch.zeros(4, 1, 8, 8, dtype=torch.uint8))
+    with pytest.raises(ConfigError, match="needs labels.*my_images.*one folder per class"):
+        load_lists(config, Splits(train=unlabelled), torch.device("cpu"))
+    labelled = image_set([0, 1, 2, 3])
+    with pytest.raises(ConfigError, match="data.test_per_class"):
+        load_lists(config, Splits(train=labelled, probe=labelled, eval_classes=torch.arange(4)), torch.device("cpu"))
+
+
+def test_only_evaluated_classes_are_seen(tiny):
+    config = tiny(data__few_shot_per_class=2)
+    images = image_set([0, 1, 2, 3] * 5)
+    splits = Splits(images, images, None, images, eval_classes=torch.tensor([1, 3]))
+    lists = load_lists(config, splits, torch.device("cpu"))
+    assert lists.classes == 2 and set(lists.labels) == {"train", "probe", "test"}
+    assert all(set(y.tolist()) == {0, 1} and len(y) == 10 for y in lists.labels.values())
+    assert set(lists.images["train"].flatten(1).argmax(1).tolist()) == {1, 3}
+    assert lists.groups.tolist() == images.groups[[1, 3]].tolist()
+    bench = Bench(Pixels(), lists)
+    assert bench.pair("val") == (None, None)
+    for name in PROTOCOLS:
+        for outcome in MEASURE[name](bench).values():  # without validation images too
+            assert all(torch.equal(p, lists.labels["test"]) for p in outcome.predicted), name
+
+
+def test_pixels_of_large_images_are_reduced():
+    assert Pixels()(torch.rand(2, 3, 32, 32)).shape == (2, 3 * 32 * 32)
+    large = torch.rand(2, 3, 64, 64)
+    assert Pixels()(large).shape == (2, 3 * 32 * 32)
+    assert float(Pixels()(large)[0, 0]) == pytest.approx(float(large[0, 0, :2, :2].mean()), abs=1e-6)
+
+
+# ----------------------------------------------------------------------------------------------------------- SGD probe
+
+
+def test_shifts_and_flips_are_per_sample():
+    x = torch.zeros(400, 1, 16, 16)
+    x[:, :, 8, 5] = 1
+    out = pad_crop_flip(x, True, torch.Generator().manual_seed(0))
+    _, _, row, column = out.nonzero().T
+    assert out.shape == x.shape and set(row.tolist()) == {6, 7, 8, 9, 10}
+    assert set(column.tolist()) == {3, 4, 5, 6, 7} | {8, 9, 10, 11, 12}  # 5 shifted by 2, and 15 - 5 shifted by 2
+    assert 0.4 < (column < 8).float().mean() < 0.6
+    out = pad_crop_flip(x, False, torch.Generator().manual_seed(0))
+    assert set(out.nonzero()[:, 3].tolist()) == {3, 4, 5, 6, 7}
+
+
+def test_sgd_probe_learns_and_keeps_the_first_best_epoch():
+    g = torch.Generator().manual_seed(0)
+    y = torch.arange(200) % 2
+    images = (torch.randint(0, 60, (200, 1, 8, 8), generator=g) + 120 * y[:, None, None, None]).byte()
+    x = images.flatten(1).float() / 255
+    predicted, epoch = sgd_probe(
+        nn.Flatten(), images, y, x, y, x, 2, (6, (3,)), torch.Generator().manual_seed(1), flip=False
+    )
+    assert (predicted == y).float().mean() > 0.98 and 1 <= epoch <= 6
+    again = sgd_probe(nn.Flatten(), images, y, x, y, x, 2, (6, (3,)), torch.Generator().manual_seed(1), flip=False)
+    assert torch.equal(again[0], predicted) and again[1] == epoch
+
+
+# ---------------------------------------------------------------------------------------------------------------- push
+
+
+def test_push_weighs_and_counts_every_image_once(tiny):
+    config = tiny(optim__batch=8)
+    g = torch.Generator().manual_seed(0)
+    labels = torch.tensor([0] * 9 + [1] * 4)  # 13 images: the second batch is filled up
+    images = ImageSet(
+        torch.randint(0, 256, (13, 1, 8, 8), generator=g).byte(), labels, ("a", "b"), torch.tensor([9, 4])
+    )
+    torch.manual_seed(0)
+    network = build(config.model, 1, 8)
+    tau, one = torch.full((13,), 0.2), torch.ones(13)
+    plain = push_per_class(network, images, tau, one, config)
+    assert float(plain.sum()) == pytest.approx(1, abs=1e-6)
+    assert torch.equal(plain, push_per_class(network, images, tau, one, config))  # fixed views and batches
+    weighted = push_per_class(network, images, tau, torch.where(labels == 1, 3.0, 1.0), config)
+    odds = (weighted[1] / weighted[0]) / (plain[1] / plain[0])
+    assert float(odds) == pytest.approx(3, rel=0.05)  # sum w differs a little between the batches
+    scaled = push_per_class(network, images, tau, one, config, scale=torch.where(labels == 1, 3.0, 1.0))
+    assert float((scaled[1] / scaled[0]) / (plain[1] / plain[0])) == pytest.approx(3, rel=1e-4)
+    assert push_per_class(network, images, tau, (labels == 0).float(), config).tolist() == pytest.approx([1, 0])
+
+
+# --------------------------------------------------------------------------------------------------------------- table
+
+
+def result(method, seed, score, **more):
+    scores = {"all": score, "head": score + 10, "mid": score, "tail": score - 10, "std": 8.16}
+    baselines = {
+        kind: {"linear": {**scores, "all": base}} for kind, base in (("pixels", 30.0 + seed), ("untrained", 20.0))
+    }
+    return {
+        "preset": "digits-lt",
+        "method": method,
+        "seed": seed,
+        "split": seed,
+        "balanced": False,
+        "changes": [],
+        "subset": f"0000000{seed}",
+        "protocols": {"linear": scores},
+        "baselines": baselines,
+        **more,
+    }
+
+
+def row(frame, method, protocol="linear"):
+    (found,) = frame[(frame["method"] == method) & (frame["protocol"] == protocol)].to_dict("records")
+    return found
+
+
+def test_comparison_over_seeds_by_hand():
+    runs = [result("simclr", s, v) for s, v in ((0, 50.0), (1, 54.0))]
+    runs += [result("tase", s, v) for s, v in ((1, 55.0), (0, 53.0), (2, 70.0))]
+    frame = compare(runs)
+    assert frame["method"].tolist() == ["pixels", "untrained", "simclr", "tase"]
+    simclr, ours = row(frame, "simclr"), row(frame, "tase")
+    assert (simclr["n"], simclr["all"]) == (2, 52) and simclr["all_sd"] == pytest.approx(math.sqrt(8))
+    assert simclr["all_ci"] == pytest.approx(12.7062 * 2, rel=1e-4)  # t(0.975; 1) * sd / sqrt 2
+    assert math.isnan(simclr["difference"])
+    assert ours["n"] == 3 and ours["difference"] == pytest.approx(2)  # seeds 0 and 1: 3 and 1
+    assert ours["subset"] == "3 subsets"
+    pixels = row(frame, "pixels")
+    assert pixels["n"] == 3 and pixels["all"] == pytest.approx(31)  # once per split, whatever the number of methods
+
+
+def test_labels_tell_runs_apart():
+    frame = compare(
+        [result("tase", 0, 50.0, changes=["epochs=8"]), result("tase", 0, 52.0, changes=["epochs=8", "k=3"])]
+    )
+    assert frame["method"].tolist() == ["pixels", "untrained", "tase", "tase (k=3)"]
+    frame = compare(
+        {"ours": [result("tase", 0, 50.0), result("tase", 1, 52.0)], "theirs": result("simclr", 0, 49.0)}, "theirs"
+    )
+    assert frame["method"].tolist() == ["pixels", "untrained", "ours", "theirs"]
+    assert row(frame, "ours")["difference"] == 1
+    frame = compare([result("simclr", 0, 60.0, balanced=True, subset="balanced"), result("simclr", 0, 50.0)])
+    assert frame["method"].tolist() == ["pixels", "untrained", "simclr, balanced", "simclr"]
+    assert row(frame, "pixels")["subset"] == "00000000"
+
+
+def test_groups_without_classes_leave_empty_cells():
+    frame = compare(
+        result(
+            "simclr", 0, 50.0, protocols={"linear": {"all": 50.0, "head": 50.0, "mid": 50.0, "tail": None, "std": None}}
+        )
+    )
+    assert math.isnan(row(frame, "simclr")["tail"])
+    line = next(line for line in format_table(frame).splitlines() if line.split()[:1] == ["simclr"])
+    assert line.split() == ["simclr", "1", "50.0", "50.0", "50.0", "00000000"]
+
+
+def test_tables_as_text_and_markdown():
+    frame = compare([result("simclr", s, 50.0 + s) for s in range(3)] + [result("tase", s, 52.0 + s) for s in range(3)])
+    lines = format_table(frame).splitlines()
+    assert lines[0] == "digits-lt, linear" and max(map(len, lines)) < 120
+    assert "52.0" not in lines[-3] and "+2.0 ± 0.0" in next(line for line in lines if "tase" in line)
+    table = [line for line in to_markdown(frame).splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in table}) == 1 and len(table) == 2 + 4
+    assert "51.0 ± 2.5" in table[-2]
+
+
+def test_comparing_real_runs(trained, tmp_path):
+    frame = compare(trained)
+    assert isinstance(frame, pd.DataFrame) and len(frame) == 4 * 5
+    assert frame["method"].unique().tolist() == ["pixels", "untrained", "simclr, balanced", "simclr", "tase"]
+    assert row(frame, "tase")["difference"] == pytest.approx(row(frame, "tase")["all"] - row(frame, "simclr")["all"])
+    assert format_table(frame).count("digits-lt") == 4
+    run = copy_of(trained[0], tmp_path)
+    (run.path / "results.json").unlink()
+    with pytest.raises(ConfigError, match="python -m tase evaluate"):
+        compare([run])
+
+
+def test_probes_agree_with_scikit_learn_on_real_pixels(trained):
+    """The whole path, penalty included: scikit-learn's classifier at the chosen penalty predicts the same digits."""
+    from sklearn.linear_model import LogisticRegression
+
+    run = trained[1]
+    splits, l2 = run.splits, run.results["baselines"]["pixels"]["linear"]["chosen"]["l2"]
+    x, test = (s.images.flatten(1).float() / 255 for s in (splits.probe, splits.test))
+    x, test = probes.standardise(x, test)
+    model = LogisticRegression(C=1 / (len(x) * l2), tol=1e-6, max_iter=5000).fit(x.numpy(), splits.probe.labels.numpy())
+    theirs = probes.mean_accuracy(torch.from_numpy(model.predict(test.numpy())), splits.test.labels, 10)
+    assert run.results["baselines"]["pixels"]["linear"]["all"] == pytest.approx(theirs, abs=0.5)
