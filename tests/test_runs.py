@@ -94,7 +94,7 @@ def test_a_second_writer_is_refused_and_a_dead_ones_lock_is_taken_over(tmp_path,
         "import sys, os, tase, conftest\n"
         "from tase.runs import RunWriter\n"
         "config = tase.preset('digits-lt', overrides=conftest.TINY)\n"
-        f"RunWriter({str(tmp_path / 'run')!r}, config).__enter__()\n"
+        f"writer = RunWriter({str(tmp_path / 'run')!r}, config).__enter__()\n"
         "print('held', flush=True); sys.stdin.read(1); os._exit(1)"
     )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), os.getcwd()])}

@@ -193,7 +193,7 @@ def test_chunked_loss_gives_the_same_training(tiny):
         t.guidance.start_epoch(0)
         train_epoch(t)
         losses.append(t.sums.tolist())
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 def test_bf16_and_float32_agree(tiny):
