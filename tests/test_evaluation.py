@@ -108,6 +108,23 @@ def test_results_of_another_run_are_not_taken_for_this_one(trained, tmp_path):
     assert evaluate(run, ["lt-knn"], progress=False)["protocols"].keys() == {"lt-knn@1", "lt-knn@10"}
 
 
+def test_other_numbers_of_draws_are_measured_anew(trained, tmp_path):
+    run = copy_of(trained[2], tmp_path)
+    run.config = tase.override(run.config, {"evaluation.draws": 2})
+    after = evaluate(run, ["few-shot"], progress=False)
+    assert len(after["protocols"]["few-shot"]["draws"]) == len(after["baselines"]["pixels"]["few-shot"]["draws"]) == 2
+    assert set(after["protocols"]) == {"linear", "few-shot", "lt-knn@1", "lt-knn@10"}
+
+
+def test_few_labels_matter_to_few_shot_only(tiny):
+    config = tiny(data__few_shot_per_class=50)
+    images = image_set([0, 1, 2, 3] * 5)
+    lists = load_lists(config, Splits(images, images, None, images, eval_classes=torch.arange(4)), torch.device("cpu"))
+    assert scores_of(MEASURE["linear"](Bench(Pixels(), lists))["linear"], lists)["all"] == 100
+    with pytest.raises(ConfigError, match="few_shot_per_class"):
+        MEASURE["few-shot"](Bench(Pixels(), lists))
+
+
 def test_baselines_are_shared_by_runs_on_the_same_images(trained):
     balanced, simclr, other = (run.results for run in trained)
     assert simclr["baselines"] == other["baselines"]

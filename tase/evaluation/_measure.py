@@ -163,21 +163,16 @@ def _header(run: Run, splits: Splits) -> dict[str, Any]:
         "counts": train.counts.tolist(),
         "groups": train.groups.tolist(),
         "eval_classes": splits.eval_classes.tolist(),
-        "settings": _settings(config),
+        "draws": config.evaluation.draws,
         "protocols": {},
         "baselines": {"pixels": {}, "untrained": {}},
     }
 
 
-def _settings(config: Config) -> dict[str, int]:
-    return {"draws": config.evaluation.draws}
-
-
 def _usable(run: Run) -> dict[str, Any]:
-    """What is in results.json, where it was measured on this run and with these settings; else nothing."""
+    """What results.json holds, where it was measured on this run; else nothing."""
     saved = run.results or {}
-    expected = {"format": FORMAT, "identity": run.config.identity, "settings": _settings(run.config)}
-    return saved if all(saved.get(key) == value for key, value in expected.items()) else {}
+    return saved if (saved.get("format"), saved.get("identity")) == (FORMAT, run.config.identity) else {}
 
 
 def _names(protocols: Iterable[str] | None, config: Config) -> list[str]:
@@ -203,7 +198,7 @@ def evaluate(
     run = run if isinstance(run, Run) else Run(run)
     names = _names(protocols, run.config)
     saved = _usable(run)
-    if force:
+    if force or saved.get("draws") != run.config.evaluation.draws:
         names = list(dict.fromkeys([*names, *(key.split("@")[0] for key in saved.get("protocols", {}))]))
         saved = {}
     todo = missing(saved.get("protocols", {}), names, run.config)

@@ -24,7 +24,7 @@ class Lists:
 
     images: dict[str, UInt8[Tensor, "n c h w"]]
     labels: dict[str, Int64[Tensor, "n"]]  # on the device, numbered 0..e-1
-    draws: list[Int64[Tensor, "s"]]  # of the few-shot labels, indices into the probe list
+    probe: ImageSet
     groups: Int64[Tensor, "e"]
     config: Config
     device: torch.device
@@ -32,6 +32,11 @@ class Lists:
     @property
     def classes(self) -> int:
         return len(self.groups)
+
+    @property
+    def draws(self) -> list[Int64[Tensor, "s"]]:
+        """The fixed draws of few labels, as indices into the probe list."""
+        return few_shot_draws(self.probe, self.config.data.few_shot_per_class, self.config.evaluation.draws)
 
 
 def load_lists(config: Config, splits: Splits, device: torch.device) -> Lists:
@@ -54,7 +59,7 @@ def load_lists(config: Config, splits: Splits, device: torch.device) -> Lists:
         labels={
             name: probes.renumbered(images.labels.to(device), splits.eval_classes) for name, images in kept.items()
         },
-        draws=few_shot_draws(kept["probe"], config.data.few_shot_per_class, config.evaluation.draws),
+        probe=kept["probe"],
         groups=splits.train.groups.cpu()[splits.eval_classes.cpu()],
         config=config,
         device=device,
