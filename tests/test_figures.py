@@ -32,7 +32,7 @@ def make_run(folder, method="tase", seed=0, classes=10, snapshots=4, labelled=Tr
     third = classes // 3
     groups[order] = np.repeat([0, 1, 2], [classes - 2 * third, third, third])
     if config.data.balanced:
-        counts[:] = counts.sum() // classes
+        counts = counts.sum() // classes + (np.arange(classes) < counts.sum() % classes)
     names = [str(c) for c in range(classes)]
     (folder / "history").mkdir(parents=True)
     runs.save_json(folder / "config.json", {"format": 1, "identity": config.identity, "config": config.to_dict()})
@@ -84,7 +84,7 @@ def write_results(folder, config, rng, names, counts, groups):
         "push": {"per_class": (counts / counts.sum()).tolist()},
     }  # fmt: skip
     runs.save_json(folder / "results.json", results)
-    labels = np.repeat(np.arange(c), 6)
+    labels = np.repeat(np.arange(c), max(2, 60 // c))
     features = (rng.normal(size=(c, 16))[labels] + 0.3 * rng.normal(size=(len(labels), 16))).astype(np.float16)
     runs.save_npz(folder / "features_test.npz", features=features, labels=labels)
 
@@ -143,7 +143,19 @@ def test_every_figure_is_readable_and_says_where_it_comes_from(name, which, requ
     assert ALL[name](request.getfixturevalue(which), footer=False).get_supxlabel() == ""
 
 
-@pytest.mark.parametrize("which", ["three", "many_classes"])
+@pytest.fixture(scope="module")
+def long_names(tmp_path_factory):
+    """Four methods, class names that are words, one label with the field that differs."""
+    base = tmp_path_factory.mktemp("words")
+    names = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
+    here = [make_run(base / m, m) for m in ("simclr", "oracle", "tase")]
+    here.append(make_run(base / "narrow", "tase", guidance__tau_max=0.3))
+    for run in here:
+        runs.save_json(run.path / "results.json", run.results | {"classes": names})
+    return here
+
+
+@pytest.mark.parametrize("which", ["three", "many_classes", "long_names"])
 @pytest.mark.parametrize("name", ALL)
 def test_no_text_is_cut_off_or_overlaps(name, which, request):
     figure = drawn(ALL[name](request.getfixturevalue(which)))
@@ -327,6 +339,19 @@ def test_all_figures_writes_pdf_and_png_and_leaves_out_what_a_run_lacks(three, t
     assert len(paths) == 10 and all(p.stat().st_size > 3000 for p in paths)
     assert any("figure1_accuracy: left out" in line and "bare" in line for line in said)
     assert any("figure4_dynamics_bare: left out" in line for line in said)
+
+
+def test_slim_copies_are_enough_to_draw_everything_again(three, tmp_path):
+    first = figures.all_figures(three, tmp_path / "all")
+    for run in three:
+        run.slim(tmp_path / "kept" / "demo" / "runs" / run.name)
+    again = figures.redraw(tmp_path / "kept")
+    assert [p.name for p in again] == [p.name for p in first]
+    assert {p.parent for p in again} == {tmp_path / "kept" / "demo"}
+    same = [a.name for a, b in zip(first, again) if a.read_bytes() == b.read_bytes()]
+    assert {n for n in same if n.endswith("pdf")} >= {"figure1_accuracy.pdf", "figure3_tsne.pdf", "figure5_push.pdf"}
+    with pytest.raises(runs.RunError, match="holds no saved runs"):
+        figures.redraw(tmp_path / "all")
 
 
 def test_saved_files_have_truetype_fonts_full_resolution_and_no_date(three, tmp_path):

@@ -15,13 +15,14 @@ from functools import partial
 from pathlib import Path
 
 from ..config import METHODS
-from ..runs import Run
+from ..runs import Run, RunError
 from .accuracy import class_counts, per_class_accuracy
 from .course import dynamics, training_curves
+from .pictures import thumbnails
 from .quantity import push
-from .sources import Missing, as_runs, methods
+from .sources import Missing, as_runs, is_balanced, methods
 from .space import geometry, layout, tsne
-from .style import CLASS_COLOURS, GROUP_COLOURS, Figure, save, style
+from .style import CLASS_COLOURS, GROUP_COLOURS, Figure, new_figure, save, style
 
 __all__ = [
     "CLASS_COLOURS",
@@ -33,10 +34,13 @@ __all__ = [
     "dynamics",
     "geometry",
     "layout",
+    "new_figure",
     "per_class_accuracy",
     "push",
+    "redraw",
     "save",
     "style",
+    "thumbnails",
     "training_curves",
     "tsne",
 ]
@@ -74,6 +78,26 @@ def all_figures(
         figure = _draw(draw, runs, lambda why, name=name: tell(f"{name}: left out: {why}"))
         written += save(figure, out / name) if figure else ()
     return sorted(written)
+
+
+def redraw(folder: str | Path, footer: bool = True, tell: Callable[[str], None] = _tell) -> list[Path]:
+    """Draw all figures under `folder` anew from the slim runs kept there; returns the paths written.
+
+    Every folder that holds `runs/NAME/config.json` (see `Run.slim`) gets the figures of those runs, balanced controls
+    first, then in the order of the methods. Raises RunError where there is no such folder.
+    """
+    places = sorted({path.parents[2] for path in Path(folder).rglob("runs/*/config.json")})
+    if not places:
+        raise RunError(f"{folder} holds no saved runs: they are looked for in {folder}/**/runs/NAME")
+    written = []
+    for place in places:
+        runs = [Run(path.parent) for path in place.glob("runs/*/config.json")]
+        written += all_figures(sorted(runs, key=_place_in_line), place, footer=footer, tell=tell)
+    return written
+
+
+def _place_in_line(run: Run) -> tuple:
+    return not is_balanced(run.config), list(METHODS).index(run.config.method), run.config.seed, run.name
 
 
 def _dynamics_of(run: Run, footer: bool, some: list[Run]) -> Figure | None:

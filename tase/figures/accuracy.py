@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,7 +12,7 @@ from matplotlib.lines import Line2D
 from ..data import GROUPS
 from ..runs import Run
 from .sources import Ranked, as_runs, methods, ranked, results_of, sign
-from .style import INK, TEXT, Figure, colours_of, group_handles, new_figure, style
+from .style import COLUMN, INK, TEXT, Figure, colours_of, group_handles, new_figure, style
 
 MANY = 25  # classes from which on bars get neither names nor error bars
 
@@ -30,10 +31,11 @@ def per_class_accuracy(runs: Run | Sequence[Run], protocol: str = "linear", foot
         ]
         columns = min(3, len(panels))
         rows = -(-len(panels) // columns)
-        figure = new_figure(TEXT if columns > 1 else 3.25, 0.75 + 1.6 * rows)
+        names = max((len(n) for _, data in panels for n in _short(data.names)), default=0)
+        figure = new_figure(TEXT if columns > 1 else COLUMN, 0.75 + (1.6 + 0.055 * max(0, names - 2)) * rows)
         axes = figure.subplots(rows, columns, sharey=True, squeeze=False)
         for ax, (label, data) in zip(axes.flat, panels, strict=False):
-            _bars(ax, label, data)
+            _bars(ax, textwrap.fill(label, 26), data)
         for ax in axes.flat[len(panels) :]:
             ax.remove()
         for ax in axes[:, 0]:
@@ -61,12 +63,15 @@ def _bars(ax: Axes, label: str, data: Ranked) -> None:
     _name_classes(ax, data.names, classes, "class (by training images)")
 
 
+def _short(names: Sequence[str] | None) -> list[str]:
+    return [name if len(name) <= 14 else f"{name[:13]}…" for name in names or ()]
+
+
 def _name_classes(ax: Axes, names: Sequence[str] | None, classes: int, what: str) -> None:
     """Names under the bars where they fit, else ranks."""
     if names is not None and classes <= MANY:
         long = max(map(len, names)) > (2 if classes > 6 else 6)
-        short = [n if len(n) <= 14 else n[:13] + "…" for n in names]
-        ax.set_xticks(range(classes), short, rotation=90 if long else 0)
+        ax.set_xticks(range(classes), _short(names), rotation=90 if long else 0)
         ax.set_xlabel(what)
         return
     ticks = [0, *range(classes // 4 - 1, classes, max(1, classes // 4))] if classes > 12 else list(range(classes))
@@ -98,7 +103,7 @@ def class_counts(
     order = np.argsort(-counts, kind="stable")
     ids = [-1] * len(counts) if groups is None else [GROUPS.index(g) if isinstance(g, str) else g for g in groups]
     with style():
-        figure = new_figure(3.25, 2.1)
+        figure = new_figure(COLUMN, 2.1)
         ax = figure.subplots()
         bars = ax.bar(range(len(counts)), counts[order], width=0.8 if len(counts) <= MANY else 1.0)
         for bar, colour in zip(bars, colours_of(np.asarray(ids)[order]), strict=True):

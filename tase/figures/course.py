@@ -13,20 +13,21 @@ from matplotlib.patches import Patch
 from ..config import METHODS
 from ..data import GROUPS
 from ..runs import Run
-from .sources import Missing, as_runs, sign, title
+from .sources import Missing, as_runs, has_tail, sign, title
 from .style import FAINT, GROUP_COLOURS, INK, SOFT, TEXT, Figure, new_figure, style
 
-QUALITY = {  # name in the history -> label, colour, line
+QUALITY = {  # name in the history (or "moved", from two snapshots) -> label, colour, line
     "nmi": ("NMI with the classes", "#222222", "-"),
-    "spearman_samples": ("headness ~ class size, over samples (Spearman)", "#8E3B9E", "--"),
-    "spearman_classes": ("the same over classes", "#B8860B", "-."),
+    "moved": ("share of images that changed cluster", "#9A9A9A", ":"),
+    "spearman_samples": ("headness ~ class size, samples (Spearman)", "#8E3B9E", "--"),
+    "spearman_classes": ("headness ~ class size, classes (Spearman)", "#B8860B", "-."),
 }
 
 
 def dynamics(run: Run, samples: int = 2, footer: bool = True) -> Figure:
     """Figure 4: temperature and weight over the epochs, and how good the pseudo-labels were.
 
-    Per group of the true classes the median and the band from the 10th to the 90th percentile; `samples` single images
+    Per group of the true classes the median and the band from the 25th to the 75th percentile; `samples` single images
     of each group as thin lines. Weights are scaled to mean 1. Below: NMI and rank correlations of each refresh, and the
     share of images that changed their cluster. Without labels all images are one group. Raises Missing where the run
     has no snapshot.
@@ -58,7 +59,7 @@ def _members(
     labels: Int64[np.ndarray, " n"] | None, groups: np.ndarray | None, counts: np.ndarray | None, n: int
 ) -> list[tuple[str, str, np.ndarray]]:
     """Name, colour and indices of the images that are drawn together."""
-    if labels is None or groups is None or counts.min() == counts.max():
+    if labels is None or groups is None or not has_tail(counts):
         return [("all images", "#555555", np.arange(n))]
     own = groups[labels]
     found = [(GROUPS[g], GROUP_COLOURS[g], np.flatnonzero(own == g)) for g in range(3)]
@@ -68,7 +69,7 @@ def _members(
 def _distribution(ax: Axes, epoch: np.ndarray, values: Float[np.ndarray, "s n"], members: list, samples: int) -> None:
     for _, colour, index in members:
         own = values[:, index]
-        low, middle, high = np.quantile(own, (0.1, 0.5, 0.9), axis=1)
+        low, middle, high = np.quantile(own, (0.25, 0.5, 0.75), axis=1)
         ax.fill_between(epoch, low, high, color=colour, alpha=0.18, lw=0)
         chosen = np.random.default_rng(0).permutation(len(index))[:samples]
         ax.plot(epoch, own[:, chosen], color=colour, lw=0.5, alpha=0.8)
@@ -77,13 +78,12 @@ def _distribution(ax: Axes, epoch: np.ndarray, values: Float[np.ndarray, "s n"],
 
 def _quality(ax: Axes, epoch: np.ndarray, quality: list[dict], pseudo_label: Int64[np.ndarray, "s n"]) -> None:
     marks = {"marker": "o", "ms": 2.5, "lw": 1.1}
+    moved = np.full(len(epoch), np.nan)
+    moved[1:] = (pseudo_label[1:] != pseudo_label[:-1]).mean(1)
     for key, (label, colour, line) in QUALITY.items():
-        values = np.array([q.get(key) for q in quality], dtype=np.float64)
+        values = moved if key == "moved" else np.array([q.get(key) for q in quality], dtype=np.float64)
         if np.isfinite(values).any():
             ax.plot(epoch, values, color=colour, ls=line, label=label, **marks)
-    if len(epoch) > 1:
-        moved = (pseudo_label[1:] != pseudo_label[:-1]).mean(1)
-        ax.plot(epoch[1:], moved, color="#9A9A9A", ls=":", label="images that changed their cluster (share)", **marks)
     ax.axhline(0, color=FAINT, lw=0.6, zorder=0)
     ax.set(ylim=(min(ax.dataLim.y0, 0) - 0.05, 1.05), xlabel="epoch", ylabel="pseudo-labels")
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
@@ -95,15 +95,16 @@ def _mark_warmup(ax: Axes, run: Run, named: bool) -> None:
     if METHODS[run.config.method][0] == "tase" and end > 0:
         ax.axvspan(0, end, color="#F1F1F1", lw=0, zorder=-1)
         if named:
-            ax.text(end / 2, 0.02, "warm-up", ha="center", va="bottom", color=SOFT, transform=ax.get_xaxis_transform())
-    ax.set_xlim(0, max(run.config.optim.epochs, int(run.history.epoch[-1])))
+            ax.text(end / 2, 0.97, "warm-up", ha="center", va="top", color=SOFT, transform=ax.get_xaxis_transform())
+    last = max(run.config.optim.epochs, int(run.history.epoch[-1]))
+    ax.set_xlim(-0.015 * last, 1.015 * last)
 
 
 def _handles(members: list) -> list:
     groups = [Line2D([], [], color=colour, lw=1.6, label=f"{name} (median)") for name, colour, _ in members]
     return [
         *groups,
-        Patch(color=SOFT, alpha=0.25, lw=0, label="10-90 %"),
+        Patch(color=SOFT, alpha=0.25, lw=0, label="25-75 %"),
         Line2D([], [], color=SOFT, lw=0.5, label="single images"),
     ]
 
@@ -121,8 +122,11 @@ def training_curves(runs: Run | Sequence[Run], footer: bool = True) -> Figure:
         figure = new_figure(TEXT, 1.9)
         parts, lr, knn = figure.subplots(1, 3)
         for name, colour, line in (("loss", INK, "-"), ("attraction", "#0173B2", "--"), ("repulsion", "#D55E00", "-.")):
-            parts.plot(metrics["epoch"], metrics[name], color=colour, ls=line, label=name)
-        parts.legend()
+            parts.plot(metrics["epoch"], metrics[name], color=colour, ls=line)
+            end = (metrics["epoch"].iloc[-1], metrics[name].iloc[-1])
+            offset = {"xytext": (0, 4), "textcoords": "offset points", "ha": "right", "fontsize": 7}
+            parts.annotate(name, end, color=colour, **offset)
+        parts.margins(y=0.12)
         parts.set(xlabel="epoch", title="loss = attraction + repulsion")
         lr.plot(metrics["epoch"], metrics["lr"], color=INK)
         lr.set(xlabel="epoch", title="learning rate", ylim=(0, None))

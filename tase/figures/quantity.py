@@ -10,8 +10,8 @@ from matplotlib.lines import Line2D
 
 from ..data import GROUPS
 from ..runs import Run
-from .sources import Missing, Ranked, as_runs, methods, ranked, results_of, sign
-from .style import FAINT, GROUP_COLOURS, INK, RUN_MARKS, SOFT, Figure, new_figure, style
+from .sources import Missing, Ranked, as_runs, has_tail, methods, ranked, results_of, sign
+from .style import COLUMN, FAINT, GROUP_COLOURS, INK, RUN_MARKS, SOFT, Figure, new_figure, style
 
 
 def push(runs: Run | Sequence[Run], footer: bool = True) -> Figure:
@@ -25,7 +25,7 @@ def push(runs: Run | Sequence[Run], footer: bool = True) -> Figure:
     with style():
         found = methods(runs)
         rows = [ranked(m, runs, lambda r: results_of(r, "push", "per_class")) for m in found]
-        figure = new_figure(3.25, 2.7 + 0.14 * len(rows))
+        figure = new_figure(COLUMN, 2.7 + 0.14 * len(rows))
         ax = figure.subplots()
         handles = [_points(ax, i, m.label, row) for i, (m, row) in enumerate(zip(found, rows, strict=True))]
         ax.set(xscale="log", yscale="log", xlabel="training images of the class", ylabel="share of all push in %")
@@ -67,7 +67,7 @@ def _points(ax: Axes, i: int, label: str, row: Ranked) -> Line2D:
 
 def _slope_one(ax: Axes, rows: list[Ranked]) -> None:
     """A dotted line of slope 1: push in proportion to size."""
-    tailed = [row for row in rows if row.counts.min() < row.counts.max()]
+    tailed = [row for row in rows if has_tail(row.counts)]
     if tailed:
         counts = tailed[0].counts.mean(0)
         ax.plot(counts, 100 * counts / counts.sum(), color=SOFT, ls=":", lw=0.9, zorder=1)
@@ -83,7 +83,7 @@ def _slope_one(ax: Axes, rows: list[Ranked]) -> None:
 
 def _tint_groups(ax: Axes, rows: list[Ranked]) -> None:
     """The background in the colours of head, mid and tail, where all long-tailed runs agree on them."""
-    tailed = [r for r in rows if r.counts.min() < r.counts.max() and (r.groups >= 0).all()]
+    tailed = [r for r in rows if has_tail(r.counts) and (r.groups >= 0).all()]
     if not tailed or any(not np.array_equal(r.groups, tailed[0].groups) for r in tailed):
         return
     counts = tailed[0].counts.mean(0)

@@ -82,6 +82,11 @@ def is_balanced(config: Config) -> bool:
     return config.data.balanced or config.data.rho == 1
 
 
+def has_tail(counts: Int64[np.ndarray, "..."]) -> bool:
+    """Whether the classes differ in size by more than one image, which is what remains when n is no multiple of C."""
+    return counts.max() - counts.min() > 1
+
+
 def title(config: Config) -> str:
     """Method and kind of training set in words: "SimCLR, balanced"."""
     name = METHOD_NAMES.get(config.method, config.method)
@@ -158,16 +163,11 @@ def order_of(run: Run, among: Sequence[Run]) -> tuple[np.ndarray, np.ndarray, bo
     that is `among` the runs drawn; where there is none, the groups are -1.
     """
     names, counts, groups = classes_of(run)
-    if counts.min() < counts.max():
+    if has_tail(counts):
         return counts, groups, False
     for other in among:
         theirs = classes_of(other)
-        if (
-            theirs
-            and theirs[0] == names
-            and theirs[1].min() < theirs[1].max()
-            and other.config.split == run.config.split
-        ):
+        if theirs and theirs[0] == names and has_tail(theirs[1]) and other.config.split == run.config.split:
             return theirs[1], theirs[2], True
     return counts, np.full(len(counts), -1, dtype=np.int64), False
 

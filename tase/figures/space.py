@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import textwrap
 import warnings
 import zlib
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from jaxtyping import Float, Int64
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle
+from matplotlib.ticker import MaxNLocator
 
 from ..config import check_choice
 from ..runs import Run, load_npz, save_npz
@@ -31,6 +33,7 @@ from .sources import (
 )
 from .style import (
     CLASS_COLOURS,
+    COLUMN,
     FAINT,
     GROUP_COLOURS,
     INK,
@@ -54,8 +57,8 @@ def geometry(runs: Run | Sequence[Run], footer: bool = True) -> Figure:
 
     Measured: per class the mean pairwise angle within it and the mean angle of its centre to the others', in degrees of
     the backbone's test features; in each band head at the top, tail at the bottom, the mean as a line. CV is the
-    standard deviation over classes divided by the mean, 0 where all are equal. Raises Missing where a run has not been
-    evaluated.
+    standard deviation over classes divided by the mean (0: all equal), averaged over the runs of a method. Raises
+    Missing where a run has not been evaluated.
     """
     runs = as_runs(runs)
     with style():
@@ -67,7 +70,7 @@ def geometry(runs: Run | Sequence[Run], footer: bool = True) -> Figure:
         for ax, (key, label) in zip(axes, MEASURES.items(), strict=True):
             _bands(ax, data[key])
             ax.set_xlabel(label)
-        labels = [m.label.replace(", ", ",\n", 1) for m in groups]
+        labels = [textwrap.fill(m.label.replace("long tail", "long\N{NO-BREAK SPACE}tail"), 15) for m in groups]
         axes[0].set_yticks(range(len(groups)), labels)
         axes[1].set_yticks(range(len(groups)), [""] * len(groups))
         axes[0].set_title("Measured", fontweight="bold")
@@ -92,7 +95,7 @@ def _bands(ax: Axes, rows: list[Ranked]) -> None:
         mean = np.mean(x)
         ax.plot([mean, mean], [y - 0.4, y + 0.4], color=INK, lw=0.9)
         ax.annotate(
-            f"CV {np.std(x) / mean:.2f}",
+            f"CV {(row.values.std(1) / row.values.mean(1)).mean():.2f}",
             (1, y),
             xycoords=("axes fraction", "data"),
             ha="right",
@@ -102,7 +105,9 @@ def _bands(ax: Axes, rows: list[Ranked]) -> None:
         ax.axhspan(y - 0.45, y + 0.45, color="#F4F4F4", lw=0, zorder=0)
     low, high = min(r.mean.min() for r in rows), max(r.mean.max() for r in rows)
     room = max(high - low, 1.0)
-    ax.set(xlim=(low - 0.06 * room, high + 0.55 * room), ylim=(len(rows) - 0.5, -0.5))
+    ax.set(xlim=(low - 0.06 * room, high + 0.7 * room), ylim=(len(rows) - 0.5, -0.5))
+    ticks = MaxNLocator(3, steps=(1, 2, 5, 10)).tick_values(low, high)
+    ax.set_xticks([t for t in ticks if low - 0.06 * room <= t <= high + 0.06 * room])
     ax.spines["left"].set_visible(False)
     ax.tick_params(axis="y", length=0)
 
@@ -183,9 +188,11 @@ def _embed(features: Float[np.ndarray, "m d"], kind: str) -> Float[np.ndarray, "
     x = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
     if kind == "tsne":
         from sklearn.manifold import TSNE
+        from threadpoolctl import threadpool_limits
 
         model = TSNE(init="pca", perplexity=min(30.0, (len(x) - 1) / 3), random_state=0)
-        return model.fit_transform(x).astype(np.float32)
+        with threadpool_limits(1):  # sums in one order: the same layout on any number of cores
+            return model.fit_transform(x).astype(np.float32)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # umap's remarks on its own dependencies
         from umap import UMAP
@@ -204,11 +211,11 @@ def tsne(runs: Run | Sequence[Run], kind: str = "tsne", points: int = 3000, foot
     with style():
         columns = min(3, len(runs))
         rows = -(-len(runs) // columns)
-        figure = new_figure(TEXT if columns > 1 else 3.25, 0.55 + (TEXT / max(columns, 2)) * rows)
+        figure = new_figure(TEXT if columns > 1 else COLUMN, 0.55 + (TEXT / max(columns, 2)) * rows)
         axes = figure.subplots(rows, columns, squeeze=False)
         for ax, run, label, (xy, classes, _) in zip(axes.flat, runs, _titles(runs), layouts, strict=False):
             _scatter(ax, run, runs, xy, classes)
-            ax.set_title(label)
+            ax.set_title(textwrap.fill(label, 26))
         for ax in axes.flat[len(runs) :]:
             ax.remove()
         handles = _class_handles(runs)

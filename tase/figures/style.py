@@ -111,9 +111,10 @@ def save(figure: mpl.figure.Figure, path: str | Path) -> tuple[Path, Path]:
 
 
 def footer(figure: mpl.figure.Figure, text: str) -> None:
-    """A small line at the bottom right; a figure has room for about 17 characters an inch."""
-    lines = textwrap.wrap(text, int(figure.get_figwidth() * 17))
-    figure.supxlabel("\n".join(lines), x=0.995, ha="right", fontsize=7, color=SOFT)
+    """A small line at the bottom right, broken between its parts; there is room for about 17 characters an inch."""
+    whole = text.replace(" ", "\N{NO-BREAK SPACE}").replace("\N{NO-BREAK SPACE}·\N{NO-BREAK SPACE}", " · ")
+    lines = [line.strip(" ·") for line in textwrap.wrap(whole, int(figure.get_figwidth() * 17))]
+    figure.supxlabel("\n".join(lines).replace("\N{NO-BREAK SPACE}", " "), x=0.995, ha="right", fontsize=7, color=SOFT)
 
 
 def group_handles(bars: bool = True) -> list:
