@@ -77,7 +77,10 @@ def _figures(args: argparse.Namespace) -> dict[str, Any]:
     else:
         if not args.runs:
             raise ConfigError("figures needs one or more run folders, or --redraw FOLDER")
-        written = figures.all_figures([Run(path) for path in args.runs], args.out, footer=not args.no_footer)
+        runs = [Run(path) for path in args.runs]
+        written = figures.all_figures(runs, args.out, footer=not args.no_footer)
+        for run in runs if args.keep else ():
+            run.slim(Path(args.out) / "runs" / run.name)
     if not args.json:
         _say("\n".join(str(path) for path in written))
     return {"figures": [str(path) for path in written]}
@@ -159,6 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("runs", nargs="*", metavar="RUN")
     p.add_argument("--out", default="runs/figures", help="folder of the figures (default runs/figures)")
     p.add_argument("--redraw", metavar="FOLDER", help="redraw every figure from the slim runs kept in FOLDER/runs")
+    p.add_argument("--keep", action="store_true", help="keep slim copies of the runs beside, for --redraw")
     p.add_argument("--no-footer", action="store_true", help="leave out the line with preset, subset, seeds and commit")
 
     p = verb("info", _info, "class counts and groups of a preset")

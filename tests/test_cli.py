@@ -1,0 +1,82 @@
+"""The command line as users meet it: help, info, errors in one line, the demo's whole path."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import TINY
+
+from tase.__main__ import main
+from tase.config import fields
+
+TINY_SETS = [f"{name}={value}" for name, value in TINY.items()]
+
+
+def test_help_shows_every_field_with_its_default(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = capsys.readouterr().out
+    for name in fields():
+        assert f"  {name}=" in text
+    assert "guidance.tau_max=0.5" in text and "optim.lr=0.5" in text
+
+
+def test_info_needs_no_data_where_the_rule_decides(capsys):
+    assert main(["info", "--preset", "cifar10-lt", "--json"]) == 0
+    info = json.loads(capsys.readouterr().out)
+    assert info["n"] == 11165 == sum(info["counts"])
+    assert info["counts"][0] == 4500 and info["counts"][-1] == 45
+    assert info["groups"] == ["head"] * 4 + ["mid"] * 3 + ["tail"] * 3
+    assert main(["info", "--preset", "cifar100-lt"]) == 0
+    assert "9,754 images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["info", "--preset", "cifr10-lt"], "did you mean 'cifar10-lt'?"),
+        (["train", "--preset", "digits-lt", "--method", "tasé"], "did you mean 'tase'?"),
+        (["train", "--preset", "digits-lt", "--set", "guidance.tau_max"], "field=value"),
+        (["train", "--preset", "digits-lt", "--set", "guidance.tau_max=0.01"], "guidance.tau_min"),
+        (["evaluate", "nowhere"], "nowhere is no run"),
+        (["figures"], "run folders"),
+        (["figures", "--redraw", "nowhere"], "nowhere"),
+        (["train", "--preset", "folder", "--set", "data.root=nowhere"], "nowhere"),
+    ],
+)
+def test_an_error_is_one_plain_line_and_status_2(words, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_demo_trains_evaluates_compares_and_draws(tmp_path, capsys):
+    words = ["demo", "--out", str(tmp_path / "demo"), "--quiet", "--set", *TINY_SETS, "optim.epochs=4"]
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    for word in ("pixels", "untrained", "simclr, balanced", "tase", "Head", "Tail", "Std", "make lab"):
+        assert word in text
+    drawn = {path.name for path in (tmp_path / "demo" / "figures").iterdir()}
+    assert {"figure2_geometry.png", "figure3_tsne.pdf", "figure4_dynamics_tase.png", "figure5_push.pdf"} <= drawn
+    assert main([*words, "--json"]) == 0  # all is there already
+    assert len(json.loads(capsys.readouterr().out)["runs"]) == 3
+
+
+def test_kept_runs_are_redrawn_without_their_features(trained, tmp_path, capsys):
+    out = tmp_path / "figures" / "digits"
+    assert main(["figures", *(str(run.path) for run in trained), "--out", str(out), "--keep", "--json"]) == 0
+    first = json.loads(capsys.readouterr().out)["figures"]
+    for path in out.glob("*.p*"):
+        path.unlink()
+    assert main(["figures", "--redraw", str(tmp_path / "figures"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["figures"] == first
+    assert not list(out.rglob("*.pt"))
+
+
+def test_progress_goes_to_standard_error(tmp_path):
+    command = [sys.executable, "-m", "tase", "info", "--preset", "digits-lt", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and json.loads(done.stdout)["n"] == 405
