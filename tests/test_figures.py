@@ -221,8 +221,12 @@ def test_a_balanced_control_takes_its_groups_from_the_long_tail_of_its_seed(thre
     other = make_run(tmp_path / "other", seed=5)
     counts, groups, borrowed = sources.order_of(three[0], [other, *three])
     assert borrowed and counts.tolist() == three[1].results["counts"] and groups.tolist() == three[1].results["groups"]
-    _, groups, borrowed = sources.order_of(three[0], [three[0], other])
-    assert not borrowed and set(groups) == {-1}
+    by, groups, borrowed = sources.order_of(three[0], [three[0], other])
+    assert not borrowed and groups.tolist() == three[0].results["groups"]
+    assert groups[np.argsort(-by, kind="stable")].tolist() == sorted(groups)
+    flat = make_run(tmp_path / "flat", data__rho=1)
+    runs.save_json(flat.path / "results.json", flat.results | {"counts": [40] * 10})
+    assert set(sources.order_of(flat, [flat])[1]) == {-1}
 
 
 def test_runs_of_one_name_are_told_apart_by_what_differs(tmp_path):

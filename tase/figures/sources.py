@@ -157,10 +157,11 @@ def classes_of(run: Run) -> tuple[tuple[str, ...], np.ndarray, np.ndarray] | Non
 
 
 def order_of(run: Run, among: Sequence[Run]) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Counts and groups [C] by which this run's classes are ordered, and whether they are borrowed.
+    """Numbers [C] that order this run's classes, largest first, their groups [C], and whether both are borrowed.
 
     The classes of a balanced control have no order of their own: it takes that of a long-tailed run of the same split
-    that is `among` the runs drawn; where there is none, the groups are -1.
+    that is `among` the runs drawn, else its groups, which are those of the tail it is the control of. Without any
+    tail (rho 1) the groups are -1.
     """
     names, counts, groups = classes_of(run)
     if has_tail(counts):
@@ -169,6 +170,8 @@ def order_of(run: Run, among: Sequence[Run]) -> tuple[np.ndarray, np.ndarray, bo
         theirs = classes_of(other)
         if theirs and theirs[0] == names and has_tail(theirs[1]) and other.config.split == run.config.split:
             return theirs[1], theirs[2], True
+    if run.config.data.balanced:
+        return -groups, groups, False
     return counts, np.full(len(counts), -1, dtype=np.int64), False
 
 
