@@ -5,6 +5,20 @@ tase.widgets.explore_run(run, other)        the embedding over training time, li
 tase.widgets.live_training(config, out)     a training in a process of its own: watched, paused, steered
 """
 
+from ._bench import benchmark_explorer
+from ._explorer import RunExplorer, explore_run
+from ._layouts import Layouts, layouts
+from ._live import LiveTraining, live_training
 from ._temperature import TemperatureExplorer, explore_temperatures
 
-__all__ = ["TemperatureExplorer", "explore_temperatures"]
+__all__ = [
+    "Layouts",
+    "LiveTraining",
+    "RunExplorer",
+    "TemperatureExplorer",
+    "benchmark_explorer",
+    "explore_run",
+    "explore_temperatures",
+    "layouts",
+    "live_training",
+]

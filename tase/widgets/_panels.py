@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 
-from ..figures.style import FAINT, GROUP_COLOURS, INK, SOFT, style
+from ..figures.style import FAINT, GROUP_COLOURS, INK, style
 from ._parts import WIDTH, Picture
 from ._pure import Clusters, Moment, Proposal, clusters_of, means, members, shares
 
@@ -55,6 +55,7 @@ class TemperaturePicture:
         ax = self.size
         ax.set(xscale="log", xlabel="samples in the cluster (log scale)", ylabel="mean τ of the cluster")
         ax.set_title("Temperature against cluster size")
+        plain_log(ax.xaxis)
         ax.grid(color=FAINT, lw=0.4)
         self.old_dots = ax.scatter([], [], s=14, facecolor="none", edgecolor=OLD, lw=0.7)
         self.new_dots = ax.scatter([], [], s=20, lw=0, alpha=0.9)
@@ -65,6 +66,7 @@ class TemperaturePicture:
         ax.set(xscale="log", xlabel="neighbours, nearest first (log scale)", ylabel="% of the sample's push they take")
         ax.set_title("Push on a sample's neighbours")
         ax.set(ylim=(0, 102))
+        plain_log(ax.xaxis)
         ax.grid(color=FAINT, lw=0.4)
         (self.old_push,) = ax.plot([], [], color=OLD, lw=1.2, ls="--")
         (self.new_push,) = ax.plot([], [], color=INK, lw=1.6)
@@ -131,14 +133,14 @@ class _Row:
         edges = np.array([0.0, 1.0])
         self.new = ax.stairs([0], edges, baseline=self.base, fill=True, color=colour_of(group), alpha=0.75)
         self.old = ax.stairs([0], edges, baseline=self.base, color=OLD, lw=1.0, ls="--")
-        self.text = ax.text(0.99, self.base + 0.86, "", ha="right", va="top", transform=ax.get_yaxis_transform())
+        self.text = ax.text(0.99, self.base + 0.92, "", ha="right", va="top", transform=ax.get_yaxis_transform())
         self.text.set_fontsize(7.5)
         ax.axhline(self.base, color=FAINT, lw=0.6, zorder=0)
         owner.picture.moves(self.new, self.old, self.text)
 
     def set(self, edges: np.ndarray, new: np.ndarray, old: np.ndarray, mean: float) -> None:
         for patch, share in ((self.new, new), (self.old, old)):
-            height = 0.85 * np.sqrt(share / max(share.max(), 1e-9))  # square root: the rare stay visible
+            height = 0.68 * np.sqrt(share / max(share.max(), 1e-9))  # square root: the rare stay visible
             patch.set_data(self.base + height, edges, self.base)
         self.text.set_text("" if np.isnan(mean) else f"mean {mean:.2f}")
 
@@ -152,4 +154,9 @@ def _ranks(m: int) -> np.ndarray:
     return np.unique(np.geomspace(1, m, 200).astype(np.int64)) - 1 if m else np.zeros(0, dtype=np.int64)
 
 
-__all__ = ["SOFT", "TemperaturePicture", "colour_of"]
+def plain_log(axis) -> None:
+    """Plain numbers on a logarithmic axis."""
+    from matplotlib.ticker import NullFormatter, StrMethodFormatter
+
+    axis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    axis.set_minor_formatter(NullFormatter())

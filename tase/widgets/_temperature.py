@@ -97,8 +97,12 @@ class TemperatureExplorer:
         wide = {"description_width": "initial"}
         slider = {"style": wide, "continuous_update": True, "readout_format": ".2f"}
         tau = (g.tau_min, g.tau_max)
-        self.tau = w.FloatRangeSlider(value=tau, min=0.02, max=1.0, step=0.01, description="temperature range τ", **slider)
-        self.gamma = w.FloatSlider(value=g.gamma, min=0, max=2, step=0.05, description="strength of the weight γ", **slider)
+        self.tau = w.FloatRangeSlider(
+            value=tau, min=0.02, max=1.0, step=0.01, description="temperature range τ", **slider
+        )
+        self.gamma = w.FloatSlider(
+            value=g.gamma, min=0, max=2, step=0.05, description="strength of the weight γ", **slider
+        )
         self.w_max = w.FloatSlider(value=g.w_max, min=1, max=10, step=0.5, description="largest weight w_max", **slider)
         maps = [("log of the size", "log"), ("rank", "rank")]
         self.map = w.Dropdown(options=maps, value=g.headness_map, description="headness map", style=wide)
@@ -113,7 +117,9 @@ class TemperatureExplorer:
         self.merge_to = w.IntText(g.merge_to, description="merge to (0: k/3)", **number)
         self.as_saved = w.Button(description="clusters as saved", tooltip="undo the new clustering")
         self.busy = w.HTML()
-        self.sample = w.BoundedIntText(value=0, min=0, max=len(self.now.tau) - 1, description="sample: image number", **number)
+        self.sample = w.BoundedIntText(
+            value=0, min=0, max=len(self.now.tau) - 1, description="sample: image number", **number
+        )
         picks = [("choose …", ""), *((f"any {name}", str(g)) for g, name in members(self.now.group))]
         self.pick = w.Dropdown(options=[*picks, ("τ rises most", "up"), ("τ falls most", "down")], description="or")
         self.out = w.Text(self._free_folder(), description="train into folder", style=wide, continuous_update=False)

@@ -1,0 +1,109 @@
+"""A cloud of points with selection: by jupyter-scatter (WebGL), or as a picture where that is not installed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from ..figures.style import FAINT, INK, style
+from ._course import Colouring
+from ._parts import Picture
+
+SIZE = 1.3  # a layout has a root mean square radius of 1; this many fit from the middle to the edge, times two
+WIDTH, HEIGHT = 570, 430
+
+
+def has_webgl_scatter() -> bool:
+    """Whether jupyter-scatter is installed."""
+    from importlib.util import find_spec
+
+    return find_spec("jscatter") is not None
+
+
+class WebGLScatter:
+    """jupyter-scatter: thousands of points stay fluid; lasso with the mouse."""
+
+    def __init__(self, xy: np.ndarray, name: str, on_select: Callable[[np.ndarray], None]):
+        import jscatter
+
+        edge = 2 * SIZE
+        self.scatter = jscatter.Scatter(
+            x=xy[:, 0].astype(np.float64),
+            y=xy[:, 1].astype(np.float64),
+            x_scale=(-edge, edge),
+            y_scale=(-edge, edge),
+            height=HEIGHT,
+            axes=False,
+            background_color="white",
+            transition_points_duration=600,
+        )
+        self.scatter.size(float(np.clip(240 / np.sqrt(len(xy)), 3, 9)))
+        self.scatter.opacity(0.85, unselected=0.25)
+        self.widget = self.scatter.show(["pan_zoom", "lasso", "divider", "reset"])
+        self.widget.layout.width = f"{WIDTH}px"
+        self.widget.add_class("tase-embedding"), self.widget.add_class(f"tase-embedding-{name}")
+        self.on_select, self._quiet = on_select, False
+        self.scatter.widget.observe(self._selected, "selection")
+
+    def _selected(self, change) -> None:
+        if not self._quiet:
+            self.on_select(np.asarray(change["new"], dtype=np.int64))
+
+    def place(self, xy: np.ndarray) -> None:
+        """Move the points."""
+        self.scatter.xy(x=xy[:, 0].astype(np.float64), y=xy[:, 1].astype(np.float64), animate=True)
+
+    def colour(self, colouring: Colouring) -> None:
+        import pandas
+
+        if colouring.continuous:
+            norm = (colouring.low, colouring.high)
+            self.scatter.color(by=colouring.values, map="viridis", norm=norm)
+            return
+        codes = pandas.Categorical.from_codes(colouring.values, range(len(colouring.palette)))
+        self.scatter.color(by=codes, map=list(colouring.palette))
+
+    def select(self, rows: np.ndarray) -> None:
+        """Show these rows as selected, without telling `on_select`."""
+        self._quiet = True
+        try:
+            self.scatter.selection(rows)
+        finally:
+            self._quiet = False
+
+
+class PictureScatter:
+    """The same as a picture: points are selected by the list of selections."""
+
+    def __init__(self, xy: np.ndarray, name: str, on_select: Callable[[np.ndarray], None]):
+        with style():
+            self.picture = Picture(WIDTH, HEIGHT, f"embedding {name}")
+            ax = self.picture.figure.add_axes((0.005, 0.005, 0.99, 0.99))
+            ax.set(xticks=[], yticks=[], xlim=(-2 * SIZE * WIDTH / HEIGHT, 2 * SIZE * WIDTH / HEIGHT))
+            ax.set(ylim=(-2 * SIZE, 2 * SIZE))
+            ax.spines[:].set_visible(True)
+            ax.spines[:].set_color(FAINT)
+            area = float(np.clip(9000 / len(xy), 4, 24))
+            self.dots = ax.scatter(*xy.T, s=area, lw=0)
+            self.rings = ax.scatter([], [], s=3 * area, facecolor="none", edgecolor=INK, lw=0.9)
+            self.picture.moves(self.dots, self.rings)
+        self.xy, self.rows = xy, np.zeros(0, dtype=np.int64)
+        self.widget = self.picture.image
+        self.widget.add_class("tase-embedding"), self.widget.add_class(f"tase-embedding-{name}")
+
+    def place(self, xy: np.ndarray) -> None:
+        """Move the points."""
+        self.xy = xy
+        self.dots.set_offsets(xy)
+        self.select(self.rows)
+
+    def colour(self, colouring: Colouring) -> None:
+        self.dots.set_facecolor(colouring.rgba())
+        self.picture.show()
+
+    def select(self, rows: np.ndarray) -> None:
+        """Ring these rows."""
+        self.rows = rows
+        self.rings.set_offsets(self.xy[rows] if len(rows) < len(self.xy) else np.zeros((0, 2)))
+        self.picture.show()
