@@ -333,7 +333,7 @@ def test_all_figures_writes_pdf_and_png_and_leaves_out_what_a_run_lacks(three, t
     bare = make_run(tmp_path / "bare", seed=1, evaluated=False, snapshots=0)
     paths = figures.all_figures([*three, bare], tmp_path / "out", tell=said.append)
     assert {p.stem for p in paths} == {
-        "figure1_accuracy",
+        "figure1_accuracy_linear",
         "figure2_geometry",
         "figure3_tsne",
         "figure4_dynamics_tase",
@@ -341,7 +341,7 @@ def test_all_figures_writes_pdf_and_png_and_leaves_out_what_a_run_lacks(three, t
     }
     assert sorted(paths) == sorted(p for p in (tmp_path / "out").iterdir())
     assert len(paths) == 10 and all(p.stat().st_size > 3000 for p in paths)
-    assert any("figure1_accuracy: left out" in line and "bare" in line for line in said)
+    assert any("figure1_accuracy_linear: left out" in line and "bare" in line for line in said)
     assert any("figure4_dynamics_bare: left out" in line for line in said)
 
 
@@ -353,7 +353,11 @@ def test_slim_copies_are_enough_to_draw_everything_again(three, tmp_path):
     assert [p.name for p in again] == [p.name for p in first]
     assert {p.parent for p in again} == {tmp_path / "kept" / "demo"}
     same = [a.name for a, b in zip(first, again) if a.read_bytes() == b.read_bytes()]
-    assert {n for n in same if n.endswith("pdf")} >= {"figure1_accuracy.pdf", "figure3_tsne.pdf", "figure5_push.pdf"}
+    assert {n for n in same if n.endswith("pdf")} >= {
+        "figure1_accuracy_linear.pdf",
+        "figure3_tsne.pdf",
+        "figure5_push.pdf",
+    }
     with pytest.raises(runs.RunError, match="holds no saved runs"):
         figures.redraw(tmp_path / "all")
 

@@ -53,19 +53,24 @@ def _tell(line: str) -> None:
 def all_figures(
     runs: Run | str | Path | Sequence[Run | str | Path],
     out: str | Path,
-    protocol: str = "linear",
     footer: bool = True,
     tell: Callable[[str], None] = _tell,
 ) -> list[Path]:
     """Draw figures 1 to 5 of the given runs into the folder `out`, as PDF and PNG; returns the paths written.
 
-    One run of each method is shown in figure 3; each run whose temperatures vary by sample has a figure 4. A run that
-    lacks what a figure needs is left out of it, with a line to `tell` (standard error).
+    Figure 1 is drawn for each protocol that the runs were evaluated with, figure 3 from one run of each method, and
+    figure 4 for each run whose temperatures vary by sample. A run that lacks what a figure needs is left out of it,
+    with a line to `tell` (standard error).
     """
     runs = as_runs(runs)
     out = Path(out)
     together = {
-        "figure1_accuracy": lambda some: per_class_accuracy(some, protocol, footer=footer),
+        **{
+            f"figure1_accuracy_{protocol.replace('@', '-')}": partial(
+                per_class_accuracy, protocol=protocol, footer=footer
+            )
+            for protocol in _protocols(runs)
+        },
         "figure2_geometry": lambda some: geometry(some, footer=footer),
         "figure3_tsne": lambda some: tsne([m.runs[0] for m in methods(some)], footer=footer),
         "figure5_push": lambda some: push(some, footer=footer),
@@ -94,6 +99,12 @@ def redraw(folder: str | Path, footer: bool = True, tell: Callable[[str], None] 
         runs = [Run(path.parent) for path in place.glob("runs/*/config.json")]
         written += all_figures(sorted(runs, key=_place_in_line), place, footer=footer, tell=tell)
     return written
+
+
+def _protocols(runs: Sequence[Run]) -> list[str]:
+    """The protocols of the runs' results, in their order; the default one where there are no results to say why."""
+    found = [protocol for run in runs for protocol in (run.results or {}).get("protocols", {})]
+    return list(dict.fromkeys(found)) or ["linear"]
 
 
 def _place_in_line(run: Run) -> tuple:
