@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from .config import METHODS, PRESETS, Config, ConfigError, fields, preset
+from .config import METHODS, PRESETS, Config, ConfigError, fields, preset, unknown
 
 DEMO = (  # name of the run, method, balanced?
     ("simclr-balanced", "simclr", True),
@@ -62,9 +62,9 @@ def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
     from .runs import Run
 
     runs = [Run(path) for path in args.runs]
-    results = {str(run.path): evaluate(run, args.protocols, force=args.force, progress=not args.quiet) for run in runs}
+    results = {str(run.path): evaluate(run, args.protocols, args.force, not args.quiet, args.on) for run in runs}
     if not args.json:
-        print(format_table(compare(runs)))
+        print(format_table(compare(list(results.values()))))
     return results
 
 
@@ -86,6 +86,52 @@ def _figures(args: argparse.Namespace) -> dict[str, Any]:
     return {"figures": [str(path) for path in written]}
 
 
+def _seeds(text: str) -> range:
+    """ "5" are the seeds 0 to 4, "5-9" are those five."""
+    first, dash, last = text.partition("-")
+    if not first.isdigit() or not (last.isdigit() if dash else True):
+        raise ConfigError(f"--seeds takes a number (5: seeds 0 to 4) or a range (5-9), not '{text}'")
+    return range(int(first), int(last) + 1) if dash else range(int(first))
+
+
+def _study(args: argparse.Namespace) -> dict[str, Any]:
+    from . import studies
+
+    if args.job:
+        return studies.work(args.job) or {}
+    if not args.name:
+        print("\n".join(f"{name:15} {study.question}" for name, study in studies.STUDIES.items()))
+        return {"studies": list(studies.STUDIES)}
+    if args.name not in studies.STUDIES:
+        raise unknown("study", args.name, studies.STUDIES)
+    study = studies.STUDIES[args.name].only(args.rows, args.columns)
+    study = study.with_headroom() if args.headroom else study
+    out = Path(args.out or "-".join(["studies/" + args.name, *args.preset]))
+    where = {"overrides": _assignments(args.set), "on": args.on, "runs": args.runs or out / "runs"}
+    if args.dry_run:
+        planned = studies.plan(study, args.preset, _seeds(args.seeds), **where)
+        if not args.json:
+            print(planned.describe(args.jobs))
+        seconds, basis = studies.cost(planned.missing, args.jobs)
+        return {"runs": len(planned.jobs), "missing": len(planned.missing), "seconds": seconds, "basis": basis}
+    found = studies.run_study(study, args.preset, _seeds(args.seeds), out, args.jobs, progress=not args.quiet, **where)
+    return _told(found, args)
+
+
+def _told(found, args: argparse.Namespace) -> dict[str, Any]:
+    from .figures.study import study_figure
+    from .figures.style import save
+    from .studies import StudyError
+
+    if len(found.results):
+        save(study_figure(found.folder), found.folder / "figure")
+    if not args.json:
+        print(found.markdown)
+    if found.failed:
+        raise StudyError(f"{len(found.failed)} runs failed:\n" + "\n".join(found.failed))
+    return {"study": str(found.folder), "done": found.done, "results": len(found.results)}
+
+
 def _info(args: argparse.Namespace) -> dict[str, Any]:
     from .data import class_counts
 
@@ -94,7 +140,9 @@ def _info(args: argparse.Namespace) -> dict[str, Any]:
     if not args.json:
         data = config.data
         print(f"{args.preset}: {info['n']:,} images of {data.source}, rule {data.rule}, split {config.split}")
-        peak = max(info["counts"])
+        peak = max(info["counts"], default=1)
+        if not info["counts"]:
+            print("  no labels: training, clustering and exploring work without; there are no classes to count")
         for name, count, group in zip(info["classes"], info["counts"], info["groups"]):
             print(f"  {name[:18]:18} {group:4} {count:6,} {'#' * max(1, round(50 * count / peak))}")
     return info
@@ -157,6 +205,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("runs", nargs="+", metavar="RUN")
     p.add_argument("--protocols", nargs="+", help="default: the configuration's")
     p.add_argument("--force", action="store_true", help="measure again what results.json has")
+    p.add_argument("--on", default="test", help="the images that are judged: test, or val to choose without seeing it")
 
     p = verb("figures", _figures, "draw the figures of evaluated runs (PDF and PNG)")
     p.add_argument("runs", nargs="*", metavar="RUN")
@@ -164,6 +213,21 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--redraw", metavar="FOLDER", help="redraw every figure from the slim runs kept in FOLDER/runs")
     p.add_argument("--keep", action="store_true", help="keep slim copies of the runs beside, for --redraw")
     p.add_argument("--no-footer", action="store_true", help="leave out the line with preset, subset, seeds and commit")
+
+    p = verb("study", _study, "run a declared study: what is missing of its grid, then its tables and its figure")
+    p.add_argument("name", nargs="?", help="the study (none: list them)")
+    p.add_argument("--preset", nargs="+", default=[], help="one or more (default: the study's own, where it has some)")
+    p.add_argument("--seeds", default="5", help="how many, or from-to: 5 is 0-4 (default 5)")
+    p.add_argument("--jobs", type=int, default=1, help="runs at once, each with its share of the cores (default 1)")
+    p.add_argument("--out", help="the study's folder (default studies/NAME-PRESET)")
+    p.add_argument("--runs", help="folder of the runs, which studies can share (default OUT/runs)")
+    p.add_argument("--rows", nargs="+", default=[], metavar="ROW", help="only these rows (see --dry-run)")
+    p.add_argument("--columns", nargs="+", default=[], metavar="COLUMN", help="only these columns")
+    p.add_argument("--on", default="test", help="judge on test (default), or on val, to choose without seeing the test")
+    p.add_argument("--headroom", action="store_true", help="add SimCLR on the long tail and on a balanced set")
+    p.add_argument("--set", nargs="+", default=[], action="extend", metavar="FIELD=VALUE", help="for all cells")
+    p.add_argument("--dry-run", action="store_true", help="print the grid and what it costs; run nothing")
+    p.add_argument("--job", help=argparse.SUPPRESS)
 
     p = verb("info", _info, "class counts and groups of a preset")
     _with_config(p)

@@ -103,7 +103,9 @@ class Training:
             "clustering": generator(config.seed, "clustering", device),
         }
         labels = None if images.labels is None else images.labels.to(device)
-        self.guidance: Guidance = build_guidance(config, n, labels, device, self.generators["clustering"])
+        self.guidance: Guidance = build_guidance(
+            config, n, labels, device, self.generators["clustering"], images.sample_groups
+        )
         self.steps_per_epoch = n // optim.batch
         self.epoch = self.position = 0  # epochs done, steps done in this one
         self.events: list[dict[str, Any]] = []
@@ -342,8 +344,8 @@ def train(
         and Run(out).config.identity == config.identity
     ):
         return Run(out)
-    splits = load_splits(config)
     with RunWriter(out, config, resume) as writer, _asked_to_stop() as asked:
+        splits = load_splits(config)
         t = _start(config, splits, writer)
         done = _loop(
             t, splits, writer, asked, min(until or config.optim.epochs, config.optim.epochs), on_epoch, progress

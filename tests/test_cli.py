@@ -32,6 +32,14 @@ def test_info_needs_no_data_where_the_rule_decides(capsys):
     assert "9,754 images" in capsys.readouterr().out
 
 
+def test_info_of_images_without_labels_says_so(tmp_path, capsys):
+    from PIL import Image
+
+    Image.new("L", (9, 9)).save(tmp_path / "a.png")
+    assert main(["info", "--preset", "folder", "--set", f"data.root={tmp_path}"]) == 0
+    assert "no labels" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -50,7 +58,7 @@ def test_an_error_is_one_plain_line_and_status_2(words, message, capsys, tmp_pat
     assert main(words) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and "Traceback" not in error
-    assert list(tmp_path.iterdir()) == []
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_the_demo_trains_evaluates_compares_and_draws(tmp_path, capsys):

@@ -164,6 +164,7 @@ def test_impossible_sizes_name_the_field(tiny, tmp_path):
         if torch.cuda.is_available():
             pytest.skip("there is a GPU")
         train(tiny(optim__device="cuda"), tmp_path / "c", progress=False)
+    assert list(tmp_path.iterdir()) == []  # nothing is left of a run that could not begin
 
 
 def test_learning_rate_warms_up_then_falls_to_the_end():

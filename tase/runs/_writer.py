@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -78,17 +79,27 @@ class RunWriter:
 
     def __init__(self, folder: str | Path, config: Config, resume: bool = False):
         self.folder, self.config, self.resume = Path(folder), config, resume
-        self.held = None
+        self.held, self.begun = None, False
 
     def __enter__(self) -> RunWriter:
         self._claim()
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        if kind is not None and kind is not KeyboardInterrupt and self.folder.exists():
+        if not self.begun:
+            self._leave()
+        elif kind is not None and kind is not KeyboardInterrupt and self.folder.exists():
             self.status("failed", error=f"{kind.__name__}: {error}")
         if self.held:
             self.held.close()
+
+    def _leave(self) -> None:
+        """Nothing was written: leave the folder as it was found."""
+        if not (self.folder / "config.json").exists():
+            (self.folder / ".lock").unlink(missing_ok=True)
+            for path in (self.folder / "history", self.folder):
+                with contextlib.suppress(OSError):
+                    path.rmdir()
 
     def _claim(self) -> None:
         """Make the folder ours, or raise RunError: it holds another run, files of something else, or is in use."""
@@ -103,16 +114,18 @@ class RunWriter:
                 raise RunError(
                     f"{self.folder} holds this run already; go on with resume=True (--resume), or choose another folder"
                 )
-        elif self.folder.exists() and any(p.name != ".lock" for p in self.folder.iterdir()):
+        elif self.folder.exists() and any(p.name not in (".lock", "history") for p in self.folder.iterdir()):
             raise RunError(f"{self.folder} holds other files; choose an empty or a new folder")
         (self.folder / "history").mkdir(parents=True, exist_ok=True)
         self.held = _lock(self.folder)
         self.control = Control(self.folder)
         self.control.clear()
-        save_json(saved, {"format": FORMAT, "identity": self.config.identity, "config": self.config.to_dict()})
 
     def begin(self, device: torch.device, images: ImageSet) -> None:
-        """Write what does not change: the environment and, where there are labels, the true classes."""
+        """Write what does not change: configuration, environment and, where there are labels, the true classes."""
+        self.begun = True
+        saved = {"format": FORMAT, "identity": self.config.identity, "config": self.config.to_dict()}
+        save_json(self.folder / "config.json", saved)
         if not (self.folder / "environment.json").exists():
             save_json(
                 self.folder / "environment.json", {**environment(device), "subset": images.hash, "images": len(images)}
