@@ -21,9 +21,11 @@ SHOWN = 36  # thumbnails of a selection
 class Side:
     """One of the runs: its course, its cloud of points, and its linked picture."""
 
-    def __init__(self, course: Course, webgl: bool, name: str, on_select):
+    def __init__(self, course: Course, webgl: bool, name: str, what: str, epoch: int, on_select):
         self.course, self.linked = course, LinkedPicture(name)
-        self.cloud = (WebGLScatter if webgl else PictureScatter)(course.layouts.at(0), name, on_select)
+        kind = WebGLScatter if webgl else PictureScatter
+        colouring = course.colouring(what, self.snapshot(epoch))
+        self.cloud = kind(course.layouts.at(epoch), colouring, name, on_select)
         self.rows = np.zeros(0, dtype=np.int64)
 
     def snapshot(self, epoch: int) -> int:
@@ -78,7 +80,7 @@ class RunExplorer:
         self.drawn = w.Dropdown(options=drawn if has_webgl_scatter() else drawn[1:], description="draw", style=wide)
         self.reload = w.Button(description="read again", tooltip="read snapshots that are new", icon="refresh")
         self.busy = w.HTML()
-        px = {self.epoch: 420, self.what: 230, self.kind: 210, self.choice: 330, self.drawn: 190, self.reload: 110}
+        px = {self.epoch: 400, self.what: 230, self.kind: 210, self.choice: 330, self.drawn: 190, self.reload: 110}
         for control, width in px.items():
             control.layout.width = f"{width}px"
         for name in ("epoch", "play", "what", "kind", "choice", "drawn", "reload", "busy"):
@@ -122,29 +124,29 @@ class RunExplorer:
         if len(found) == 2:
             found[1] = _turned(found[1], found[0]) if self.linked else found[1]
         courses = [Course(run, layout) for run, layout in zip(self.runs, found)]
-        webgl = self.drawn.value == "webgl"
+        self._options(courses)
+        how = (self.drawn.value == "webgl", self.what.value, self.epoch.value)
         self.sides = [
-            Side(course, webgl, f"{'ab'[i]}", lambda rows, i=i: self.lassoed(i, rows))
+            Side(course, how[0], "ab"[i], *how[1:], lambda rows, i=i: self.lassoed(i, rows))
             for i, course in enumerate(courses)
         ]
         self.shown_kind = kind
-        self._options(courses)
         columns = []
         for side in self.sides:
             title = w.HTML(heading(f"{side.course.run.name} ({side.course.run.config.method})"))
             columns.append(w.VBox([title, side.cloud.widget]))
-        self.side.layout.width = "590px" if len(columns) == 1 else "1170px"
-        self.side.layout.max_height = f"{HEIGHT + 30}px"
-        self.stage.children = [*columns, self.side]
-        self.pictures.children = [side.linked.box for side in self.sides]
+        self.side.layout.width = "535px" if len(columns) == 1 else "1080px"
+        self.side.layout.max_height = f"{HEIGHT + 30}px" if len(columns) == 1 else "200px"
         for side in self.sides:
             side.rows = side.rows_of(self.chosen)
         self.redraw(selected=True)
+        self.stage.children = [*columns, self.side]
+        self.pictures.children = [side.linked.box for side in self.sides]
 
     def _options(self, courses: list[Course]) -> None:
         """What the runs can be coloured by and selected by; the old choice stays where it is still possible."""
         names = [name for name in QUANTITIES if all(name in course.quantities for course in courses)]
-        old = self.what.value if self.sides and self.what.value in names and len(self.what.options) > 1 else None
+        old = self.what.value if self.sides and self.what.value in names else None
         few = "class" in names and len(courses[0].classes) <= 10
         default = "class" if few else "group" if "group" in names else "tau"
         options = tuple((QUANTITIES[name], name) for name in names)
@@ -265,7 +267,7 @@ class RunExplorer:
         side = self.sides[getattr(self, "_shown_in", 0)]
         course, rows = side.course, side.rows
         if not len(rows):
-            hint = "Select points with the lasso (press and hold, or shift and drag), or from the list above."
+            hint = "Select points by drawing round them (double click: none), or from the list above."
             self.side.value = heading("No points selected") + f'<div class="tase-message">{hint}</div>'
             return
         t = side.snapshot(self.epoch.value)

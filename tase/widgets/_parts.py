@@ -16,10 +16,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from ..figures.style import Figure, style
 
-WIDTH = 1180  # pixels: fits a window of 1280 beside JupyterLab's cell prompt
+WIDTH = 1080  # pixels: fits a window of 1280 beside JupyterLab's side bars and cell prompt
 
 CSS = """<style>
-.tase-box { max-width: 1200px; }
+.tase-box { max-width: 1090px; }
 .tase-box .widget-label, .tase-box label { white-space: nowrap; }
 .tase-message { color: var(--jp-ui-font-color1, #222); min-height: 22px; line-height: 20px; }
 .tase-warning { border-left: 4px solid #DE8F05; padding-left: 8px; }
@@ -44,7 +44,8 @@ class Picture:
 
         self.figure = Figure(figsize=(width / dpi, height / dpi), dpi=dpi * sharp)
         self.canvas = FigureCanvasAgg(self.figure)
-        self.image = ipywidgets.Image(format="png", width=width, height=height, tooltip=name)
+        self.image = ipywidgets.Image(format="png", width=width, height=height)
+        # A tooltip, which would carry the name to screen readers, breaks the view of images in ipywidgets 8.1.
         self.image.add_class("tase-picture")
         self.image.add_class(f"tase-picture-{name.split()[0]}")
         self.moving: list[Artist] = []

@@ -10,8 +10,8 @@ from ..figures.style import FAINT, INK, style
 from ._course import Colouring
 from ._parts import Picture
 
-SIZE = 1.3  # a layout has a root mean square radius of 1; this many fit from the middle to the edge, times two
-WIDTH, HEIGHT = 570, 430
+EDGE = 2.0  # from the middle to the picture's edge; a layout has a root mean square radius of 1
+WIDTH, HEIGHT = 530, 430
 
 
 def has_webgl_scatter() -> bool:
@@ -24,23 +24,25 @@ def has_webgl_scatter() -> bool:
 class WebGLScatter:
     """jupyter-scatter: thousands of points stay fluid; lasso with the mouse."""
 
-    def __init__(self, xy: np.ndarray, name: str, on_select: Callable[[np.ndarray], None]):
+    def __init__(self, xy: np.ndarray, colouring: Colouring, name: str, on_select: Callable[[np.ndarray], None]):
         import jscatter
 
-        edge = 2 * SIZE
         self.scatter = jscatter.Scatter(
             x=xy[:, 0].astype(np.float64),
             y=xy[:, 1].astype(np.float64),
-            x_scale=(-edge, edge),
-            y_scale=(-edge, edge),
+            x_scale=(-EDGE, EDGE),
+            y_scale=(-EDGE, EDGE),
             height=HEIGHT,
             axes=False,
             background_color="white",
             transition_points_duration=600,
         )
         self.scatter.size(float(np.clip(240 / np.sqrt(len(xy)), 3, 9)))
-        self.scatter.opacity(0.85, unselected=0.25)
+        self.colour(colouring)  # before there is a view: one that starts without colours misses the first of them
+        self.scatter.opacity(default=0.9, unselected=0.2, by=None)
+        self.scatter.mouse("lasso")
         self.widget = self.scatter.show(["pan_zoom", "lasso", "divider", "reset"])
+        self.scatter.widget.opacity = 0.9  # it keeps the ramp of its density mode otherwise: points of 0.4 %
         self.widget.layout.width = f"{WIDTH}px"
         self.widget.add_class("tase-embedding"), self.widget.add_class(f"tase-embedding-{name}")
         self.on_select, self._quiet = on_select, False
@@ -52,7 +54,8 @@ class WebGLScatter:
 
     def place(self, xy: np.ndarray) -> None:
         """Move the points."""
-        self.scatter.xy(x=xy[:, 0].astype(np.float64), y=xy[:, 1].astype(np.float64), animate=True)
+        x, y = xy.astype(np.float64).T
+        self.scatter.xy(x=x, y=y, x_scale=(-EDGE, EDGE), y_scale=(-EDGE, EDGE), animate=True)
 
     def colour(self, colouring: Colouring) -> None:
         import pandas
@@ -76,16 +79,16 @@ class WebGLScatter:
 class PictureScatter:
     """The same as a picture: points are selected by the list of selections."""
 
-    def __init__(self, xy: np.ndarray, name: str, on_select: Callable[[np.ndarray], None]):
+    def __init__(self, xy: np.ndarray, colouring: Colouring, name: str, on_select: Callable[[np.ndarray], None]):
         with style():
             self.picture = Picture(WIDTH, HEIGHT, f"embedding {name}")
             ax = self.picture.figure.add_axes((0.005, 0.005, 0.99, 0.99))
-            ax.set(xticks=[], yticks=[], xlim=(-2 * SIZE * WIDTH / HEIGHT, 2 * SIZE * WIDTH / HEIGHT))
-            ax.set(ylim=(-2 * SIZE, 2 * SIZE))
+            ax.set(xticks=[], yticks=[], xlim=(-EDGE * WIDTH / HEIGHT, EDGE * WIDTH / HEIGHT))
+            ax.set(ylim=(-EDGE, EDGE))
             ax.spines[:].set_visible(True)
             ax.spines[:].set_color(FAINT)
             area = float(np.clip(9000 / len(xy), 4, 24))
-            self.dots = ax.scatter(*xy.T, s=area, lw=0)
+            self.dots = ax.scatter(*xy.T, s=area, lw=0, c=colouring.rgba())
             self.rings = ax.scatter([], [], s=3 * area, facecolor="none", edgecolor=INK, lw=0.9)
             self.picture.moves(self.dots, self.rings)
         self.xy, self.rows = xy, np.zeros(0, dtype=np.int64)

@@ -29,7 +29,7 @@ from ._pure import (
     spread_line,
 )
 
-MOST = 10  # images shown at each end
+MOST = 9  # images shown at each end
 
 
 class Snapshots:
@@ -138,9 +138,9 @@ class TemperatureExplorer:
     def _arrange(self) -> None:
         import ipywidgets as w
 
-        px = {self.tau: 430, self.gamma: 360, self.w_max: 340, self.map: 230, self.reversed: 230, self.epoch: 320}
+        px = {self.tau: 400, self.gamma: 345, self.w_max: 315, self.map: 230, self.reversed: 230, self.epoch: 320}
         px |= {self.clusters: 160, self.estimator: 260, self.merge_to: 180, self.as_saved: 140, self.sample: 250}
-        px |= {self.pick: 250, self.out: 520, self.train: 170, self.command: 1170}
+        px |= {self.pick: 250, self.out: 520, self.train: 170, self.command: 1070}
         for control, width in px.items():
             control.layout.width = f"{width}px"
         self.pick.style.description_width = "20px"
@@ -150,7 +150,7 @@ class TemperatureExplorer:
             getattr(self, name).add_class(f"tase-{name}")
         flow = w.Layout(flex_flow="row wrap", align_items="center")
         self.near, self.rising, self.falling, self.live = w.HTML(), w.HTML(), w.HTML(), w.VBox()
-        half = w.Layout(width="590px")
+        half = w.Layout(width="538px")
         self.rising.layout = self.falling.layout = half
         self.rising.add_class("tase-rising"), self.falling.add_class("tase-falling"), self.near.add_class("tase-near")
         self.widget = w.VBox(
@@ -282,7 +282,7 @@ class TemperatureExplorer:
     def _strips(self, new: Proposal) -> None:
         up, down = most_changed(self.now.tau, new.tau, MOST)
         for box, rows, title in ((self.rising, up, "τ rises most"), (self.falling, down, "τ falls most")):
-            rows = rows[: MOST - 1]
+            rows = rows[:8]
             captions = [f"{self.now.tau[i]:.2f} →\n{new.tau[i]:.2f}" for i in rows]
             body = self.images.strip(self.now.index[rows], captions) if len(rows) else "<i>for no sample</i>"
             box.value = heading(f"{title}, saved → proposed") + body
