@@ -211,14 +211,15 @@ def tsne(runs: Run | Sequence[Run], kind: str = "tsne", points: int = 3000, foot
     with style():
         columns = min(3, len(runs))
         rows = -(-len(runs) // columns)
-        figure = new_figure(TEXT if columns > 1 else COLUMN, 0.55 + (TEXT / max(columns, 2)) * rows)
+        handles = _class_handles(runs)
+        above = 1.0 if handles else 0.55
+        figure = new_figure(TEXT if columns > 1 else COLUMN, above + (TEXT / max(columns, 2)) * rows)
         axes = figure.subplots(rows, columns, squeeze=False)
         for ax, run, label, (xy, classes, _) in zip(axes.flat, runs, _titles(runs), layouts, strict=False):
             _scatter(ax, run, runs, xy, classes)
             ax.set_title(textwrap.fill(label, 26))
         for ax in axes.flat[len(runs) :]:
             ax.remove()
-        handles = _class_handles(runs)
         if handles:
             figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 5 if columns > 1 else 3))
         if footer:
@@ -260,7 +261,10 @@ def _scatter(ax: Axes, run: Run, among: list[Run], xy: np.ndarray, classes: np.n
     # In an order of its own, so that no class lies on top of the others.
     order = np.random.default_rng(0).permutation(len(xy))
     ax.scatter(*xy[order].T, s=size, c=np.asarray(colours)[order], lw=0, rasterized=True)
-    ax.set(xticks=[], yticks=[], aspect="equal", adjustable="datalim")
+    # A layout has no scale of its own: each fills its panel.
+    middle, half = (xy.max(0) + xy.min(0)) / 2, 0.53 * float(np.ptp(xy, axis=0).max()) or 1.0
+    ax.set(xlim=middle[0] + half * np.array([-1, 1]), ylim=middle[1] + half * np.array([-1, 1]))
+    ax.set(xticks=[], yticks=[], aspect="equal")
     ax.spines[:].set_visible(True)
     ax.spines[:].set_color(FAINT)
     if _labelled(run):
