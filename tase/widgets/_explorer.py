@@ -206,9 +206,9 @@ class RunExplorer:
         what, epoch = self.what.value, self.epoch.value
         for side in self.sides:
             t = side.snapshot(epoch)
-            side.cloud.place(side.course.layouts.at(epoch))
-            side.cloud.colour(side.course.colouring(what, t))
-            if selected:
+            if not selected:  # else the cloud is new, and has them
+                side.cloud.show(side.course.layouts.at(epoch), side.course.colouring(what, t))
+            else:
                 side.cloud.select(side.rows)
             side.linked.show(side.course, t, what, side.rows)
         self.legend.value = legend(self.sides[0].course, what, self.sides[0].snapshot(epoch))

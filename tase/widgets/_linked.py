@@ -28,7 +28,7 @@ class LinkedPicture:
             self.over_time = Picture(WIDTH - 345, 270, f"courses {name}: groups, temperature and weight over time")
             self.distribution = self.now.figure.add_axes((0.17, 0.18, 0.8, 0.68))
             self.axes = self.over_time.figure.subplots(1, 3, width_ratios=(0.6, 1, 1))
-            self.over_time.figure.subplots_adjust(left=0.065, right=0.99, bottom=0.18, top=0.86, wspace=0.3)
+            self.over_time.figure.subplots_adjust(left=0.07, right=0.98, bottom=0.18, top=0.86, wspace=0.36)
         self.box = ipywidgets.HBox([self.now.image, self.over_time.image])
         self._drawn: tuple | None = None
 
@@ -37,8 +37,8 @@ class LinkedPicture:
         ax = self.distribution
         with style():
             ax.clear()
-            if what in CONTINUOUS:
-                _histogram(ax, course, t, what, rows)
+            if what in CONTINUOUS or what == "group":  # the groups themselves are counted beside it
+                _histogram(ax, course, t, what if what in CONTINUOUS else "tau", rows)
             else:
                 _counts(ax, course, t, what, rows)
         self.now.show(anew=True)
@@ -81,7 +81,7 @@ def _histogram(ax: Axes, course: Course, t: int, what: str, rows: np.ndarray) ->
 
 
 def _counts(ax: Axes, course: Course, t: int, what: str, rows: np.ndarray) -> None:
-    """Bars of the most frequent classes, groups or clusters among the selected."""
+    """Bars of the most frequent classes or clusters among the selected."""
     colouring = course.colouring(what, t)
     chosen = rows if len(rows) else np.arange(len(course.index))
     count = np.bincount(colouring.values[chosen], minlength=len(colouring.palette))
@@ -92,7 +92,7 @@ def _counts(ax: Axes, course: Course, t: int, what: str, rows: np.ndarray) -> No
     ax.set(yticks=np.arange(len(order)), ylim=(9.6, -0.6), xlabel="points")
     ax.set_yticklabels([name.replace("$", r"\$") for name in names])
     ax.tick_params(axis="y", length=0)
-    ax.set_title(_title({"pseudo_label": "Largest clusters", "class": "Classes"}.get(what, "Groups"), course, rows))
+    ax.set_title(_title("Classes" if what == "class" else "Largest clusters", course, rows))
 
 
 def _groups(ax: Axes, course: Course, rows: np.ndarray) -> None:
@@ -118,6 +118,8 @@ def _courses(ax: Axes, course: Course, name: str, rows: np.ndarray) -> None:
     for g, _ in members(group):
         ax.plot(course.epoch, values[:, single[group[single] == g]], color=colour_of(g), lw=0.6, alpha=0.7)
     ax.plot(course.epoch, middle, color=INK, lw=1.8, marker="o" if len(course.epoch) == 1 else None)
+    room = max(0.05 - np.ptp(values), 0) / 2
+    ax.set_ylim(ax.get_ylim()[0] - room, ax.get_ylim()[1] + room)
     ax.set_xlim(course.epoch[0], max(course.epoch[-1], course.epoch[0] + 1))
     ax.set(xlabel="epoch", ylabel=QUANTITIES[name])
     ax.set_title("median, 10-90 %, single samples" if name == "tau" else "the same for the weight")

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from ._panels import colour_of
 from ._parts import CSS, WIDTH, Message, Picture, guarded, heading
 from ._pure import members, sample_groups, train_arguments
 
+STEER = "#8E3B9E"
 INTERVAL = 0.7  # seconds between two looks at the folder
 _started: dict[Path, subprocess.Popen] = {}  # asked for their end, so that no ended process looks alive
+_launched: dict[Path, float] = {}
 _watching: dict[Path, LiveTraining] = {}  # one panel per folder follows it
 
 
@@ -43,7 +46,7 @@ def launch(config: Config, folder: Path, resume: bool) -> subprocess.Popen:
             start_new_session=True,
             env=environment,
         )
-    _started[folder.resolve()] = process
+    _started[folder.resolve()], _launched[folder.resolve()] = process, time.time()
     return process
 
 
@@ -64,15 +67,18 @@ def alive(folder: Path, pid: int | None) -> bool:
 
 
 def state_of(folder: Path) -> tuple[str, dict[str, Any]]:
-    """The training's state (none, starting, training, paused, stopped, failed, finished, lost) and status."""
+    """The training's state and status: none, starting, training, paused, ending, stopped, failed, finished or lost."""
     if not (folder / "config.json").exists():
         return ("starting" if alive(folder, None) else "none"), {}
-    run = Run(folder)
-    status = run.status
+    status = Run(folder).status
     state = status.get("state", "new")
-    if alive(folder, status.get("pid")):
-        return (state if state in ("training", "paused") else "finished" if state == "finished" else "starting"), status
-    return ("lost" if state in ("training", "paused", "new") else state), status
+    if not alive(folder, status.get("pid")):
+        return ("lost" if state in ("training", "paused", "new") else state), status
+    if state in ("training", "paused", "finished"):
+        return state, status
+    # Stopped, but with a process: one that is about to end, or a new one that has not finished an epoch yet.
+    fresh = status.get("time", 0) >= _launched.get(folder.resolve(), 0) and state != "new"
+    return ("ending" if fresh else "starting"), status
 
 
 def pending(run: Run) -> dict[str, Any]:
@@ -114,12 +120,12 @@ class LivePicture:
                 ax.clear()
                 ax.set(xlim=(0, run.config.optim.epochs), xlabel="epoch", title=title)
                 for event in events:
-                    ax.axvline(event["epoch"], color="#8E3B9E", lw=1.0, ls="--")
+                    ax.axvline(event["epoch"], color=STEER, lw=1.0, ls="--")
             self._curves(metrics)
             self._temperatures(run)
             if events:
                 at = self.tau.get_xaxis_transform()
-                self.tau.text(events[-1]["epoch"], 1.01, "steered", color="#8E3B9E", ha="center", transform=at)
+                self.tau.text(events[-1]["epoch"], 0.98, " steered", color=STEER, va="top", transform=at)
         self.picture.show(anew=True)
 
     def _curves(self, metrics) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -12,6 +14,7 @@ from ._parts import Picture
 
 EDGE = 2.0  # from the middle to the picture's edge; a layout has a root mean square radius of 1
 WIDTH, HEIGHT = 530, 430
+PAUSE = 0.6  # seconds from one movement to the next: longer than it takes
 
 
 def has_webgl_scatter() -> bool:
@@ -35,10 +38,10 @@ class WebGLScatter:
             height=HEIGHT,
             axes=False,
             background_color="white",
-            transition_points_duration=600,
+            transition_points_duration=350,
         )
         self.scatter.size(float(np.clip(240 / np.sqrt(len(xy)), 3, 9)))
-        self.colour(colouring)  # before there is a view: one that starts without colours misses the first of them
+        self._colour(colouring)  # before there is a view: one that starts without colours misses the first of them
         self.scatter.opacity(default=0.9, unselected=0.2, by=None)
         self.scatter.mouse("lasso")
         self.widget = self.scatter.show(["pan_zoom", "lasso", "divider", "reset"])
@@ -46,18 +49,39 @@ class WebGLScatter:
         self.widget.layout.width = f"{WIDTH}px"
         self.widget.add_class("tase-embedding"), self.widget.add_class(f"tase-embedding-{name}")
         self.on_select, self._quiet = on_select, False
+        self._lock, self._timer, self._free_at = threading.Lock(), None, time.monotonic() + PAUSE
         self.scatter.widget.observe(self._selected, "selection")
 
     def _selected(self, change) -> None:
         if not self._quiet:
             self.on_select(np.asarray(change["new"], dtype=np.int64))
 
-    def place(self, xy: np.ndarray) -> None:
-        """Move the points."""
-        x, y = xy.astype(np.float64).T
-        self.scatter.xy(x=x, y=y, x_scale=(-EDGE, EDGE), y_scale=(-EDGE, EDGE), animate=True)
+    def show(self, xy: np.ndarray, colouring: Colouring) -> None:
+        """Move and colour the points. While they move the view drops what it is sent: the last wish is sent then."""
+        with self._lock:
+            self._wish = (xy, colouring)
+            wait = self._free_at - time.monotonic()
+            if self._timer is None and wait > 0:
+                self._timer = threading.Timer(wait, self._send_late)
+                self._timer.daemon = True
+                self._timer.start()
+            elif self._timer is None:
+                self._send()
 
-    def colour(self, colouring: Colouring) -> None:
+    def _send_late(self) -> None:
+        with self._lock:
+            self._timer = None
+            self._send()
+
+    def _send(self) -> None:
+        xy, colouring = self._wish
+        x, y = xy.astype(np.float64).T
+        self._free_at = time.monotonic() + PAUSE
+        with self.scatter.widget.hold_sync():  # one message: of two, the second would come too early
+            self._colour(colouring)
+            self.scatter.xy(x=x, y=y, x_scale=(-EDGE, EDGE), y_scale=(-EDGE, EDGE), animate=True)
+
+    def _colour(self, colouring: Colouring) -> None:
         import pandas
 
         if colouring.continuous:
@@ -95,15 +119,12 @@ class PictureScatter:
         self.widget = self.picture.image
         self.widget.add_class("tase-embedding"), self.widget.add_class(f"tase-embedding-{name}")
 
-    def place(self, xy: np.ndarray) -> None:
-        """Move the points."""
+    def show(self, xy: np.ndarray, colouring: Colouring) -> None:
+        """Move and colour the points."""
         self.xy = xy
         self.dots.set_offsets(xy)
-        self.select(self.rows)
-
-    def colour(self, colouring: Colouring) -> None:
         self.dots.set_facecolor(colouring.rgba())
-        self.picture.show()
+        self.select(self.rows)
 
     def select(self, rows: np.ndarray) -> None:
         """Ring these rows."""
