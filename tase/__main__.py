@@ -123,8 +123,8 @@ def _told(found, args: argparse.Namespace) -> dict[str, Any]:
     from .figures.style import save
     from .studies import StudyError
 
-    if len(found.results):
-        save(study_figure(found.folder), found.folder / "figure")
+    for name in found.results.loc[found.results["kind"] == "cell", "preset"].unique():
+        save(study_figure(found.folder, name), found.folder / f"figure-{name}")
     if not args.json:
         print(found.markdown)
     if found.failed:

@@ -185,6 +185,9 @@ class GuidanceConfig:
     shuffled: bool = _field(
         False, "permute the pairs (tau, w) among the samples: the control with the same distribution"
     )
+    group_tau: tuple[float, ...] = _field(
+        (), "with labels=oracle: temperatures of head, mid and tail by true class, in place of tau_min to tau_max"
+    )
     label_noise: float = _field(
         0.0, "share of the samples whose responsibilities are permuted among each other (robustness)"
     )
@@ -244,6 +247,8 @@ class GuidanceConfig:
             "below 2 u_min, so that tau stays above 0",
         )
         check(self.iso_start > 0, "guidance.iso_start", self.iso_start, "above 0")
+        ok = len(self.group_tau) in (0, 3) and min(self.group_tau, default=1) > 0
+        check(ok, "guidance.group_tau", self.group_tau, "empty, or three temperatures above 0: head, mid, tail")
 
 
 @dataclass(frozen=True)
@@ -343,6 +348,9 @@ class Config:
     def __post_init__(self):
         check_choice("method", self.method, METHODS)
         check(0 <= self.seed < 2**31, "seed", self.seed, "a whole number from 0 to 2^31 - 1")
+        known = METHODS[self.method][0] == "tase" and self.guidance.labels == "oracle"
+        allowed = "empty but for tase with guidance.labels = oracle: groups are known from true labels only"
+        check(known or not self.guidance.group_tau, "guidance.group_tau", self.guidance.group_tau, allowed)
 
     @property
     def split(self) -> int:
@@ -369,6 +377,8 @@ class Config:
         del d["record"], d["evaluation"]
         for place in (("optim", "device"), ("data", "root"), ("data", "cache")):
             del d[place[0]][place[1]]
+        if not self.guidance.group_tau:  # joined later: without it, a run keeps the identity it had
+            del d["guidance"]["group_tau"]
         return hashlib.sha256(json.dumps(d, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -222,10 +222,11 @@ class TASE(Guidance):
 
     tau_i = tau_min + (tau_max - tau_min) q_i,    w_i = clip(exp(-gamma (a_i - mean a)), 1/w_max, w_max)
 
-    Until epoch `warmup` tau_i = tau_0 and w_i = 1; over the next `ramp` epochs both move in linearly. True `labels`
-    (int64 [n]) make it the oracle. The other `options` are those of GuidanceConfig, with its defaults: clusters,
-    tau_min, tau_max, tau_0, gamma, w_max, headness_map, reversed, shuffled, scale_by_tau, estimator, merge_to,
-    assignment_confidence, restarts, label_noise. Raises ConfigError for unknown names and impossible values.
+    With `group_tau` (head, mid, tail) tau_i is that of the image's group in `groups` (int64 [n], 0 to 2). Until epoch
+    `warmup` tau_i = tau_0 and w_i = 1; over the next `ramp` epochs both move in linearly. True `labels` (int64 [n])
+    make it the oracle. The other `options` are those of GuidanceConfig, with its defaults: clusters, tau_min, tau_max,
+    tau_0, gamma, w_max, headness_map, reversed, shuffled, scale_by_tau, estimator, merge_to, assignment_confidence,
+    restarts, label_noise, group_tau. Raises ConfigError for unknown names and impossible values.
     """
 
     SAVED = ("tau", "weight", "target_tau", "target_weight", "order")
@@ -240,9 +241,13 @@ class TASE(Guidance):
         pseudo: PseudoLabels | None = None,
         device: str | torch.device = "cpu",
         generator: torch.Generator | None = None,
+        groups: Int64[Tensor, "n"] | None = None,
         **options: Any,
     ):
         self.config = config = _settings(options)
+        known = groups is not None or not config.group_tau
+        check(known, "guidance.group_tau", config.group_tau, "empty where the images' groups are not given")
+        self.groups = groups
         pseudo = pseudo or _pseudo_labels(config, n, labels, device, generator)
         super().__init__(n, pseudo, config.tau_0, device)
         check(warmup >= 0 and ramp >= 0, "warmup, ramp", (warmup, ramp), "numbers of epochs, at least 0")
@@ -267,6 +272,8 @@ class TASE(Guidance):
             message = "The clusters are all about as large and say nothing about quantity: q is 0.5 for every sample."
             warnings.warn(message, stacklevel=2)
         tau, weight = temperature_and_weight(q, a, self.config)
+        if self.config.group_tau:
+            tau = tau.new_tensor(self.config.group_tau)[self.groups.to(self.device)]
         self.target_tau, self.target_weight = tau[self.order].float(), weight[self.order].float()
         self.start_epoch(epoch)
 
@@ -307,12 +314,12 @@ def _pseudo_labels(
     return PseudoLabels(n, labels=labels, device=device, generator=generator, **settings)
 
 
-def _tase(config: Config, n: int, pseudo: PseudoLabels, device: str | torch.device) -> TASE:
+def _tase(config: Config, n: int, pseudo: PseudoLabels, device: str | torch.device, **groups: Tensor) -> TASE:
     g = config.guidance
     options = {field.name: getattr(g, field.name) for field in dataclasses.fields(g)}
     epochs = {name: round(options.pop(name) * config.optim.epochs) for name in ("warmup", "ramp")}
     del options["labels"]
-    return TASE(n, **epochs, pseudo=pseudo, device=device, **options)
+    return TASE(n, **epochs, pseudo=pseudo, device=device, **groups, **options)
 
 
 def _constant(config: Config, n: int, pseudo: PseudoLabels, device: str | torch.device) -> Constant:
@@ -350,12 +357,15 @@ def build_guidance(
     labels: Int64[Tensor, "n"] | None = None,
     device: str | torch.device = "cpu",
     generator: torch.Generator | None = None,
+    groups: Int64[Tensor, "n"] | None = None,
 ) -> Guidance:
     """The guidance of `config.method` for n images; true `labels` are used by guidance.labels=oracle only.
 
-    `generator` serves the clustering. Raises ConfigError for an oracle without labels and more clusters than images.
+    `groups` [n] (0 head, 1 mid, 2 tail) are used by guidance.group_tau only. `generator` serves the clustering. Raises
+    ConfigError for an oracle without labels and more clusters than images.
     """
     oracle = config.guidance.labels == "oracle"
     check(not oracle or labels is not None, "guidance.labels", "oracle", "kmeans, as these images have no labels")
     pseudo = _pseudo_labels(config.guidance, n, labels if oracle else None, device, generator)
-    return GUIDANCES[METHODS[config.method][0]](config, n, pseudo, device)
+    more = {"groups": groups} if config.guidance.group_tau else {}
+    return GUIDANCES[METHODS[config.method][0]](config, n, pseudo, device, **more)

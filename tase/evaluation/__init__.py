@@ -7,8 +7,18 @@ Every protocol is measured three times: on the trained backbone, on the raw pixe
 initialised. Chance is no floor: raw pixels of digits are told apart at 96 %.
 """
 
-from ._measure import Pixels, evaluate, push_per_class
+from ._measure import FILES, Pixels, evaluate, lacking, push_per_class
 from ._sgd import sgd_probe
 from ._table import compare, format_table, to_markdown
 
-__all__ = ["Pixels", "compare", "evaluate", "format_table", "push_per_class", "sgd_probe", "to_markdown"]
+__all__ = [
+    "FILES",
+    "Pixels",
+    "compare",
+    "evaluate",
+    "format_table",
+    "lacking",
+    "push_per_class",
+    "sgd_probe",
+    "to_markdown",
+]

@@ -26,6 +26,7 @@ from ._protocols import Bench, Lists, keys, load_lists, measured, missing
 
 FORMAT = 1
 PIXELS = 32  # side to which larger images are reduced for the probe on raw pixels
+FILES = {"test": "results.json", "val": "results_val.json"}  # by the list that is judged
 ALIGNMENT_IMAGES = 2000  # test images of which two views are drawn
 
 
@@ -39,12 +40,13 @@ class Pixels(nn.Module):
 # ----------------------------------------------------------------------------------------------------------- baselines
 
 
-def _signature(kind: str, config: Config, splits: Splits) -> str:
+def _signature(kind: str, config: Config, splits: Splits, on: str) -> str:
     """What a baseline's scores depend on: images, few labels, and for the untrained network how it is made."""
     sets = [None if s is None else s.hash for s in (splits.train, splits.probe, splits.val, splits.test)]
     parts = [FORMAT, kind, sets, splits.eval_classes.tolist(), config.data.groups, config.data.few_shot_per_class]
     parts += [config.data.min_per_class, splits.train.groups.tolist(), config.evaluation.draws]
     parts += [config.views.size, config.views.flip > 0]
+    parts += [on] if on != "test" else []
     if kind == "untrained":
         parts += [config.to_dict()["model"], config.seed]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
@@ -52,7 +54,7 @@ def _signature(kind: str, config: Config, splits: Splits) -> str:
 
 def _baseline(kind: str, run: Run, lists: Lists, names: Sequence[str], force: bool, bar) -> dict[str, Any]:
     """Scores of raw pixels or of the untrained network; runs side by side share them through a hidden folder."""
-    path = run.path.parent / ".baselines" / f"{kind}-{_signature(kind, run.config, run.splits)}.json"
+    path = run.path.parent / ".baselines" / f"{kind}-{_signature(kind, run.config, run.splits, lists.on)}.json"
     saved = load_json(path) if path.exists() and not force else {}
     todo = missing(saved, names, run.config)
     bar.update(len(names) - len(todo))
@@ -169,9 +171,10 @@ def _header(run: Run, splits: Splits) -> dict[str, Any]:
     }
 
 
-def _usable(run: Run) -> dict[str, Any]:
-    """What results.json holds, where it was measured on this run; else nothing."""
-    saved = run.results or {}
+def _usable(run: Run, on: str) -> dict[str, Any]:
+    """What the results' file holds, where it was measured on this run; else nothing."""
+    path = run.path / FILES[on]
+    saved = load_json(path) if path.exists() else {}
     return saved if (saved.get("format"), saved.get("identity")) == (FORMAT, run.config.identity) else {}
 
 
@@ -182,10 +185,24 @@ def _names(protocols: Iterable[str] | None, config: Config) -> list[str]:
     return list(dict.fromkeys(chosen))
 
 
+def lacking(run: Run, protocols: Iterable[str] | None = None, on: str = "test") -> list[str]:
+    """The protocols (default: the configuration's) that the run's results do not have yet."""
+    names, saved = _names(protocols, run.config), _usable(run, on)
+    same = saved.get("draws") == run.config.evaluation.draws
+    return missing(saved.get("protocols", {}) if same else {}, names, run.config)
+
+
 def evaluate(
-    run: Run | str | Path, protocols: Iterable[str] | None = None, force: bool = False, progress: bool = True
+    run: Run | str | Path,
+    protocols: Iterable[str] | None = None,
+    force: bool = False,
+    progress: bool = True,
+    on: str = "test",
 ) -> dict[str, Any]:
     """Measure a finished run by the protocols (default: its configuration's); returns what results.json then holds.
+
+    `on="val"` judges on the validation images instead, for choices that must not see the test; these results are a file
+    of their own, results_val.json. (Validation then also picks the probe's regularisation, alike for all runs.)
 
     Protocols that results.json already has are not measured again unless `force`, and none is lost. Writes the features
     of the test images too. Every protocol is also measured on raw pixels and on the network as initialised; these are
@@ -195,9 +212,10 @@ def evaluate(
     """
     from tqdm.auto import tqdm
 
+    check_choice("on", on, FILES)
     run = run if isinstance(run, Run) else Run(run)
     names = _names(protocols, run.config)
-    saved = _usable(run)
+    saved = _usable(run, on)
     if force or saved.get("draws") != run.config.evaluation.draws:
         names = list(dict.fromkeys([*names, *(key.split("@")[0] for key in saved.get("protocols", {}))]))
         saved = {}
@@ -207,8 +225,8 @@ def evaluate(
     device = choose_device(run.config.optim)
     trained = run.encoder(device)
     splits = run.splits
-    lists = load_lists(run.config, splits, device)
-    results = saved or _header(run, splits)
+    lists = load_lists(run.config, splits, device, on)
+    results = saved or {**_header(run, splits), "on": on}
     with tqdm(total=3 * len(todo) + 2, desc=run.name, disable=not progress, dynamic_ncols=True) as bar:
         bench = Bench(trained, lists)
         results["protocols"] |= measured(bench, todo, bar)
@@ -221,7 +239,7 @@ def evaluate(
         bar.set_description(run.name)
         bar.set_postfix_str(_headline(results))
     _save(run, results, bench, splits)
-    return run.results
+    return load_json(run.path / FILES[on])
 
 
 def _headline(results: dict[str, Any]) -> str:
@@ -230,6 +248,7 @@ def _headline(results: dict[str, Any]) -> str:
 
 
 def _save(run: Run, results: dict[str, Any], bench: Bench, splits: Splits) -> None:
-    ids = splits.eval_classes.to(bench.lists.device)[bench.lists.labels["test"]]
-    save_npz(run.path / "features_test.npz", features=bench.x("test").half().cpu().numpy(), labels=ids.cpu().numpy())
-    save_json(run.path / "results.json", results)
+    if bench.lists.on == "test":
+        ids = splits.eval_classes.to(bench.lists.device)[bench.lists.labels["test"]].cpu().numpy()
+        save_npz(run.path / "features_test.npz", features=bench.x("test").half().cpu().numpy(), labels=ids)
+    save_json(run.path / FILES[bench.lists.on], results)

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from .. import probes
-from ..config import Config, ConfigError
+from ..config import Config, ConfigError, check
 from ..data import ImageSet, Splits, few_shot_draws
 from ..models import encode
 from ..training import generator
@@ -28,6 +28,7 @@ class Lists:
     groups: Int64[Tensor, "e"]
     config: Config
     device: torch.device
+    on: str = "test"  # the list that is judged, called "test" above whichever it is
 
     @property
     def classes(self) -> int:
@@ -39,8 +40,8 @@ class Lists:
         return few_shot_draws(self.probe, self.config.data.few_shot_per_class, self.config.evaluation.draws)
 
 
-def load_lists(config: Config, splits: Splits, device: torch.device) -> Lists:
-    """The split's lists, ready to be measured on; raises ConfigError naming what is missing without labels."""
+def load_lists(config: Config, splits: Splits, device: torch.device, on: str = "test") -> Lists:
+    """The split's lists, ready to be measured on (test, or `on="val"`); raises ConfigError naming what is missing."""
     source = f"'{config.data.source}'" + (f" in {config.data.root}" if config.data.root else "")
     if splits.train.labels is None:
         raise ConfigError(
@@ -52,7 +53,11 @@ def load_lists(config: Config, splits: Splits, device: torch.device) -> Lists:
             f"evaluation needs test images with labels, and {source} leaves none: set data.test_per_class (before "
             "training), or give the folder the parts train/ and test/"
         )
-    sets = {"train": splits.train, "probe": splits.probe, "val": splits.val, "test": splits.test}
+    check(
+        on == "test" or splits.val is not None, "data.val_per_class", config.data.val_per_class, "above 0 to judge on"
+    )
+    judged = splits.test if on == "test" else splits.val
+    sets = {"train": splits.train, "probe": splits.probe, "val": splits.val, "test": judged}
     kept = {name: _evaluated(images, splits.eval_classes) for name, images in sets.items() if images is not None}
     return Lists(
         images={name: images.images for name, images in kept.items()},
@@ -63,6 +68,7 @@ def load_lists(config: Config, splits: Splits, device: torch.device) -> Lists:
         groups=splits.train.groups.cpu()[splits.eval_classes.cpu()],
         config=config,
         device=device,
+        on=on,
     )
 
 

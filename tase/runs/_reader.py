@@ -248,6 +248,7 @@ class Run:
             "status.json",
             "metrics.jsonl",
             "results.json",
+            "results_val.json",
             "events.jsonl",
             "history/labels.npz",
         ):

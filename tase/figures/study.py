@@ -1,0 +1,158 @@
+"""A study's figure, from its results.csv: paired differences, a heat map, or curves."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from ..studies import Contrast, contrasts, name_of, read_study, shown
+from .sources import Missing
+from .style import GROUP_COLOURS, INK, RUN_MARKS, SOFT, TEXT, Figure, footer, new_figure, style
+
+Found = dict[tuple[str, str], Contrast]  # (row, column) -> what one metric of a cell has come to
+HEADROOM = "headroom"
+
+
+def study_figure(folder: str | Path, preset: str = "", note: bool = True) -> Figure:
+    """The figure of a study's folder on one preset (its first), a column per protocol; error bars: 95 % intervals.
+
+    bars: paired difference to the reference of every cell, for All and Tail; heat: mean of every cell; curve: mean over
+    what is varied, a line per row. Raises Missing where nothing has been measured.
+    """
+    results, about = read_study(folder)
+    preset = preset or about["presets"][0]
+    cells = results[(results["kind"] == "cell") & (results["preset"] == preset)]
+    accuracies = [p for p in dict.fromkeys(cells["protocol"]) if p != "pseudo-labels"]
+    panels = {p: shown(p)[1] for p in accuracies or dict.fromkeys(cells["protocol"])}
+    if not panels:
+        raise Missing(f"{folder} has no results on {preset} yet: python -m tase study {about['name']}")
+    found = {
+        (p, m): {(c.row, c.column): c for c in contrasts(results, about, preset, p, m) if c.kind in ("cell", HEADROOM)}
+        for p, metrics in panels.items()
+        for m in metrics
+    }
+    with style():
+        figure = {"bars": _bars, "heat": _heat, "curve": _curve}[about["figure"]](panels, found, about)
+        if note:
+            seeds, subsets = cells["seed"].nunique(), cells["subset"].nunique()
+            commits = ", ".join(cells["commit"].unique()[:3])
+            origin = f"{about['name']} · {preset}, on {about['on']} · {subsets} subsets · {seeds} seeds"
+            footer(figure, f"{origin} · intervals: 95 % · commit {commits}")
+    return figure
+
+
+def _grid(panels: Mapping[str, Sequence[str]], height: float, **options: Any) -> tuple[Figure, np.ndarray]:
+    """A figure with a row of axes per metric and a column per protocol."""
+    figure = new_figure(TEXT, height)
+    rows = len(next(iter(panels.values())))
+    axes = figure.subplots(rows, len(panels), squeeze=False, **options)
+    for ax, protocol in zip(axes[0], panels):
+        ax.set_title(protocol)
+    return figure, axes
+
+
+def _bars(panels: Mapping[str, Sequence[str]], found: Mapping, about: Mapping[str, Any]) -> Figure:
+    """All and Tail of every cell minus the reference's, as points with intervals; headroom on the same scale."""
+    places = [place for place, c in next(iter(found.values())).items() if c.difference.n or c.kind == HEADROOM]
+    figure = new_figure(TEXT, 1.0 + 0.24 * max(1, len(places)))
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    y = np.arange(len(places))
+    for ax, (protocol, metrics) in zip(axes, panels.items()):
+        for shift, metric, colour in zip((-0.14, 0.14), metrics, (INK, GROUP_COLOURS[2])):
+            cells = [found[protocol, metric].get(place) for place in places]
+            over = [c and (c.over if c.kind == HEADROOM else c.difference) for c in cells]
+            mean = [o.mean if o else np.nan for o in over]
+            half = np.nan_to_num([o.ci95 if o else 0 for o in over])
+            ax.errorbar(mean, y + shift, xerr=half, fmt="o", ms=3, lw=0.9, color=colour, label=name_of(metric))
+        ax.axvline(0, color=SOFT, lw=0.6)
+        ax.set(title=protocol, yticks=y, yticklabels=[", ".join(filter(None, place)) for place in places])
+        _within(ax, [c.difference.mean for c in found[protocol, metrics[0]].values()])
+    axes[0].invert_yaxis()
+    figure.supxlabel(f"difference to {about['reference']}, in points", fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
+    return figure
+
+
+def _within(ax: Axes, means: Sequence[float]) -> None:
+    """Keep means readable where two seeds give an interval of tens of points: the bars then leave the picture."""
+    reach = 4 * max(np.nanmax(np.abs([*means, 0.0])), 1.0)
+    low, high = ax.get_xlim()
+    ax.set_xlim(max(low, -reach), min(high, reach))
+
+
+def _heat(panels: Mapping[str, Sequence[str]], found: Mapping, about: Mapping[str, Any]) -> Figure:
+    """The mean of every cell, a map per protocol and metric."""
+    (x_name, columns), (y_name, rows) = _axis(about["columns"]), _axis(about["rows"])
+    figure, axes = _grid(panels, 0.9 + 2 * (0.4 + 0.2 * len(rows)), sharex=True, sharey=True)
+    for j, (protocol, metrics) in enumerate(panels.items()):
+        for ax, metric in zip(axes[:, j], metrics):
+            cells = found[protocol, metric]
+            places = [[cells.get((row, column)) for column in about["columns"]] for row in about["rows"]]
+            means = np.array([[c.over.mean if c else np.nan for c in line] for line in places])
+            ax.imshow(means, cmap="Blues", aspect="auto")
+            _write_values(ax, means)
+            ax.set(xticks=range(len(columns)), xticklabels=columns, yticks=range(len(rows)), yticklabels=rows)
+    for ax, metric in zip(axes[:, 0], next(iter(panels.values()))):
+        ax.set_ylabel(f"{name_of(metric)}\n{y_name}".strip())
+    figure.supxlabel(x_name, fontsize=8)
+    return figure
+
+
+def _write_values(ax: Axes, values: np.ndarray) -> None:
+    low, high = np.nanmin(values), np.nanmax(values)
+    form = ".2f" if max(abs(low), abs(high)) <= 1 else ".1f"
+    for (i, j), value in np.ndenumerate(values):
+        dark = value - low > 0.6 * (high - low)
+        ax.text(j, i, f"{value:{form}}", ha="center", va="center", fontsize=7, color="white" if dark else INK)
+
+
+def _curve(panels: Mapping[str, Sequence[str]], found: Mapping, about: Mapping[str, Any]) -> Figure:
+    """The mean over what is varied, a line per row; rows outside the columns are level lines."""
+    crossed = len(about["columns"]) > 1
+    name, ticks = _axis(about["columns"] if crossed else about["rows"])
+    x = np.array([float(tick) for tick in ticks])
+    figure, axes = _grid(panels, 3.6, sharex=True)
+    for j, (protocol, metrics) in enumerate(panels.items()):
+        for ax, metric in zip(axes[:, j], metrics):
+            _lines(ax, x, found[protocol, metric], about, crossed)
+            if x.min() > 0 and x.max() / x.min() >= 8:
+                ax.set_xscale("log")
+                ax.set_xticks([x.min(), x.max()], [f"{x.min():g}", f"{x.max():g}"])
+                ax.minorticks_off()
+    for ax, metric in zip(axes[:, 0], next(iter(panels.values()))):
+        ax.set_ylabel(name_of(metric))
+    figure.supxlabel(name, fontsize=8)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=4)
+    return figure
+
+
+def _lines(ax: Axes, x: np.ndarray, cells: Found, about: Mapping[str, Any], crossed: bool) -> None:
+    lines = {row: [(row, column) for column in about["columns"]] for row in about["rows"]}
+    if not crossed:
+        lines = {about["name"]: [(row, "") for row in about["rows"]]}
+    for (row, places), (colour, mark) in zip(lines.items(), RUN_MARKS * len(lines)):
+        over = [cells[place].over if place in cells else None for place in places]
+        mean = np.array([o.mean if o else np.nan for o in over])
+        half = np.nan_to_num([o.ci95 if o else 0 for o in over])
+        ax.plot(x, mean, color=colour, marker=mark, ms=3, label=row)
+        ax.fill_between(x, mean - half, mean + half, color=colour, alpha=0.15, lw=0)
+    for row, dash in zip(about["extras"], ("--", ":", "-.")):
+        if (row, "") in cells:
+            ax.axhline(cells[row, ""].over.mean, color=SOFT, ls=dash, lw=0.9, label=row)
+    means = np.array([c.over.mean for c in cells.values() if c.kind != HEADROOM])
+    room = max(1.0, np.ptp(means)) if len(means) else 1.0
+    low, high = ax.get_ylim()
+    ax.set_ylim(max(low, means.min() - room), min(high, means.max() + room))
+
+
+def _axis(labels: Sequence[str]) -> tuple[str, list[str]]:
+    """What the labels have in common before their numbers, and these: "tau_0=0.1", ... -> "tau_0", ["0.1", ...]."""
+    parts = [re.fullmatch(r"(.*?)[= x]*([\d.]+)", label) for label in labels]
+    if all(parts) and len({part[1] for part in parts}) == 1:
+        return parts[0][1], [part[2] for part in parts]
+    return "", list(labels)
