@@ -18,7 +18,7 @@ from ..config import METHODS
 from ..runs import Run, RunError
 from .accuracy import class_counts, per_class_accuracy
 from .course import dynamics, training_curves
-from .pictures import thumbnails
+from .pictures import cluster_sheet, thumbnails
 from .quantity import push
 from .sources import Missing, as_runs, is_balanced, methods
 from .space import geometry, layout, tsne
@@ -31,6 +31,7 @@ __all__ = [
     "Missing",
     "all_figures",
     "class_counts",
+    "cluster_sheet",
     "dynamics",
     "geometry",
     "layout",
