@@ -165,7 +165,9 @@ class LiveTraining:
         self.message = Message()
         self.panel = LivePicture()
         self._seen: tuple = ()
-        self._ended = threading.Event()
+        self._said: tuple | None = None
+        self._existed = False
+        self._ended, self._looking = threading.Event(), threading.Lock()
         self._build()
         self.look()
         if watch:
@@ -176,7 +178,8 @@ class LiveTraining:
     def _build(self) -> None:
         import ipywidgets as w
 
-        g = self.config.guidance
+        there = (self.folder / "config.json").exists()
+        g = current(Run(self.folder)) if there else _steerable(self.config)
         wide = {"style": {"description_width": "initial"}}
         buttons = (("start", "start", "play"), ("pause", "pause", "pause"), ("go", "run on", "play"))
         buttons += (("stop", "stop", "stop"), ("resume", "resume", "repeat"))
@@ -185,12 +188,12 @@ class LiveTraining:
             button.add_class(f"tase-{name}")
             button.on_click(lambda _, name=name: getattr(self, name)())
             setattr(self, f"{name}_button", button)
-        tau = (g.tau_min, g.tau_max)
+        tau = (g["tau_min"], g["tau_max"])
         self.tau = w.FloatRangeSlider(
             value=tau, min=0.02, max=1.0, step=0.01, description="steer: temperature range τ", **wide
         )
         self.gamma = w.FloatSlider(
-            value=g.gamma, min=0, max=2, step=0.05, description="strength of the weight γ", **wide
+            value=g["gamma"], min=0, max=2, step=0.05, description="strength of the weight γ", **wide
         )
         self.tau.layout.width, self.gamma.layout.width = "460px", "360px"
         self.steer_button = w.Button(description="apply at the next refresh", layout=w.Layout(width="200px"))
@@ -242,6 +245,14 @@ class LiveTraining:
     @guarded
     def look(self) -> None:
         """Bring the panel up to what the folder holds; draws only where something has changed."""
+        with self._looking:  # the thread looks, and every button does
+            try:
+                self._look()
+            except Exception:
+                self._said = None  # the error's line is not ours: the next look writes its own
+                raise
+
+    def _look(self) -> None:
         state, status = state_of(self.folder)
         run = Run(self.folder) if (self.folder / "config.json").exists() else None
         self._allow(state)
@@ -277,17 +288,17 @@ class LiveTraining:
         words = {"none": "not started", "lost": "its process has ended", "new": "starting"}
         self.status.value = f"<b>{words.get(state, state)}</b>, epoch {epoch} of {total}{mark}"
         line, warn = self._line(state, status, run)
-        if (line, warn) != getattr(self, "_said", None):
+        if (line, warn) != self._said:
             self._said = (line, warn)
             self.message.say(line, warn)
 
     def _line(self, state: str, status: dict[str, Any], run: Run | None) -> tuple[str, bool]:
         """What there is to say, and whether it is a warning."""
         if state == "none":
-            if getattr(self, "_existed", False):
+            if self._existed:
                 return f"The run's folder {self.folder} is gone; start trains it anew.", True
             return _last_line(self.folder), True
-        self._existed = self._existed or run is not None if hasattr(self, "_existed") else run is not None
+        self._existed = self._existed or run is not None
         if state == "failed":
             return f"The training failed: {status.get('error', 'see the log')}", True
         if state == "lost":
@@ -355,10 +366,14 @@ class LiveTraining:
         self.look()
 
 
+def _steerable(config: Config) -> dict[str, float]:
+    g = config.guidance
+    return {"tau_min": g.tau_min, "tau_max": g.tau_max, "gamma": g.gamma}
+
+
 def current(run: Run) -> dict[str, float]:
     """Range and gamma that hold, with all events and the request that waits."""
-    g = run.config.guidance
-    values = {"tau_min": g.tau_min, "tau_max": g.tau_max, "gamma": g.gamma}
+    values = _steerable(run.config)
     for changes in (*(event["set"] for event in run.events), pending(run)):
         values.update({name.split(".", 1)[1]: value for name, value in changes.items()})
     return values

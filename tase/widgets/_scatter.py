@@ -14,7 +14,7 @@ from ._parts import Picture
 
 EDGE = 2.0  # from the middle to the picture's edge; a layout has a root mean square radius of 1
 WIDTH, HEIGHT = 530, 430
-PAUSE = 0.6  # seconds from one movement to the next: longer than it takes
+PAUSE = 0.9  # seconds from one movement to the next: longer than it takes
 
 
 def has_webgl_scatter() -> bool:

@@ -1,0 +1,450 @@
+"""Widgets: their pure functions against what training saved, and their callbacks, bad input included."""
+
+import dataclasses
+import re
+import shutil
+import time
+
+import numpy as np
+import pytest
+import torch
+
+import tase
+from tase.config import ConfigError, GuidanceConfig
+from tase.pseudo_labels import centred
+from tase.runs import RunError
+from tase.widgets import LiveTraining, RunExplorer, TemperatureExplorer, benchmark_explorer, layouts
+from tase.widgets import _live as live
+from tase.widgets import _pure as pure
+from tase.widgets._bench import planted_run
+from tase.widgets._course import Course
+from tase.widgets._layouts import aligned, normalised, rotation
+from tase.widgets._parts import Images, Job, Picture, thumbnails
+
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed")
+
+
+def said(widget):
+    """The widget's message as plain text."""
+    return re.sub("<.*?>", "", widget.message.html.value)
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A copy of the tiny TASE run, free to be changed."""
+    return tase.Run(shutil.copytree(trained[2].path, tmp_path / "tase"))
+
+
+@pytest.fixture
+def explorer(run):
+    return TemperatureExplorer(run, threaded=False)
+
+
+@pytest.fixture
+def unlabelled(run):
+    (run.path / "history" / "labels.npz").unlink()
+    return tase.Run(run.path)
+
+
+# --- pure functions ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changes", [{}, {"headness_map": "rank"}, {"reversed": True}, {"gamma": 0.0}])
+def test_a_proposal_with_the_runs_own_settings_is_what_training_saved(tiny, tmp_path, changes):
+    config = tiny(**{f"guidance__{k}": v for k, v in changes.items()}, optim__epochs=4)
+    run = tase.train(config, tmp_path / "run", progress=False)
+    now = pure.moment(run.history, len(run.history) - 1, config.guidance)
+    new = pure.proposal(now, config.guidance)
+    np.testing.assert_allclose(new.tau, run.history.tau[-1], atol=2e-5)
+    np.testing.assert_allclose(new.weight, run.history.weight[-1], rtol=2e-5)
+
+
+def test_new_clusters_with_the_saved_settings_give_every_sample_a_cluster(run):
+    t = len(run.history) - 1
+    saved = pure.moment(run.history, t, run.config.guidance)
+    index = run.history.feature_index(t)[:100]
+    for estimator, k in (("size", 5), ("merged", 12), ("density", 3)):
+        settings = dataclasses.replace(run.config.guidance, clusters=k, estimator=estimator)
+        now = pure.reclustered(saved, run.history.features(t)[:100], index, settings)
+        assert len(now.headness) == len(now.tau) == 100 and now.clusters == k
+        assert len(np.unique(now.cluster)) == k
+        assert (now.log_sizes is None) == (estimator == "density")
+        np.testing.assert_array_equal(now.tau, saved.tau[index])
+    with pytest.raises(ConfigError, match="clusters"):
+        pure.reclustered(
+            saved, run.history.features(t)[:100], index, dataclasses.replace(run.config.guidance, clusters=101)
+        )
+
+
+def test_histograms_hold_all_samples_also_those_beyond_the_ends():
+    values, group = np.array([-5.0, 0.05, 0.15, 0.95, 7.0]), np.array([0, 0, 1, 1, 1])
+    table = pure.shares(values, group, np.linspace(0, 1, 11), [0, 1])
+    np.testing.assert_allclose(table.sum(1), 100)
+    assert table[0, 0] == 100 and table[1, 9] == pytest.approx(200 / 3)
+    assert pure.means(values, group, [0, 1, 2])[1] == pytest.approx(2.7)
+    assert np.isnan(pure.means(values, group, [2])[0])
+
+
+def test_the_push_on_neighbours_is_the_softmax_of_the_loss():
+    h = centred(torch.randn(40, 8, generator=torch.Generator().manual_seed(0))).numpy()
+    near = pure.neighbours(h, 7)
+    assert 7 not in near.row and len(near.row) == 39
+    assert (np.diff(near.similarity) <= 0).all()
+    np.testing.assert_allclose(near.similarity, h[near.row] @ h[7], atol=1e-6)
+    share = pure.push_on(near.similarity, 0.2)
+    expected = np.exp(near.similarity / 0.2)
+    np.testing.assert_allclose(share, 100 * expected / expected.sum(), rtol=1e-9)
+    assert pure.push_on(near.similarity, 0.05)[0] > share[0]  # a lower temperature: more on the nearest
+
+
+def test_most_changed_are_ordered_and_leave_out_what_stays():
+    old, new = np.zeros(6), np.array([0.3, -0.1, 0, 0.1, -0.4, 0])
+    up, down = pure.most_changed(old, new, 4)
+    assert up.tolist() == [0, 3] and down.tolist() == [4, 1]
+    assert not len(np.concatenate(pure.most_changed(old, old, 4)))
+
+
+def test_the_command_line_says_the_configuration_exactly(tiny):
+    config = tiny(method="oracle", guidance__reversed=True, guidance__tau_max=0.123, views__scale="0.3,0.9")
+    words = pure.train_arguments(config, "some folder", resume=True)
+    changes = dict(word.split("=", 1) for word in words[words.index("--set") + 1 : words.index("--out")])
+    assert tase.preset(config.preset, config.method, config.seed, changes) == config
+    assert words[-1] == "--resume" and "'some folder'" in pure.command_line(config, "some folder")
+    proposed = pure.proposed_config(tiny(method="simclr"), GuidanceConfig(tau_max=0.3))
+    assert proposed.method == "tase" and proposed.guidance.tau_max == 0.3
+
+
+def test_thumbnails_escape_texts_from_files():
+    html = thumbnails([np.zeros((1, 8, 8), np.uint8)], ["<b>x</b>\ny"], ['"><script>'])
+    assert "<b>" not in html and "<script>" not in html and "<br>" in html
+
+
+def test_a_picture_changes_with_its_moving_artists_only_where_they_are():
+    picture = Picture(200, 100, "test")
+    ax = picture.figure.subplots()
+    ax.set(xlim=(0, 1), ylim=(0, 1))
+    (line,) = ax.plot([0, 1], [0, 1])
+    picture.moves(line)
+    first = picture.png()
+    line.set_ydata([1, 0])
+    second = picture.png()
+    line.set_ydata([0, 1])
+    assert second != first and picture.png() == first
+    ax.set_xlim(0, 2)
+    assert picture.png() != first
+
+
+def test_a_newer_job_replaces_an_older_one():
+    errors, results, busy = [], [], []
+    job = Job(errors.append, busy.append, threaded=True)
+    job.start(lambda wanted: time.sleep(0.2) or "old", results.append)
+    job.start(lambda wanted: "new", results.append)
+    for _ in range(100):
+        time.sleep(0.02)
+        if results and busy[-1] is False:
+            break
+    assert results == ["new"] and busy[-1] is False and not errors
+    Job(errors.append, busy.append, threaded=False).start(lambda wanted: 1 / 0, results.append)
+    assert isinstance(errors[0], ZeroDivisionError)
+
+
+# --- layouts ----------------------------------------------------------------------------------------------------------
+
+
+def test_procrustes_undoes_a_rotation_and_a_reflection():
+    xy = normalised(np.random.default_rng(0).standard_normal((50, 2)))
+    turn = np.array([[np.cos(2), -np.sin(2)], [np.sin(2), np.cos(2)]]) @ np.diag([1, -1])
+    np.testing.assert_allclose(aligned(3 * xy @ turn + 5, xy), xy, atol=1e-5)
+    assert np.sqrt((xy**2).sum(1).mean()) == pytest.approx(1)
+    np.testing.assert_allclose(rotation(xy, xy), np.eye(2), atol=1e-5)
+
+
+def test_layouts_are_kept_and_grow_with_the_run(run):
+    told = []
+    first = layouts(run, "tsne", points=60, progress=lambda *at: told.append(at))
+    assert first.xy.shape == (len(run.history), 60, 2) and told[-1] == (len(run.history),) * 2
+    path = run.path / "layouts" / "epochs-tsne.npz"
+    before = path.stat().st_mtime_ns
+    again = layouts(run, "tsne", points=60)
+    np.testing.assert_array_equal(first.xy, again.xy)
+    assert path.stat().st_mtime_ns == before
+    slim = layouts(run.slim(run.path.parent / "slim"), "tsne", points=60)
+    np.testing.assert_array_equal(slim.xy, first.xy)
+    path.write_bytes(b"cut off")
+    np.testing.assert_allclose(layouts(run, "tsne", points=60).xy, first.xy, atol=1e-4)
+    assert first.at(-5) is not None and np.array_equal(first.at(10**6), first.xy[-1])
+
+
+def test_aligned_layouts_move_less_than_layouts_made_apart(run):
+    from tase.widgets._layouts import embed
+
+    xy = layouts(run, "pca", points=100)
+    apart = [
+        normalised(embed(centred(torch.from_numpy(run.history.features(t)[:100])).numpy(), "pca"))
+        for t in range(len(run.history))
+    ]
+    moved = np.linalg.norm(np.diff(xy.xy, axis=0), axis=2).mean()
+    assert moved <= np.linalg.norm(np.diff(apart, axis=0), axis=2).mean() + 1e-6
+
+
+def test_a_run_without_features_says_so(tiny, tmp_path):
+    run = tase.train(tiny(optim__epochs=2), tmp_path / "run", progress=False).slim(tmp_path / "slim")
+    with pytest.raises(RunError, match="slim copy"):
+        layouts(run)
+
+
+# --- temperature explorer ---------------------------------------------------------------------------------------------
+
+
+def test_every_slider_leads_to_a_new_picture_and_a_line_to_copy(explorer):
+    seen = {explorer.panel.picture.image.value}
+    moves = {"tau": (0.2, 0.9), "gamma": 1.5, "w_max": 1.5, "map": "rank", "reversed": True, "epoch": 2}
+    for name, value in moves.items():
+        getattr(explorer, name).value = value
+        seen.add(explorer.panel.picture.image.value)
+    assert len(seen) == 1 + len(moves)
+    for text in ("guidance.tau_max=0.9", "guidance.headness_map=rank", "guidance.reversed=true", "guidance.w_max=1.5"):
+        assert text in explorer.command.value
+    config = explorer.config()
+    assert config.guidance.gamma == 1.5 and config.method == "tase"
+
+
+def test_clusters_are_made_anew_and_can_be_taken_back(explorer):
+    before = explorer.now
+    explorer.clusters.value = 4
+    assert explorer.now.clusters == 4 and "clusters=4" in explorer.command.value
+    explorer.estimator.value = "merged"
+    explorer.reset_clusters()
+    np.testing.assert_array_equal(explorer.now.cluster, before.cluster)
+    assert "clusters=4" not in explorer.command.value
+    explorer.epoch.value = 2
+    explorer.clusters.value = 5
+    assert "whose features this snapshot keeps" in said(explorer)
+
+
+def test_bad_input_gives_one_line_and_the_explorer_stays_alive(explorer):
+    explorer.clusters.value = 100_000
+    assert "clusters k = 100000 is not possible: it must be at most the number of images" in said(explorer)
+    explorer.clusters.value = 0
+    assert "at least 1" in said(explorer)
+    explorer.reset_clusters()
+    explorer.tau.value = (0.3, 0.3)
+    assert "zero width" in said(explorer)
+    explorer.tau.value = (0.1, 0.4)
+    assert "not possible" not in said(explorer) and "zero width" not in said(explorer)
+
+
+def test_a_deleted_folder_gives_one_line(explorer):
+    shutil.rmtree(explorer.run.path)
+    explorer.epoch.value = 2
+    assert "is gone" in said(explorer)
+    picture = explorer.panel.picture.image.value
+    explorer.tau.value = (0.1, 0.9)
+    assert explorer.panel.picture.image.value != picture  # what is in memory can still be explored
+
+
+def test_without_labels_or_images_the_explorer_says_so(unlabelled):
+    explorer = TemperatureExplorer(unlabelled, threaded=False)
+    assert "no labels" in said(explorer)
+    assert [name for name, _ in explorer.pick.options] == ["choose …", "any all images", "τ rises most", "τ falls most"]
+    lost = Images(dataclasses.replace(unlabelled.config) and type("R", (), {"images": property(lambda _: 1 / 0)})())
+    assert "no thumbnails" in lost.strip([0], ["x"])
+
+
+def test_a_sample_can_be_picked_by_group_and_by_change(explorer):
+    explorer.tau.value = (0.02, 1.0)
+    explorer.pick.value = "2"
+    assert explorer.now.group[explorer.sample.value] == 2 and explorer.pick.value == ""
+    explorer.pick.value = "up"
+    assert explorer.sample.value == explorer._most["up"][0]
+    assert f"no. {explorer.sample.value}" in explorer.near.value
+
+
+def test_a_run_without_snapshots_is_refused_with_a_reason(run):
+    shutil.rmtree(run.path / "history")
+    for open_it in (TemperatureExplorer, RunExplorer):
+        with pytest.raises(RunError, match="no snapshot yet"):
+            open_it(tase.Run(run.path))
+
+
+def test_a_slider_is_quick_with_many_samples(capsys):
+    for n, limit in ((12_000, 150), (100_000, 400)):
+        result = benchmark_explorer(n, moves=11)
+        with capsys.disabled():
+            print(f"\nslider to new picture, {n:,} samples: median {result['median_ms']:.0f} ms (limit {limit} ms)")
+        assert result["median_ms"] < limit
+
+
+# --- run explorer -----------------------------------------------------------------------------------------------------
+
+
+def test_the_course_offers_only_what_the_run_has(run, unlabelled):
+    course = Course(unlabelled, layouts(unlabelled, "pca"))
+    assert course.quantities == ["pseudo_label", "tau", "weight", "loss"]
+    assert not any(key.startswith(("group", "class")) for _, key in course.choices())
+
+
+def test_selections_by_list_are_what_they_say(trained):
+    course = Course(trained[2], layouts(trained[2], "pca"))
+    t = len(course.epoch) - 1
+    tail = course.choose("group:2", t)
+    assert (course.group[tail] == 2).all() and len(tail) == (course.group == 2).sum()
+    moved = course.choose("moved", t)
+    assert (course.pseudo_label[t, moved] != course.pseudo_label[t - 1, moved]).all()
+    mistaken = course.choose("mistaken", t)
+    others = np.setdiff1d(np.flatnonzero(course.group > 0), mistaken)
+    assert course.tau[t, mistaken].min() >= course.tau[t, others].max() - 1e-6
+    assert len(course.choose("all", t)) == len(course.index) and not len(course.choose("none", t))
+
+
+@pytest.mark.parametrize("drawn", ["webgl", "picture"])
+def test_the_run_explorer_follows_epoch_colour_and_selection(run, trained, drawn):
+    explorer = RunExplorer(run, trained[1], threaded=False)
+    explorer.kind.value = "pca"
+    explorer.drawn.value = drawn
+    first = explorer.sides[0].linked.now.image.value
+    for what in ("group", "pseudo_label", "tau", "weight", "loss"):
+        explorer.what.value = what
+        assert not said(explorer)
+    explorer.epoch.value = 8
+    assert explorer.sides[0].linked.now.image.value != first
+    explorer.choice.value = "group:2"
+    tail = (explorer.sides[0].course.group == 2).sum()
+    assert f"{tail} points selected: head 0, mid 0, tail {tail}" in explorer.side.value
+    np.testing.assert_array_equal(explorer.sides[0].rows, explorer.sides[1].rows)  # linked: the same images
+    explorer.lassoed(1, np.array([3, 1, 2]))
+    assert explorer.sides[0].rows.tolist() == [1, 2, 3] and explorer.choice.value == ""
+    explorer.lassoed(1, np.zeros(0, dtype=np.int64))
+    assert "No points selected" in explorer.side.value
+
+
+def test_runs_on_other_images_are_not_linked(run, trained):
+    explorer = RunExplorer(run, trained[0], threaded=False)
+    assert "not linked" in said(explorer)
+    explorer.choice.value = "all"
+    assert not len(explorer.sides[1].rows)
+
+
+def test_without_jupyter_scatter_there_is_a_picture(run, monkeypatch):
+    import tase.widgets._explorer as module
+
+    monkeypatch.setattr(module, "has_webgl_scatter", lambda: False)
+    explorer = RunExplorer(run, threaded=False)
+    assert explorer.drawn.value == "picture" and [key for _, key in explorer.drawn.options] == ["picture"]
+    before = explorer.sides[0].cloud.picture.image.value
+    explorer.epoch.value = 8
+    assert explorer.sides[0].cloud.picture.image.value != before
+
+
+def test_names_from_files_are_escaped_in_the_explorer(run):
+    from tase.runs import load_npz, save_npz
+
+    path = run.path / "history" / "labels.npz"
+    arrays = load_npz(path)
+    arrays["classes"] = np.array([f"<script>{c}</script>$" for c in arrays["classes"]])
+    save_npz(path, **arrays)
+    explorer = RunExplorer(tase.Run(run.path), threaded=False)
+    assert "<script>" not in explorer.legend.value and "&lt;script&gt;" in explorer.legend.value
+
+
+def test_an_unlabelled_run_and_a_deleted_one_say_so_and_stay_alive(unlabelled):
+    explorer = RunExplorer(unlabelled, threaded=False)
+    assert "no labels" in said(explorer) and explorer.what.value == "tau"
+    shutil.rmtree(unlabelled.path)
+    explorer.epoch.value = 8
+    assert "is gone" in said(explorer)
+    explorer.read_again()
+    assert "is gone" in said(explorer)
+    explorer.what.value = "weight"
+    assert explorer.what.value == "weight"
+
+
+# --- live training ----------------------------------------------------------------------------------------------------
+
+
+def until(condition, seconds=60):
+    """Wait for a condition, by looking."""
+    for _ in range(int(seconds / 0.1)):
+        if condition():
+            return
+        time.sleep(0.1)
+    raise AssertionError("it did not happen in time")
+
+
+@pytest.fixture
+def panel(tiny, tmp_path):
+    """The panel of a training of a few seconds, not started."""
+    config = tiny(optim__epochs=60, guidance__refresh=5, record__knn_every=5)
+    panel = LiveTraining(config, tmp_path / "run", watch=False)
+    yield panel
+    process = live._started.get(panel.folder.resolve())
+    if process is not None and process.poll() is None:
+        process.kill()
+        process.wait()
+
+
+def test_a_live_training_starts_pauses_is_steered_stops_and_is_found_again(panel):
+    def state():
+        panel.look()
+        return live.state_of(panel.folder)[0]
+
+    assert state() == "none" and not panel.start_button.disabled and panel.stop_button.disabled
+    panel.start()
+    until(lambda: state() == "training")
+    panel.pause()
+    until(lambda: state() == "paused")
+    panel.tau.value = (0.1, 0.33)
+    panel.steer()
+    assert "Asked for tau_max = 0.33: takes effect at the next refresh" in said(panel)
+    panel.go()  # the request that waits is not lost
+    until(lambda: state() == "training" and tase.Run(panel.folder).steered)
+    panel.look()
+    assert "Steered at epoch" in said(panel) and "steered" in panel.status.value
+    panel.stop()
+    until(lambda: state() == "stopped")
+    assert not panel.resume_button.disabled and panel.pause_button.disabled
+
+    again = LiveTraining(panel.folder, watch=False)  # as after a restart of the kernel
+    assert "stopped" in again.status.value and "steered" in again.status.value
+    assert again.tau.value == (0.1, 0.33)
+    again.resume()
+    until(lambda: live.state_of(panel.folder)[0] in ("training", "finished"))
+    assert len(tase.Run(panel.folder).events) == 1
+
+
+def test_a_training_that_dies_or_cannot_start_is_told_in_a_line(panel, run, tmp_path):
+    run_status = live.state_of(run.path)
+    assert run_status[0] == "finished"
+    tase.runs.save_json(run.path / "status.json", {"state": "training", "pid": 2**22 - 3, "epoch": 3, "step": 9})
+    lost = LiveTraining(run.path, watch=False)
+    assert "ended without a word" in said(lost) and not lost.resume_button.disabled
+    shutil.rmtree(run.path)
+    lost.look()
+    assert "is gone" in said(lost)
+    (panel.folder).mkdir()
+    (panel.folder / "mine.txt").write_text("keep")
+    panel.start()
+    assert "holds other files" in said(panel)
+    with pytest.raises(RunError, match="out="):
+        LiveTraining(panel.config)
+
+
+def test_a_process_that_ends_at_once_shows_its_last_words(tiny, tmp_path):
+    config = tiny(data__source="folder", data__root=str(tmp_path / "nothing"), data__rule="none", data__image_size=8)
+    panel = LiveTraining(config, tmp_path / "run", watch=False)
+    panel.start()
+    until(lambda: panel.look() or "error:" in said(panel) or "failed" in said(panel))
+    assert "nothing" in said(panel)
+
+
+def test_the_thread_follows_the_folder_and_a_newer_panel_takes_over(run):
+    first = LiveTraining(run.path)
+    second = LiveTraining(run.path)
+    assert first._ended.is_set() and "newer panel" in said(first)
+    second.close()
+    assert second._ended.is_set()
+
+
+def test_planted_runs_can_be_explored(tmp_path):
+    explorer = RunExplorer(planted_run(tmp_path / "run", 300, clusters=10, kept=50), threaded=False)
+    assert "50 of 300 images" in said(explorer)
