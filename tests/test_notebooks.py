@@ -13,12 +13,12 @@ FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("[0-9]*.ipynb"))
 SECONDS = 90  # for one notebook with the parameters below, on two cores
 SHORT = "{'optim.epochs': 40}"
-PARAMETERS = {  # what CI sets instead of the notebook's own parameters; {out} is a folder that the notebooks share
-    "01": f"OUT = '{{out}}/01_train'; OVERRIDES = {SHORT}",
-    "02": f"RUNS = '{{out}}/demo'; OVERRIDES = {SHORT}",
-    "03": f"RUNS = '{{out}}/demo'; OVERRIDES = {SHORT}",
-    "04": f"RUNS = '{{out}}/demo'; OVERRIDES = {SHORT}",
-    "05": "OUT = '{out}/05_your_images'; EPOCHS = 20",
+PARAMETERS = {  # what CI sets instead of the notebook's own parameters; SHARED is a folder for all of them
+    "01": f"OUT = 'SHARED/01_train'; OVERRIDES = {SHORT}",
+    "02": f"RUNS = 'SHARED/demo'; OVERRIDES = {SHORT}",
+    "03": f"RUNS = 'SHARED/demo'; OVERRIDES = {SHORT}",
+    "04": f"RUNS = 'SHARED/demo'; OVERRIDES = {SHORT}",
+    "05": "OUT = 'SHARED/05_your_images'; EPOCHS = 20",
     "06": "EPOCHS = 20",
 }
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -45,7 +45,7 @@ def run_notebook(path, out):
 
     notebook = nbformat.read(path, as_version=4)
     at = next(i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
-    given = PARAMETERS.get(path.stem[:2], "").format(out=out.as_posix())
+    given = PARAMETERS.get(path.stem[:2], "").replace("SHARED", out.as_posix())
     notebook.cells.insert(at + 1, nbformat.v4.new_code_cell(given))
     work = out / "work" / path.stem
     work.mkdir(parents=True)

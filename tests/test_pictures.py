@@ -1,51 +1,34 @@
-"""Sheets of images: which image stands where, and what is said beside it."""
+"""Sheets of thumbnails: one frame per image, whatever its channels and type."""
 
-import numpy as np
 import pytest
 import torch
-from matplotlib.colors import to_hex
 
-from tase import figures
-from tase.pseudo_labels import centred
+from tase.figures import thumbnails
 
 
-def shown(ax):
-    return np.asarray(ax.images[0].get_array()) if ax.images else None
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_sheet_shows_every_image_with_its_caption_and_frame(channels):
+    images = torch.randint(0, 256, (7, channels, 8, 8), dtype=torch.uint8)
+    names = [f"no. {i}" for i in range(7)]
+    figure = thumbnails(images, names, ["#27509A"] * 7, columns=5, title="seven")
+    shown = [ax for ax in figure.axes if ax.images]
+    assert [ax.get_xlabel() for ax in shown] == names
+    assert len(figure.axes) == 10  # two rows of five, the last three empty
+    pixels = torch.from_numpy(shown[3].images[0].get_array().data.copy())
+    expected = images[3, 0] if channels == 1 else images[3].permute(1, 2, 0)
+    assert torch.equal(pixels, expected)
+    assert figure._repr_png_()[:4] == b"\x89PNG"
 
 
-def test_each_row_has_the_images_of_one_cluster_nearest_first(trained):
-    run = trained[2]
-    labels, h = run.history.pseudo_label[-1], centred(torch.from_numpy(run.features()))
-    sizes = np.bincount(labels)
-    figure = figures.cluster_sheet(run, columns=6)
-    rows = np.array(figure.axes).reshape(-1, 6)
-    order = np.argsort(-sizes, kind="stable")[: np.count_nonzero(sizes)]
-    expected = [*order[:3], *order[-5:]]
-    assert [row[0].get_ylabel().split()[0] for row in rows] == [str(sizes[k]) for k in expected]
-    for k, row in zip(expected, rows, strict=True):
-        own = np.flatnonzero(labels == k)
-        near = own[np.argsort(-(h[own] @ h[own].mean(0)).numpy(), kind="stable")]
-        for place, ax in enumerate(row):
-            if place < len(near):
-                assert np.array_equal(shown(ax), run.images.images[near[place], 0].numpy())
-            else:
-                assert shown(ax) is None and not ax.axison
+def test_views_in_zero_to_one_are_shown_alike():
+    images = torch.randint(0, 256, (1, 3, 8, 8), dtype=torch.uint8)
+    a, b = (thumbnails(x, columns=1).axes[0].images[0].get_array() for x in (images, images / 255))
+    assert (a == b).all()
 
 
-def test_clusters_can_be_chosen_and_an_empty_one_is_named(trained):
-    run = trained[2]
-    k = int(run.history.pseudo_label[-1][0])
-    (label,) = [ax.get_ylabel() for ax in figures.cluster_sheet(run, [k], columns=1).axes]
-    assert label == f"{(run.history.pseudo_label[-1] == k).sum()} images"
-    with pytest.raises(ValueError, match="cluster 99 has no image"):
-        figures.cluster_sheet(run, [99])
-
-
-def test_thumbnails_wear_captions_and_colours():
-    images = torch.arange(3, dtype=torch.uint8)[:, None, None, None].expand(3, 1, 4, 4)
-    axes = figures.thumbnails(images, ["a", "b", "c"], ["#ff0000", "#00ff00", "#0000ff"], columns=2).axes
-    assert [ax.get_xlabel() for ax in axes[:3]] == ["a", "b", "c"] and not axes[3].axison
-    assert [to_hex(ax.spines["left"].get_edgecolor()) for ax in axes[:3]] == ["#ff0000", "#00ff00", "#0000ff"]
-    assert [int(shown(ax)[0, 0]) for ax in axes[:3]] == [0, 1, 2]
-    with pytest.raises(ValueError, match="3 images but 1 captions"):
-        figures.thumbnails(images, ["a"])
+def test_wrong_numbers_of_captions_and_no_images_are_errors():
+    images = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="2 images but 3 captions"):
+        thumbnails(images, ["a", "b", "c"])
+    with pytest.raises(ValueError, match="no image"):
+        thumbnails(images[:0])
