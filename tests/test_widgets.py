@@ -247,7 +247,7 @@ def test_without_labels_or_images_the_explorer_says_so(unlabelled):
     explorer = TemperatureExplorer(unlabelled, threaded=False)
     assert "no labels" in said(explorer)
     assert [name for name, _ in explorer.pick.options] == ["choose …", "any all images", "τ rises most", "τ falls most"]
-    lost = Images(dataclasses.replace(unlabelled.config) and type("R", (), {"images": property(lambda _: 1 / 0)})())
+    lost = Images(type("Lost", (), {"images": property(lambda _: 1 / 0)})())
     assert "no thumbnails" in lost.strip([0], ["x"])
 
 
@@ -291,7 +291,8 @@ def test_selections_by_list_are_what_they_say(trained):
     assert (course.group[tail] == 2).all() and len(tail) == (course.group == 2).sum()
     moved = course.choose("moved", t)
     assert (course.pseudo_label[t, moved] != course.pseudo_label[t - 1, moved]).all()
-    mistaken = course.choose("mistaken", t)
+    assert set(course.choose("mistaken", t)) <= set(np.flatnonzero(course.group > 0))
+    mistaken = course._extreme(t, high=True, count=5)
     others = np.setdiff1d(np.flatnonzero(course.group > 0), mistaken)
     assert course.tau[t, mistaken].min() >= course.tau[t, others].max() - 1e-6
     assert len(course.choose("all", t)) == len(course.index) and not len(course.choose("none", t))
@@ -305,7 +306,7 @@ def test_the_run_explorer_follows_epoch_colour_and_selection(run, trained, drawn
     first = explorer.sides[0].linked.now.image.value
     for what in ("group", "pseudo_label", "tau", "weight", "loss"):
         explorer.what.value = what
-        assert not said(explorer)
+        assert said(explorer) == "Shown are the 100 of 405 images whose features are kept."
     explorer.epoch.value = 8
     assert explorer.sides[0].linked.now.image.value != first
     explorer.choice.value = "group:2"
@@ -402,6 +403,7 @@ def test_a_live_training_starts_pauses_is_steered_stops_and_is_found_again(panel
     assert "Steered at epoch" in said(panel) and "steered" in panel.status.value
     panel.stop()
     until(lambda: state() == "stopped")
+    panel.look()
     assert not panel.resume_button.disabled and panel.pause_button.disabled
 
     again = LiveTraining(panel.folder, watch=False)  # as after a restart of the kernel

@@ -295,9 +295,8 @@ class LiveTraining:
     def _line(self, state: str, status: dict[str, Any], run: Run | None) -> tuple[str, bool]:
         """What there is to say, and whether it is a warning."""
         if state == "none":
-            if self._existed:
-                return f"The run's folder {self.folder} is gone; start trains it anew.", True
-            return _last_line(self.folder), True
+            gone = f"The run's folder {self.folder} is gone; start trains it anew." if self._existed else ""
+            return _last_words(self.folder) or gone, True
         self._existed = self._existed or run is not None
         if state == "failed":
             return f"The training failed: {status.get('error', 'see the log')}", True
@@ -394,10 +393,10 @@ def _marks(folder: Path) -> list[int]:
     return [path.stat().st_mtime_ns if path.exists() else 0 for path in paths]
 
 
-def _last_line(folder: Path) -> str:
-    """The end of the log of a process that left no run."""
-    path = log_path(folder)
-    if folder.resolve() not in _started or not path.exists():
+def _last_words(folder: Path) -> str:
+    """The end of the log of a process that failed."""
+    path, process = log_path(folder), _started.get(folder.resolve())
+    if process is None or not process.poll() or not path.exists():
         return ""
     lines = path.read_text(errors="replace").strip().splitlines()
     return f"The process ended: {lines[-1]}" if lines else "The process ended without a word."

@@ -50,6 +50,7 @@ class WebGLScatter:
         self.widget.add_class("tase-embedding"), self.widget.add_class(f"tase-embedding-{name}")
         self.on_select, self._quiet = on_select, False
         self._lock, self._timer, self._free_at = threading.Lock(), None, time.monotonic() + PAUSE
+        self._wish = self._sent = (xy, colouring)
         self.scatter.widget.observe(self._selected, "selection")
 
     def _selected(self, change) -> None:
@@ -60,26 +61,31 @@ class WebGLScatter:
         """Move and colour the points. While they move the view drops what it is sent: the last wish is sent then."""
         with self._lock:
             self._wish = (xy, colouring)
-            wait = self._free_at - time.monotonic()
-            if self._timer is None and wait > 0:
-                self._timer = threading.Timer(wait, self._send_late)
-                self._timer.daemon = True
-                self._timer.start()
-            elif self._timer is None:
+            if self._timer is None and time.monotonic() > self._free_at:
                 self._send()
+            elif self._timer is None:
+                self._later()
+
+    def _later(self) -> None:
+        self._timer = threading.Timer(PAUSE, self._send_late)
+        self._timer.daemon = True
+        self._timer.start()
 
     def _send_late(self) -> None:
+        """What was wished for meanwhile; or the same once more, in case a slow browser dropped it."""
         with self._lock:
             self._timer = None
-            self._send()
+            self._send(again=self._wish is self._sent)
 
-    def _send(self) -> None:
-        xy, colouring = self._wish
+    def _send(self, again: bool = False) -> None:
+        (xy, colouring) = self._sent = self._wish
         x, y = xy.astype(np.float64).T
         self._free_at = time.monotonic() + PAUSE
         with self.scatter.widget.hold_sync():  # one message: of two, the second would come too early
             self._colour(colouring)
-            self.scatter.xy(x=x, y=y, x_scale=(-EDGE, EDGE), y_scale=(-EDGE, EDGE), animate=True)
+            self.scatter.xy(x=x, y=y, x_scale=(-EDGE, EDGE), y_scale=(-EDGE, EDGE), animate=not again)
+        if not again:
+            self._later()
 
     def _colour(self, colouring: Colouring) -> None:
         import pandas
