@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -106,6 +108,7 @@ def _study(args: argparse.Namespace) -> dict[str, Any]:
         raise unknown("study", args.name, studies.STUDIES)
     study = studies.STUDIES[args.name].only(args.rows, args.columns)
     study = study.with_headroom() if args.headroom else study
+    study = dataclasses.replace(study, protocols=tuple(args.protocols)) if args.protocols else study
     out = Path(args.out or "-".join(["studies/" + args.name, *args.preset]))
     where = {"overrides": _assignments(args.set), "on": args.on, "runs": args.runs or out / "runs"}
     if args.dry_run:
@@ -176,6 +179,16 @@ def _demo(args: argparse.Namespace) -> dict[str, Any]:
     return {"runs": [str(run.path) for run in runs], "results": [run.results for run in runs]}
 
 
+def _bench(args: argparse.Namespace) -> dict[str, Any]:
+    os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # read with torch: its profiler else writes when it starts and stops
+    from .bench import benchmark, format_table
+
+    report = benchmark(args.quick, args.only, args.out, args.device, (lambda line: None) if args.quiet else _say)
+    if not args.json:
+        print(format_table(report))
+    return report
+
+
 def _with_config(parser: argparse.ArgumentParser, default: str | None = None) -> None:
     parser.add_argument("--preset", default=default, required=default is None, help=f"one of {', '.join(PRESETS)}")
     parser.add_argument("--method", default="tase", help=f"one of {', '.join(METHODS)} (default tase)")
@@ -223,6 +236,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--runs", help="folder of the runs, which studies can share (default OUT/runs)")
     p.add_argument("--rows", nargs="+", default=[], metavar="ROW", help="only these rows (see --dry-run)")
     p.add_argument("--columns", nargs="+", default=[], metavar="COLUMN", help="only these columns")
+    p.add_argument("--protocols", nargs="+", default=[], help="in place of the study's")
     p.add_argument("--on", default="test", help="judge on test (default), or on val, to choose without seeing the test")
     p.add_argument("--headroom", action="store_true", help="add SimCLR on the long tail and on a balanced set")
     p.add_argument("--set", nargs="+", default=[], action="extend", metavar="FIELD=VALUE", help="for all cells")
@@ -231,6 +245,13 @@ def _parser() -> argparse.ArgumentParser:
 
     p = verb("info", _info, "class counts and groups of a preset")
     _with_config(p)
+
+    p = verb("bench", _bench, "measure speed and memory against named rivals")
+    p.add_argument("--quick", action="store_true", help="small sizes, few rounds: under 45 s on two idle cores")
+    sections = "views, loss, kmeans, step, loop, guidance, import"
+    p.add_argument("--only", nargs="+", default=[], metavar="SECTION", help=f"some of: {sections}")
+    p.add_argument("--out", help="write bench.json and a figure of bars into this folder")
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda, or cuda:N (default auto)")
 
     p = verb("demo", _demo, "the main job on the embedded digits: three runs, table, figures")
     _with_config(p, default="digits-lt")

@@ -41,7 +41,8 @@ def study_figure(folder: str | Path, preset: str = "", note: bool = True) -> Fig
         if note:
             seeds, subsets = cells["seed"].nunique(), cells["subset"].nunique()
             commits = ", ".join(cells["commit"].unique()[:3])
-            origin = f"{about['name']} · {preset}, on {about['on']} · {subsets} subsets · {seeds} seeds"
+            where = f"{preset}, on {about['on']}" if accuracies else preset
+            origin = f"{about['name']} · {where} · {subsets} subsets · {seeds} seeds"
             footer(figure, f"{origin} · intervals: 95 % · commit {commits}")
     return figure
 
@@ -71,16 +72,21 @@ def _bars(panels: Mapping[str, Sequence[str]], found: Mapping, about: Mapping[st
             ax.errorbar(mean, y + shift, xerr=half, fmt="o", ms=3, lw=0.9, color=colour, label=name_of(metric))
         ax.axvline(0, color=SOFT, lw=0.6)
         ax.set(title=protocol, yticks=y, yticklabels=[", ".join(filter(None, place)) for place in places])
-        _within(ax, [c.difference.mean for c in found[protocol, metrics[0]].values()])
+        _within(ax, [line.get_xdata() for line in ax.lines[:-1]])
     axes[0].invert_yaxis()
-    figure.supxlabel(f"difference to {about['reference']}, in points", fontsize=8)
+    _below(axes, f"difference to {about['reference']}, in points")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
     return figure
 
 
-def _within(ax: Axes, means: Sequence[float]) -> None:
+def _below(axes: Sequence[Axes], text: str) -> None:
+    """A label under the middle of a row of axes."""
+    axes[(len(axes) - 1) // 2].set_xlabel(text, x=0.5 if len(axes) % 2 else 1.1)
+
+
+def _within(ax: Axes, means: Sequence[np.ndarray]) -> None:
     """Keep means readable where two seeds give an interval of tens of points: the bars then leave the picture."""
-    reach = 4 * max(np.nanmax(np.abs([*means, 0.0])), 1.0)
+    reach = 2 * max(np.nanmax(np.abs(np.concatenate([*means, [0.0]]))), 1.0)
     low, high = ax.get_xlim()
     ax.set_xlim(max(low, -reach), min(high, reach))
 
@@ -96,10 +102,12 @@ def _heat(panels: Mapping[str, Sequence[str]], found: Mapping, about: Mapping[st
             means = np.array([[c.over.mean if c else np.nan for c in line] for line in places])
             ax.imshow(means, cmap="Blues", aspect="auto")
             _write_values(ax, means)
+            beside = [f"{row} {cells[row, ''].over.mean:.1f}" for row in about["extras"] if (row, "") in cells]
+            ax.set_title("\n".join([protocol] * (metric == metrics[0]) + beside))
             ax.set(xticks=range(len(columns)), xticklabels=columns, yticks=range(len(rows)), yticklabels=rows)
     for ax, metric in zip(axes[:, 0], next(iter(panels.values()))):
         ax.set_ylabel(f"{name_of(metric)}\n{y_name}".strip())
-    figure.supxlabel(x_name, fontsize=8)
+    _below(axes[-1], x_name)
     return figure
 
 
@@ -113,21 +121,25 @@ def _write_values(ax: Axes, values: np.ndarray) -> None:
 
 def _curve(panels: Mapping[str, Sequence[str]], found: Mapping, about: Mapping[str, Any]) -> Figure:
     """The mean over what is varied, a line per row; rows outside the columns are level lines."""
-    crossed = len(about["columns"]) > 1
+    crossed = about["columns"] != [""]
     name, ticks = _axis(about["columns"] if crossed else about["rows"])
-    x = np.array([float(tick) for tick in ticks])
+    x = np.array([float(tick) for tick in ticks]) if name else np.arange(len(ticks)) + 0.0
     figure, axes = _grid(panels, 3.6, sharex=True)
     for j, (protocol, metrics) in enumerate(panels.items()):
         for ax, metric in zip(axes[:, j], metrics):
             _lines(ax, x, found[protocol, metric], about, crossed)
-            if x.min() > 0 and x.max() / x.min() >= 8:
+            if not name:
+                ax.set_xticks(x, ticks)
+            elif x.min() > 0 and x.max() / x.min() >= 8:
                 ax.set_xscale("log")
                 ax.set_xticks([x.min(), x.max()], [f"{x.min():g}", f"{x.max():g}"])
                 ax.minorticks_off()
     for ax, metric in zip(axes[:, 0], next(iter(panels.values()))):
         ax.set_ylabel(name_of(metric))
-    figure.supxlabel(name, fontsize=8)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=4)
+    _below(axes[-1], name)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    if len(labels) > 1:
+        figure.legend(handles, labels, loc="outside upper right", ncols=4)
     return figure
 
 
@@ -145,14 +157,14 @@ def _lines(ax: Axes, x: np.ndarray, cells: Found, about: Mapping[str, Any], cros
         if (row, "") in cells:
             ax.axhline(cells[row, ""].over.mean, color=SOFT, ls=dash, lw=0.9, label=row)
     means = np.array([c.over.mean for c in cells.values() if c.kind != HEADROOM])
-    room = max(1.0, np.ptp(means)) if len(means) else 1.0
+    room = max(0.1 if np.abs(means).max() <= 1 else 1.0, np.ptp(means) / 2)
     low, high = ax.get_ylim()
     ax.set_ylim(max(low, means.min() - room), min(high, means.max() + room))
 
 
 def _axis(labels: Sequence[str]) -> tuple[str, list[str]]:
     """What the labels have in common before their numbers, and these: "tau_0=0.1", ... -> "tau_0", ["0.1", ...]."""
-    parts = [re.fullmatch(r"(.*?)[= x]*([\d.]+)", label) for label in labels]
+    parts = [re.fullmatch(r"(.*?)(?:=| x| )([\d.]+)", label) for label in labels]
     if all(parts) and len({part[1] for part in parts}) == 1:
         return parts[0][1], [part[2] for part in parts]
     return "", list(labels)

@@ -110,13 +110,15 @@ class Study:
         """
         if name not in PRESETS:
             raise unknown("preset", name, PRESETS)
-        changes = {**self.base, **(overrides or {}), **(cell.changes if cell else {})}
-        method = changes.pop("method", "tase")
-        settled = {field: value for field, value in changes.items() if not isinstance(value, Times)}
-        config = preset(name, method, seed, settled)
-        sections = {field: field.split(".") for field in changes if field not in settled}
-        own = {field: getattr(getattr(config, section), leaf) for field, (section, leaf) in sections.items()}
-        return override(config, {field: changes[field].of(value) for field, value in own.items()})
+        changes = cell.changes if cell else {}
+        plain = {field: value for field, value in changes.items() if not isinstance(value, Times)}
+        settled = {**self.base, **(overrides or {}), **plain}
+        config = preset(name, settled.pop("method", "tase"), seed, settled)
+        multiples = {field: value for field, value in changes.items() if field not in plain}
+        for dotted, times in multiples.items():
+            section, leaf = dotted.split(".")
+            multiples[dotted] = times.of(getattr(getattr(config, section), leaf))
+        return override(config, multiples)
 
 
 def _joined(row: Mapping[str, Any], column: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -160,6 +160,7 @@ class _Process:
             self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             self.process.kill()
+        self.process.stdin.close()
 
 
 def _share(slot: int, at_once: int) -> dict[str, str]:
@@ -186,6 +187,8 @@ def _in_processes(jobs: Sequence[Job], at_once: int, bar: Any) -> list[str]:
                 bar.update(sum(p.progress() for p in running))
                 ended = [p for p in running if p.process.poll() is not None]
                 running = [p for p in running if p not in ended]
+                for p in ended:
+                    p.wait()
                 failed += [p.failure for p in ended if p.failure]
         finally:
             for p in running:

@@ -1,0 +1,448 @@
+"""Studies on tiny settings: every declared one, its tables and figure, and what is left after it has been killed."""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import tase
+from tase.__main__ import main
+from tase.config import ConfigError
+from tase.evaluation import lacking
+from tase.figures.study import study_figure
+from tase.studies import PUBLISHED, STUDIES, Job, Study, Times, blocks, contrasts, methods, over, plan, run_study
+from tase.studies import _jobs as jobs_module
+
+TINY = {
+    "optim.epochs": 4,
+    "optim.batch": 64,
+    "guidance.refresh": 2,
+    "guidance.warmup": 0.25,
+    "guidance.ramp": 0.25,
+    "guidance.clusters": 12,
+    "model.channels": "8,8,16,16",
+    "model.head_dim": 16,
+    "record.features": 100,
+    "record.knn_every": 0,
+}
+
+# Two cells of every declared study (rows, columns), and the protocols that are quick.
+TWO = {
+    "six-benchmarks": (["simclr", "tase"], []),
+    "constant-tau": (["tau_0=0.1", "tau_0=0.2"], []),
+    "group-tau": (["head 0.2", "head 0.5"], ["tail 0.2"]),
+    "ablation": (["simclr", "tase, scale_by_tau"], []),
+    "tau-range": (["tau_min=0.07"], ["tau_max=0.2", "tau_max=0.5"]),
+    "clusters": (["size, confidence=0.8", "density, confidence=0.8"], ["clusters=10"]),
+    "gamma": (["tase"], ["gamma=0.25", "gamma=1.0"]),
+    "imbalance": (["simclr", "tase"], ["rho=10"]),
+    "schedule": (["warmup=0.0"], ["refresh=5", "refresh=10"]),
+    "label-noise": (["tase"], ["label_noise=0.25", "label_noise=1.0"]),
+    "epochs-batch": (["tase"], ["epochs x0.5, batch x0.5", "epochs x1, batch x0.5"]),
+    "backbone": (["simclr"], ["conv4", "conv4, twice as wide"]),
+}
+SMALL = {  # what the two cells need besides
+    "schedule": {"optim.epochs": 11, "guidance.refresh": 0},
+    "epochs-batch": {"guidance.refresh": 1},
+}
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory):
+    """One folder of runs for all tests: what one study has trained, another finds."""
+    return tmp_path_factory.mktemp("studies") / "runs"
+
+
+def quick(name, rows=None, columns=None):
+    study = STUDIES[name].only(*((rows, columns or []) if rows else TWO[name]))
+    return dataclasses.replace(study, protocols=study.protocols and ("lt-knn",))
+
+
+def run(study, out, runs, seeds=(0, 1), **more):
+    more = {"overrides": {**TINY, **SMALL.get(study.name, {})}, "progress": False, **more}
+    return run_study(study, ["digits-lt"], seeds, out, runs=runs, **more)
+
+
+def markdown_tables(text):
+    """Every Markdown table of a text as a list of lines of cells."""
+    lines = [
+        [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in text.splitlines() if line[:1] == "|"
+    ]
+    starts = [i for i, line in enumerate(lines) if set(line[0]) == {"-"}]
+    ends = [*(start - 1 for start in starts[1:]), len(lines)]
+    return [[lines[start - 1], *lines[start + 1 : end]] for start, end in zip(starts, ends)]
+
+
+def latex_tables(text):
+    """Every tabular of a text as a list of lines of cells; asserts the booktabs rules."""
+    found = []
+    for columns, body in re.findall(r"\\begin\{tabular\}\{(\w+)\}\n(.*?)\\end\{tabular\}", text, re.S):
+        assert body.startswith("\\toprule\n") and body.count("\\midrule") == 1 and body.endswith("\\bottomrule\n")
+        lines = [line for line in body.splitlines() if line.endswith("\\\\")]
+        cells = [re.split(r"(?<!\\)&", line.removesuffix("\\\\")) for line in lines]
+        assert {len(line) for line in cells} == {len(columns)}
+        found.append([[cell.strip() for cell in line] for line in cells])
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------------- declared
+
+
+def test_there_are_twelve_each_with_its_question():
+    assert len(STUDIES) == 12 and set(STUDIES) == set(TWO)
+    for study in STUDIES.values():
+        assert study.question.endswith((".", "?")) and "\n" not in study.question
+        assert study.reference in {**study.rows, **study.extras}
+        assert len({cell.name for cell in study.cells}) == len(study.cells)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("preset", ["digits-lt", "fashion-mnist-lt-small", "openclipart", "cifar10-lt"])
+def test_every_cell_of_every_study_is_a_configuration_of_its_own(name, preset):
+    study = STUDIES[name]
+    identities = [study.config(cell, preset, 0).identity for cell in study.cells]
+    assert len(set(identities)) == len(identities)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_two_cells_two_seeds(name, tmp_path, runs):
+    found = run(quick(name), tmp_path, runs)
+    assert not found.failed
+    cells = found.results[found.results["kind"] == "cell"]
+    metric = "spearman_samples" if name == "clusters" else "all"
+    values = cells[cells["metric"] == metric].pivot_table(
+        index=["protocol", "row", "column"], columns="seed", values="value"
+    )
+    assert values.shape[1] == 2 and not values.isna().any(axis=None)
+    judged = values.loc["lt-knn@1" if name != "clusters" else "pseudo-labels"].loc[TWO[name][0]]
+    assert len(judged) == 2 and (judged.iloc[0] != judged.iloc[1]).any(), "the two cells came to the same"
+    assert (cells["commit"] != "").all() and (cells["subset"].str.len() == 8).all()
+    _check_tables(found, cells)
+    figure = study_figure(tmp_path)
+    assert figure.axes and all(ax.has_data() for ax in figure.axes)
+
+
+def _check_tables(found, cells):
+    written = (found.folder / "table.md").read_text()
+    assert written == found.markdown
+    markdown, latex = markdown_tables(written), latex_tables((found.folder / "table.tex").read_text())
+    assert len(markdown) == len(latex) == cells["protocol"].nunique()
+    for one, other in zip(markdown, latex):
+        assert len({len(line) for line in one}) == 1
+        assert [[re.sub(r"\*\*", "", cell) for cell in line] for line in one] == [
+            [plain(cell) for cell in line] for line in other
+        ]
+    first = cells[(cells["protocol"] == cells["protocol"].iloc[0]) & (cells["metric"] == cells["metric"].iloc[0])]
+    line = markdown[0][1]
+    if line[0] == first["row"].iloc[0] and cells["metric"].iloc[0] == "all":
+        mean = first[(first["row"] == line[0]) & (first["column"] == first["column"].iloc[0])]["value"].mean()
+        place = markdown[0][0].index("All")
+        assert float(line[place].split("±")[0].strip("* ")) == pytest.approx(mean, abs=0.051)
+
+
+def plain(cell):
+    cell = re.sub(r"\\textbf\{(.*?)\}", r"\1", cell)
+    return re.sub(r"\\([&%_#])", r"\1", cell.replace("$\\pm$", "±"))
+
+
+# ------------------------------------------------------------------------------------------------------ skip and resume
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """A study of two runs a seed."""
+    return Study("pair", "Is it one?", rows=methods("simclr", "tase"), reference="simclr", protocols=("lt-knn",))
+
+
+def test_the_second_time_nothing_is_trained(pair, tmp_path, runs, monkeypatch):
+    first = run(pair, tmp_path, runs)
+    files = {name: (tmp_path / name).read_bytes() for name in ("results.csv", "table.md", "table.tex", "study.json")}
+    monkeypatch.setattr(jobs_module, "train", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(jobs_module, "evaluate", lambda *_, **__: pytest.fail("evaluated again"))
+    second = run(pair, tmp_path, runs)
+    assert second.done == 0
+    assert {name: (tmp_path / name).read_bytes() for name in files} == files
+    pd.testing.assert_frame_equal(first.results, second.results)
+
+
+def test_another_protocol_needs_no_training(pair, tmp_path, runs, monkeypatch):
+    run(pair, tmp_path, runs, seeds=[0])
+    monkeypatch.setattr("tase.training.train_step", lambda *_: pytest.fail("trained again"))
+    found = run(dataclasses.replace(pair, protocols=("lt-svm",)), tmp_path, runs, seeds=[0])
+    assert set(found.results["protocol"]) == {"lt-svm", "pseudo-labels"}
+
+
+def test_an_interrupted_run_goes_on_and_comes_to_the_same(pair, tmp_path, runs, monkeypatch):
+    whole = run(pair, tmp_path / "whole", runs)
+    steps, step = itertools.count(), tase.training.train_step
+
+    def stopped(t, index):
+        if next(steps) == 30:
+            raise KeyboardInterrupt
+        return step(t, index)
+
+    monkeypatch.setattr("tase.training.train_step", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run(pair, tmp_path / "cut", tmp_path / "runs")
+    monkeypatch.undo()
+    again = run(pair, tmp_path / "cut", tmp_path / "runs")
+    assert again.results["value"].tolist() == whole.results["value"].tolist()
+    assert (tmp_path / "cut" / "table.tex").read_text() == (tmp_path / "whole" / "table.tex").read_text()
+
+
+def _alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+KILLED = {**TINY, "optim.epochs": 15}
+
+
+def _command(out):
+    words = ["study", "gamma", "--preset", "digits-lt", "--seeds", "2", "--jobs", "2", "--out", str(out), "--quiet"]
+    words += ["--rows", "tase", "--columns", "gamma=0.5", "--protocols", "lt-knn"]
+    return [*words, "--set", *(f"{k}={v}" for k, v in KILLED.items())]
+
+
+def test_killed_with_two_jobs_it_goes_on_to_the_same_table(tmp_path):
+    study = subprocess.Popen([sys.executable, "-m", "tase", *_command(tmp_path / "cut")])
+    status, deadline = [], time.time() + 120
+    while len(status) < 2 and time.time() < deadline:
+        status = list((tmp_path / "cut" / "runs").glob("*/status.json"))
+        time.sleep(0.02)
+    workers = [json.loads(path.read_text())["pid"] for path in status]
+    study.kill()
+    study.wait()
+    while any(map(_alive, workers)) and time.time() < deadline:
+        time.sleep(0.02)
+    assert len(workers) == 2 and not any(map(_alive, workers)), "a job has outlived its study"
+    assert not (tmp_path / "cut" / "results.csv").exists()
+    assert main(_command(tmp_path / "cut")) == 0
+    whole = dataclasses.replace(STUDIES["gamma"].only(["tase"], ["gamma=0.5"]), protocols=("lt-knn",))
+    whole = run(whole, tmp_path / "whole", tmp_path / "runs", overrides=KILLED)
+    cut = tase.studies.read_study(tmp_path / "cut")[0]
+    assert cut["value"].tolist() == whole.results["value"].tolist()
+
+
+def test_sigterm_stops_the_jobs_with_a_checkpoint(pair, tmp_path):
+    class Bar:
+        def set_postfix_str(self, *_, **__): ...
+
+        def update(self, n):
+            if n:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    (job, _) = plan(pair, ["digits-lt"], [0], tmp_path, {**TINY, "optim.epochs": 1000}).jobs
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        jobs_module.do_all([job], 2, Bar())
+    assert signal.getsignal(signal.SIGTERM) is before
+    status = json.loads((job.folder / "status.json").read_text())
+    assert status["state"] == "stopped" and 0 < status["epoch"] < 1000
+    assert tase.runs.load_checkpoint(job.folder, job.config.identity)["epoch"] == status["epoch"]
+
+
+def test_runs_that_fail_are_named_and_the_others_kept(pair, tmp_path, monkeypatch):
+    work = Job.do
+    monkeypatch.setattr(Job, "do", lambda job, **k: work(job, **k) if job.config.method == "tase" else int("x"))
+    found = run(pair, tmp_path, tmp_path / "runs", seeds=[0])
+    assert len(found.failed) == 1 and found.failed[0].startswith("simclr on digits-lt, seed 0")
+    assert set(found.results.loc[found.results["kind"] == "cell", "row"]) == {"tase"}
+    assert "failed: simclr" in found.markdown
+
+
+# -------------------------------------------------------------------------------------------------------------- numbers
+
+
+def made_up(tmp_path, values, **about):
+    """A study's results as a frame: {row: values over the seeds}."""
+    lines = [
+        {"kind": "cell", "row": row, "column": "", "preset": "p", "protocol": "lt-knn@1", "metric": metric, "value": v}
+        | {"seed": seed, "split": seed, "subset": "s", "commit": "c"}
+        for row, some in values.items()
+        for seed, v in enumerate(some)
+        for metric in ("all", "tail")
+    ]
+    shared = {"name": "n", "question": "q?", "reference": "a", "reference_column": "", "outside": ["upper"]}
+    shared |= {"presets": ["p"], "seeds": [0, 1, 2], "on": "test", "overrides": {}, "left_out": [], "failed": []}
+    return pd.DataFrame(lines), {**shared, **about}
+
+
+def test_differences_are_paired_and_intervals_are_students(tmp_path):
+    results, about = made_up(tmp_path, {"a": [50, 60, 70], "b": [51, 61.5, 72]})
+    found = {c.row: c for c in contrasts(results, about, "p", "lt-knn@1", "all")}
+    half = 4.302653 * np.std([1, 1.5, 2], ddof=1) / math.sqrt(3)
+    assert found["b"].difference.mean == pytest.approx(1.5)
+    assert found["b"].difference.ci95 == pytest.approx(half, rel=1e-5)
+    assert found["b"].over.std == pytest.approx(np.std([51, 61.5, 72], ddof=1))
+    assert found["a"].difference.n == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "bold"),
+    [
+        ({"a": [50, 60, 70], "b": [51, 61.5, 72]}, "b"),  # 1.5 - 4.30 * 0.5 / sqrt(3) = 0.26
+        ({"a": [50, 60, 70], "b": [51, 61.5, 73]}, None),  # 1.83 - 4.30 * 1.04 / sqrt(3) < 0
+        ({"a": [50, 60, 70], "b": [55, 65.1, 75]}, "b"),
+        ({"a": [50, 60, 70], "b": [55, 50, 90]}, None),
+        ({"a": [50, 60, 70], "b": [55, 65.1, 75], "c": [55.2, 64.8, 75.2]}, None),  # no winner between b and c
+        ({"a": [50, 60, 70], "b": [55, 65.1, 75], "upper": [90, 90, 90]}, "b"),
+    ],
+)
+def test_bold_only_where_the_interval_to_the_runner_up_is_above_zero(values, bold, tmp_path):
+    results, about = made_up(tmp_path, values)
+    (block,) = blocks(results, about)
+    assert {line[0].words for line in block.lines[1:] if line[2].bold} == ({bold} if bold else set())
+
+
+def test_headroom_is_balanced_minus_long_tail_of_the_same_seed(tmp_path, runs):
+    study = quick("ablation", ["simclr"]).with_headroom()
+    found = run(study, tmp_path, runs)
+    shown = found.results[(found.results["metric"] == "all") & (found.results["protocol"] == "lt-knn@1")]
+    at = {(kind, row): some.set_index("seed")["value"] for (kind, row), some in shown.groupby(["kind", "row"])}
+    harm = at["cell", "simclr, balanced"] - at["cell", "simclr"]
+    np.testing.assert_allclose(at["headroom", "headroom: balanced - long tail"], harm, atol=1e-7)
+    assert {"pixels", "untrained"} <= {row for kind, row in at if kind == "baseline"}
+
+
+def test_published_figures_stand_apart_under_their_own_protocol(tmp_path):
+    results, about = made_up(tmp_path, {"a": [50.0, 51.0]}, presets=["cifar10-lt"])
+    lines = [{"kind": "published", "row": p.source, "column": "", "preset": p.preset, "metric": "all", "value": p.value}
+             | {"protocol": f"published: {p.protocol}"} for p in PUBLISHED if p.preset == "cifar10-lt"]  # fmt: skip
+    results = pd.concat([results.assign(preset="cifar10-lt"), pd.DataFrame(lines)])
+    ours, published = blocks(results, about)
+    assert "published" in published.title and [c.words for c in published.lines[1]][-2:] == [
+        "published: kNN@1",
+        "61.21",
+    ]
+    assert not any("published" in cell.words for line in ours.lines for cell in line)
+
+
+# --------------------------------------------------------------------------------------------- plans and what they cost
+
+
+def test_values_of_a_cell_win_over_those_for_all_and_multiples_are_of_these():
+    study = Study("s", "q?", over("optim.lr", 0.1, Times(2)), "lr=0.1", base={"optim.lr": 0.5, "method": "simclr"})
+    low, twice = (study.config(cell, "digits-lt", 3, {"optim.epochs": 9}) for cell in study.cells)
+    shorter = STUDIES["epochs-batch"].only(["tase"], ["epochs x0.5, batch x2"])
+    shorter = shorter.config(shorter.cells[0], "digits-lt", 0, {"optim.epochs": 8})
+    assert (shorter.optim.epochs, shorter.optim.batch, shorter.optim.lr) == (4, 256, 0.6)
+    assert (low.optim.lr, low.optim.epochs, low.seed, low.method) == (0.1, 9, 3, "simclr")
+    assert twice.optim.lr == 1.0
+    assert Times(2).of((8, 16)) == (16, 32) and Times(0.5).of(5) == 2
+
+
+def test_dry_run_trains_nothing_and_tells_the_cost(tmp_path, capsys):
+    words = ["study", "imbalance", "--preset", "digits-lt", "--seeds", "3-4", "--out", str(tmp_path / "s"), "--dry-run"]
+    assert main(words) == 0
+    told = capsys.readouterr().out
+    assert "3, 4" in told and "assuming 1,000 images a second" in told and "left out" in told
+    assert "18, of which 18 are to be done" in told and not (tmp_path / "s").exists()
+
+
+def test_cost_follows_the_speed_of_finished_runs(pair, tmp_path, runs):
+    run(pair, tmp_path, runs)
+    planned = plan(pair, ["digits-lt"], [0, 7], runs, TINY)
+    seconds, basis = tase.studies.cost(planned.missing, 1)
+    assert len(planned.missing) == 2 and basis == "speed of the runs that are there" and 0 < seconds < 60
+    assert tase.studies.cost(planned.missing, 2)[0] == pytest.approx(seconds / 2)
+
+
+def test_a_run_is_found_by_its_configuration_whatever_its_folder(pair, tmp_path, runs):
+    run(pair, tmp_path, runs, seeds=[0])
+    for job in plan(pair, ["digits-lt"], [0], runs, TINY).jobs:
+        shutil.copytree(job.folder, tmp_path / "named" / f"my {job.config.method}")
+    planned = plan(pair, ["digits-lt"], [0, 1], tmp_path / "named", TINY)
+    assert [entry.job.folder.name for entry in planned.entries[:2]] == ["my simclr", "my tase"]
+    assert [job.config.seed for job in planned.missing] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["ablaton", "--preset", "digits-lt"], "did you mean 'ablation'?"),
+        (["ablation"], "--preset"),
+        (["ablation", "--preset", "digit-lt"], "did you mean 'digits-lt'?"),
+        (["ablation", "--preset", "digits-lt", "--rows", "orcle"], "did you mean 'oracle'?"),
+        (["ablation", "--preset", "digits-lt", "--seeds", "x"], "--seeds takes"),
+        (["ablation", "--preset", "digits-lt", "--on", "train"], "--on"),
+        (["ablation", "--preset", "digits-lt", "--jobs", "0"], "--jobs"),
+    ],
+)
+def test_wrong_requests_are_told(words, message, tmp_path, capsys):
+    assert main(["study", *words, "--out", str(tmp_path / "s")]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_without_a_name_the_studies_are_listed(capsys):
+    assert main(["study"]) == 0
+    told = capsys.readouterr().out
+    assert all(name in told and study.question in told for name, study in STUDIES.items())
+
+
+def test_each_process_has_its_share_of_cores_and_gpus(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    shares = [jobs_module._share(slot, 3) for slot in range(3)]
+    assert [s["CUDA_VISIBLE_DEVICES"] for s in shares] == ["3", "5", "3"]
+    assert {s["OMP_NUM_THREADS"] for s in shares} == {"2"}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert "CUDA_VISIBLE_DEVICES" not in jobs_module._share(0, 1)
+
+
+# -------------------------------------------------------------------------------- validation, and temperatures by group
+
+
+def test_on_validation_the_test_is_not_touched(pair, tmp_path, runs):
+    on_test = run(pair, tmp_path / "test", runs, seeds=[0])
+    on_val = run(pair, tmp_path / "val", runs, seeds=[0], on="val")
+    assert on_val.about["on"] == "val" and "on val" in on_val.markdown
+    job = plan(pair, ["digits-lt"], [0], runs, TINY, "val").jobs[0]
+    assert job.done and not lacking(job.run, ["lt-knn"], "val")
+    ours = on_val.results[(on_val.results["row"] == "simclr") & (on_val.results["protocol"] == "lt-knn@1")]
+    theirs = on_test.results[(on_test.results["row"] == "simclr") & (on_test.results["protocol"] == "lt-knn@1")]
+    assert ours["value"].tolist() != theirs["value"].tolist()
+    val, run_ = job.run.splits.val, job.run
+    encode = [tase.encode(run_.encoder(), images.images) for images in (run_.splits.train, val)]
+    predicted = tase.probes.lt_knn(encode[0], run_.splits.train.labels, encode[1], 1)
+    accuracy = tase.probes.mean_accuracy(predicted, val.labels, 10)
+    assert ours.set_index("metric")["value"]["all"] == pytest.approx(accuracy)
+
+
+def test_the_temperature_of_a_group_is_that_of_its_samples(tiny, tmp_path):
+    config = tiny("oracle", guidance__group_tau=(0.5, 0.3, 0.1), guidance__gamma=0.0, record__knn_every=0)
+    done = tase.train(config, tmp_path / "run", progress=False)
+    expected = np.array([0.5, 0.3, 0.1], dtype=np.float32)[done.images.sample_groups.numpy()]
+    np.testing.assert_allclose(done.history.tau[-1], expected)
+    assert (done.history.weight[-1] == 1).all()
+
+
+def test_group_temperatures_need_true_labels_and_leave_older_identities(tiny):
+    for method, value in (("tase", (0.1, 0.2, 0.3)), ("simclr", (0.1, 0.2, 0.3)), ("oracle", (0.1, 0.2))):
+        with pytest.raises(ConfigError, match="guidance.group_tau"):
+            tiny(method, guidance__group_tau=value)
+    with pytest.raises(ConfigError, match="groups are not given"):
+        tase.TASE(n=6, labels=torch.arange(6) % 3, group_tau=(0.1, 0.2, 0.3))
+    assert tiny("oracle").identity != tiny("oracle", guidance__group_tau=(0.1, 0.2, 0.3)).identity
+    before = tiny("oracle").to_dict()  # as it was written when there was no such field
+    del before["guidance"]["group_tau"], before["record"], before["evaluation"]
+    del before["optim"]["device"], before["data"]["root"], before["data"]["cache"]
+    text = json.dumps(before, sort_keys=True)
+    assert tiny("oracle").identity == hashlib.sha256(text.encode()).hexdigest()[:12]
