@@ -122,12 +122,10 @@ def _study(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _told(found, args: argparse.Namespace) -> dict[str, Any]:
-    from .figures.study import study_figure
-    from .figures.style import save
+    from .figures import draw_study
     from .studies import StudyError
 
-    for name in found.results.loc[found.results["kind"] == "cell", "preset"].unique():
-        save(study_figure(found.folder, name), found.folder / f"figure-{name}")
+    draw_study(found.folder)
     if not args.json:
         print(found.markdown)
     if found.failed:

@@ -23,7 +23,7 @@ import tase
 from tase.__main__ import main
 from tase.config import ConfigError
 from tase.evaluation import lacking
-from tase.figures.study import study_figure
+from tase.figures import draw_study, redraw, study_figure
 from tase.studies import PUBLISHED, STUDIES, Job, Study, Times, blocks, contrasts, methods, over, plan, run_study
 from tase.studies import _jobs as jobs_module
 
@@ -132,6 +132,8 @@ def test_two_cells_two_seeds(name, tmp_path, runs):
     assert len(judged) == 2 and (judged.iloc[0] != judged.iloc[1]).any(), "the two cells came to the same"
     assert (cells["commit"] != "").all() and (cells["subset"].str.len() == 8).all()
     _check_tables(found, cells)
+    before = draw_study(tmp_path)[-1].read_bytes()
+    assert redraw(tmp_path)[-1].read_bytes() == before
     figure = study_figure(tmp_path)
     assert figure.axes and all(ax.has_data() for ax in figure.axes)
 

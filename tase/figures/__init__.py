@@ -4,7 +4,7 @@
     tase.figures.save(tase.figures.per_class_accuracy(runs), "figures/accuracy")    # accuracy.pdf and accuracy.png
 
 `style` holds sizes and colours, `sources` turns runs into arrays; then a module per family: `accuracy` (1),
-`space` (2, 3), `course` (4, over time), `quantity` (5).
+`space` (2, 3), `course` (4, over time), `quantity` (5), `study` (tables and ablations).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from .pictures import cluster_sheet, thumbnails
 from .quantity import push
 from .sources import Missing, as_runs, is_balanced, methods
 from .space import geometry, layout, tsne
+from .study import draw_study, study_figure
 from .style import CLASS_COLOURS, GROUP_COLOURS, Figure, new_figure, save, style
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "all_figures",
     "class_counts",
     "cluster_sheet",
+    "draw_study",
     "dynamics",
     "geometry",
     "layout",
@@ -40,6 +42,7 @@ __all__ = [
     "push",
     "redraw",
     "save",
+    "study_figure",
     "style",
     "thumbnails",
     "training_curves",
@@ -87,15 +90,17 @@ def all_figures(
 
 
 def redraw(folder: str | Path, footer: bool = True, tell: Callable[[str], None] = _tell) -> list[Path]:
-    """Draw all figures under `folder` anew from the slim runs kept there; returns the paths written.
+    """Draw all figures under `folder` anew from the slim runs and the studies kept there; returns the paths written.
 
     Every folder that holds `runs/NAME/config.json` (see `Run.slim`) gets the figures of those runs, balanced controls
-    first, then in the order of the methods. Raises RunError where there is no such folder.
+    first, then in the order of the methods; every study's folder (study.json) gets the study's. Raises RunError where
+    there is neither.
     """
-    places = sorted({path.parents[2] for path in Path(folder).rglob("runs/*/config.json")})
-    if not places:
+    studies = sorted(path.parent for path in Path(folder).rglob("study.json"))
+    places = sorted({path.parents[2] for path in Path(folder).rglob("runs/*/config.json")} - set(studies))
+    if not places and not studies:
         raise RunError(f"{folder} holds no saved runs: they are looked for in {folder}/**/runs/NAME")
-    written = []
+    written = [path for study in studies for path in draw_study(study, footer)]
     for place in places:
         runs = [Run(path.parent) for path in place.glob("runs/*/config.json")]
         written += all_figures(sorted(runs, key=_place_in_line), place, footer=footer, tell=tell)

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 
 from ..studies import Contrast, contrasts, name_of, read_study, shown
 from .sources import Missing
-from .style import GROUP_COLOURS, INK, RUN_MARKS, SOFT, TEXT, Figure, footer, new_figure, style
+from .style import GROUP_COLOURS, INK, RUN_MARKS, SOFT, TEXT, Figure, footer, new_figure, save, style
 
 Found = dict[tuple[str, str], Contrast]  # (row, column) -> what one metric of a cell has come to
 HEADROOM = "headroom"
@@ -45,6 +45,15 @@ def study_figure(folder: str | Path, preset: str = "", note: bool = True) -> Fig
             origin = f"{about['name']} · {where} · {subsets} subsets · {seeds} seeds"
             footer(figure, f"{origin} · intervals: 95 % · commit {commits}")
     return figure
+
+
+def draw_study(folder: str | Path, note: bool = True) -> list[Path]:
+    """Draw the figure of each preset of a study into its folder, as PDF and PNG; returns the paths written."""
+    results, _ = read_study(folder)
+    presets = results.loc[results["kind"] == "cell", "preset"].unique()
+    return [
+        path for name in presets for path in save(study_figure(folder, name, note), Path(folder) / f"figure-{name}")
+    ]
 
 
 def _grid(panels: Mapping[str, Sequence[str]], height: float, **options: Any) -> tuple[Figure, np.ndarray]:
