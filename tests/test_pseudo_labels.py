@@ -63,6 +63,13 @@ def test_kmeans_is_as_good_as_scikit_learn():
     assert (h * centres[labels]).sum() > 0.99 * (h @ their_centres.T).amax(1).sum()
 
 
+def test_moves_of_single_centres_only_help():
+    h = centred(torch.randn(1000, 8, generator=gen()))
+    lloyd, moved = (spherical_kmeans(h, 20, h[:20], moves=moves) for moves in (0, 20))
+    assert (h * moved[1][moved[0]]).sum() > (h * lloyd[1][lloyd[0]]).sum()
+    assert all(torch.equal(a, b) for a, b in zip(moved, spherical_kmeans(h, 20, h[:20])))
+
+
 def test_kmeans_is_a_fixed_point_and_a_function_of_the_generator():
     x, _ = mixture(noise=1.0)
     first, again, other = (spherical_kmeans(x, 10, restarts=1, generator=gen(s)) for s in (0, 0, 1))

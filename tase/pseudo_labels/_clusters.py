@@ -43,13 +43,15 @@ def spherical_kmeans(
     restarts: int = 3,
     iterations: int = 50,
     generator: torch.Generator | None = None,
+    moves: int = 20,
 ) -> tuple[Int64[Tensor, "n"], Float[Tensor, "k d"]]:
     """Clusters of directions: k-means under cosine similarity with k-means++ seeding (Dhillon & Modha 2001).
 
     Only the direction of a row counts; the centres are of unit length. Starts from `centres`, or is seeded `restarts`
     times and keeps the best. An empty cluster takes the sample farthest from its centre. Stops when no assignment
-    changes. Draws from `generator`, on any device (None: a fixed one). Raises ConfigError if there are more clusters
-    than rows.
+    changes, then moves single centres to where they serve better, `moves` times at most (0: Lloyd's algorithm alone,
+    about ten times as fast, a little worse). Draws from `generator`, on any device (None: a fixed one). Raises
+    ConfigError if there are more clusters than rows.
     """
     check(
         1 <= clusters <= len(features),
@@ -65,7 +67,7 @@ def spherical_kmeans(
     )
     results = [_lloyd(h, F.normalize(start.to(h), dim=1), iterations) for start in starts]
     best = max(results, key=_total)
-    for _ in range(20 if clusters > 1 else 0):
+    for _ in range(moves if clusters > 1 else 0):
         trials = (_lloyd(h, start, iterations) for start in _moves(h, best))
         better = next((trial for trial in trials if _total(trial) > _total(best) * (1 + 1e-5)), None)
         if better is None:
