@@ -222,7 +222,7 @@ def test_samples_over_time(browser, lab, folder):
     selection = explorer.locator(".tase-selection")
     assert "No points selected" in selection.inner_text()
     _lasso(page.page, explorer.locator(".tase-embedding-a canvas").first)
-    until(lambda: "points selected:" in selection.inner_text().replace(", 36 of them shown", ""), "a lasso's selection")
+    until(lambda: "points selected:" in selection.inner_text().replace(", 34 of them shown", ""), "a lasso's selection")
     assert selection.locator("img").count() > 3
     page.shot("lasso")
     explorer.locator(".tase-choice select").select_option(label="group tail")
@@ -293,6 +293,7 @@ def _train(page, live, folder):
     live.locator("button.tase-pause").click()
     until(lambda: status.inner_text().startswith("paused"), "the training pauses")
     drag(page.page, live.locator(".tase-tau .noUi-handle").nth(1), 40)
+    readout = live.locator(".tase-tau .widget-readout").inner_text()
     live.locator("button.tase-steer").click()
     until(lambda: "takes effect at the next refresh" in message.inner_text(), "the steering waits")
     page.shot("paused")
@@ -303,4 +304,5 @@ def _train(page, live, folder):
     page.shot("live")
     runs = [tase.Run(path.parent) for path in (folder / "runs").glob("*/events.jsonl")]
     assert len(runs) == 1 and runs[0].events[0]["set"].keys() == {"guidance.tau_max"}
+    assert runs[0].events[0]["set"]["guidance.tau_max"] == float(re.findall(r"[\d.]+", readout)[1])
     assert runs[0].status["state"] == ended.group()

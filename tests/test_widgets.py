@@ -319,6 +319,13 @@ def test_the_run_explorer_follows_epoch_colour_and_selection(run, trained, drawn
     assert "No points selected" in explorer.side.value
 
 
+def test_two_runs_share_the_scale_of_their_colours(run, trained):
+    explorer = RunExplorer(run, trained[1], threaded=False)
+    one, two = (side.course.colouring("tau", 0) for side in explorer.sides)
+    assert (one.low, one.high) == (two.low, two.high)
+    np.testing.assert_array_equal(one.rgba(), two.rgba())  # tau_0 for all, in both
+
+
 def test_runs_on_other_images_are_not_linked(run, trained):
     explorer = RunExplorer(run, trained[0], threaded=False)
     assert "not linked" in said(explorer)

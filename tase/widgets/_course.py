@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,6 +55,7 @@ class Course:
         self.classes = h.classes
         self.label = None if h.labels is None else h.labels[self.index].astype(np.int64)
         self.group = sample_groups(h, self.n)[self.index]
+        self.scale: dict[str, tuple[float, float]] = {}
 
     @property
     def quantities(self) -> list[str]:
@@ -74,12 +76,16 @@ class Course:
             code = np.maximum(self.pseudo_label[t], 0)
             count = int(self.pseudo_label.max()) + 1
             return Colouring(code, _cycle(max(count, 1)), tuple(f"cluster {k}" for k in range(max(count, 1))))
+        low, high = self.scale.get(what) or self.limits(what)
+        values = np.clip(getattr(self, what)[t], low, high).astype(np.float64)
+        return Colouring(np.nan_to_num(values, nan=low), (), (), low, high)
+
+    def limits(self, what: str) -> tuple[float, float]:
+        """1st and 99th percentile of a quantity over all epochs."""
         rows = getattr(self, what)
         known = rows[np.isfinite(rows)]
         low, high = (float(x) for x in np.quantile(known, (0.01, 0.99))) if len(known) else (0.0, 1.0)
-        if high - low < 1e-6:
-            low, high = low - 0.05, high + 0.05
-        return Colouring(np.nan_to_num(np.clip(rows[t], low, high), nan=low).astype(np.float64), (), (), low, high)
+        return (low, high) if high - low > 1e-6 else (low - 0.05, high + 0.05)
 
     def choices(self) -> list[tuple[str, str]]:
         """Selections that need no mouse: (name, key)."""
@@ -110,6 +116,14 @@ class Course:
         rows = np.flatnonzero(self.group > 0) if high else np.flatnonzero(self.group == 0)
         tau = self.tau[t, rows]
         return rows[np.argsort(-tau if high else tau, kind="stable")[:count]]
+
+
+def share_scales(courses: Sequence[Course]) -> None:
+    """The same colour for the same value in all runs."""
+    for what in CONTINUOUS:
+        lows, highs = zip(*(course.limits(what) for course in courses))
+        for course in courses:
+            course.scale[what] = (min(lows), max(highs))
 
 
 def _cycle(count: int) -> tuple[str, ...]:

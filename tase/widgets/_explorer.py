@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from ..runs import Run, RunError
-from ._course import QUANTITIES, Course
+from ._course import QUANTITIES, Course, share_scales
 from ._layouts import layouts, normalised, rotation
 from ._linked import LinkedPicture
 from ._parts import CSS, Images, Job, Message, guarded, heading, trouble
 from ._pure import members
 from ._scatter import HEIGHT, PictureScatter, WebGLScatter, has_webgl_scatter
 
-SHOWN = 36  # thumbnails of a selection
+SHOWN = 34  # thumbnails of a selection: two rows below two runs, and they fit beside one
 
 
 class Side:
@@ -124,6 +124,7 @@ class RunExplorer:
         if len(found) == 2:
             found[1] = _turned(found[1], found[0]) if self.linked else found[1]
         courses = [Course(run, layout) for run, layout in zip(self.runs, found)]
+        share_scales(courses)
         self._options(courses)
         how = (self.drawn.value == "webgl", self.what.value, self.epoch.value)
         self.sides = [

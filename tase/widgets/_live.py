@@ -109,6 +109,7 @@ class LivePicture:
     def __init__(self):
         with style():
             self.picture = Picture(WIDTH, 270, "live: loss, k-NN accuracy, temperature per group")
+            self.picture.image.layout.display = "none"  # until there is something to draw
             self.loss, self.knn, self.tau = self.picture.figure.subplots(1, 3)
             self.picture.figure.subplots_adjust(left=0.05, right=0.99, bottom=0.18, top=0.86, wspace=0.22)
 
@@ -127,6 +128,7 @@ class LivePicture:
                 at = self.tau.get_xaxis_transform()
                 self.tau.text(events[-1]["epoch"], 0.98, " steered", color=STEER, va="top", transform=at)
         self.picture.show(anew=True)
+        self.picture.image.layout.display = None
 
     def _curves(self, metrics) -> None:
         self.loss.set(ylabel="loss (nats)")
@@ -188,12 +190,14 @@ class LiveTraining:
             button.add_class(f"tase-{name}")
             button.on_click(lambda _, name=name: getattr(self, name)())
             setattr(self, f"{name}_button", button)
+        # Sent when let go: of a value still on its way, the button's click could come first.
+        slider = {**wide, "continuous_update": False}
         tau = (g["tau_min"], g["tau_max"])
         self.tau = w.FloatRangeSlider(
-            value=tau, min=0.02, max=1.0, step=0.01, description="steer: temperature range τ", **wide
+            value=tau, min=0.02, max=1.0, step=0.01, description="steer: temperature range τ", **slider
         )
         self.gamma = w.FloatSlider(
-            value=g["gamma"], min=0, max=2, step=0.05, description="strength of the weight γ", **wide
+            value=g["gamma"], min=0, max=2, step=0.05, description="strength of the weight γ", **slider
         )
         self.tau.layout.width, self.gamma.layout.width = "460px", "360px"
         self.steer_button = w.Button(description="apply at the next refresh", layout=w.Layout(width="200px"))
@@ -398,8 +402,9 @@ def _last_words(folder: Path) -> str:
     path, process = log_path(folder), _started.get(folder.resolve())
     if process is None or not process.poll() or not path.exists():
         return ""
-    lines = path.read_text(errors="replace").strip().splitlines()
-    return f"The process ended: {lines[-1]}" if lines else "The process ended without a word."
+    said = path.read_text(errors="replace").strip()
+    words = said[said.rfind("error:") :] if "error:" in said else said.rsplit("\n", 1)[-1]
+    return f"The process ended: {words}" if words else "The process ended without a word."
 
 
 def _fields(changes: dict[str, Any]) -> str:
