@@ -29,7 +29,7 @@ from ._rivals import kornia_views, loss_functions
 
 def bench_views(s: Bench, b: int = 512) -> list[Row]:
     """Pairs of views a second, 32 x 32 colour; on a CPU also with one thread, as the per-sample back end works."""
-    config, case = ViewsConfig(), f"batch {b}"
+    config, case = ViewsConfig(), f"views, batch {b}"
     batch = some_images(b).images.to(s.device)
     generator = torch.Generator(s.device).manual_seed(0)
 
@@ -49,7 +49,7 @@ def bench_views(s: Bench, b: int = 512) -> list[Row]:
 def bench_loss(s: Bench, sizes: Iterable[int] = ()) -> list[Row]:
     """Forward and backward of the loss of embeddings [b, 128], float32: time, and peak memory."""
     names = {"lightly": "lightly", "pytorch-metric-learning": "pytorch_metric_learning"}
-    rows = [skipped("all", name, "not installed") for name, package in names.items() if not installed(package)]
+    rows = [skipped("loss", name, "not installed") for name, package in names.items() if not installed(package)]
     for b in sizes or ((64, 512, 1024) if s.quick else (128, 512, 2048, 8192, 32768)):
         rows += _losses_at(s, b)
     return rows
@@ -57,7 +57,7 @@ def bench_loss(s: Bench, sizes: Iterable[int] = ()) -> list[Row]:
 
 def _losses_at(s: Bench, b: int) -> list[Row]:
     z1, z2 = (torch.randn(b, 128, device=s.device, requires_grad=True) for _ in range(2))
-    free, case, rows, actions = free_memory(s.device), f"batch {b:,}", [], {}
+    free, case, rows, actions = free_memory(s.device), f"loss, batch {b:,}", [], {}
     for name, (function, needed) in loss_functions(b, s.device).items():
         if needed > free / 2:
             why = f"needs about {needed / 2**30:,.0f} GiB, over half of the {free / 2**30:,.0f} GiB free"
@@ -91,7 +91,7 @@ def bench_kmeans(s: Bench, sizes: Iterable[int] = (), k: int = 100) -> list[Row]
     """k-means of n x 512, all from the same k rows as centres, at most 50 iterations, with the inertia reached."""
     rows = []
     for n in sizes or ((10_000,) if s.quick else (10_000, 100_000, 1_000_000)):
-        case, needed, free = f"{n:,} x 512, k = {k}", 3 * 4.0 * n * 512, free_memory(s.device)
+        case, needed, free = f"k-means, {n:,} x 512", 3 * 4.0 * n * 512, free_memory(s.device)
         if needed > free / 2:
             why = f"needs about {needed / 2**30:,.0f} GiB, over half of the {free / 2**30:,.0f} GiB free"
             rows.append(skipped(case, "all", why))

@@ -58,4 +58,4 @@ def bench_import(s: Bench) -> list[Row]:
         return lambda: subprocess.run([sys.executable, "-c", code], check=True, env=environment)
 
     actions = {"import torch": process("import torch"), "import torch, tase": process(TRAINING)}
-    return compared("import", measure(actions, s, 3.0, warm=False), "import torch")
+    return compared("process", measure(actions, s, 3.0, warm=False), "import torch")
