@@ -337,19 +337,13 @@ def train(
     leave a checkpoint of the step in hand, then raise KeyboardInterrupt. Raises ConfigError, RunError (the folder holds
     something else or is in use) and TrainingError (the loss is not finite).
     """
-    if (
-        resume
-        and (Path(out) / "config.json").exists()
-        and Run(out).finished
-        and Run(out).config.identity == config.identity
-    ):
-        return Run(out)
     with RunWriter(out, config, resume) as writer, _asked_to_stop() as asked:
         splits = load_splits(config)
+        if writer.finished(splits.train):
+            return Run(out)
         t = _start(config, splits, writer)
-        done = _loop(
-            t, splits, writer, asked, min(until or config.optim.epochs, config.optim.epochs), on_epoch, progress
-        )
+        last = min(until or config.optim.epochs, config.optim.epochs)
+        done = _loop(t, splits, writer, asked, last, on_epoch, progress)
         if done and t.epoch == config.optim.epochs:
             _finish(t, writer)
         else:

@@ -74,6 +74,7 @@ def test_checkpoint_of_another_configuration_is_refused(tmp_path):
         load_checkpoint(tmp_path, "y")
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_a_checkpoint_executes_nothing(tmp_path):
     import hashlib
 

@@ -15,7 +15,7 @@ import torch
 import tase
 from tase import training
 from tase.config import ConfigError
-from tase.runs import load_npz, read_lines
+from tase.runs import RunError, load_npz, read_lines
 from tase.training import Training, TrainingError, learning_rate, train, train_epoch
 
 
@@ -93,6 +93,24 @@ def test_a_finished_run_is_returned_as_it_is(trained):
     before = (trained[2].path / "encoder.pt").stat().st_mtime_ns
     assert train(trained[2].config, trained[2].path, resume=True, progress=False).finished
     assert (trained[2].path / "encoder.pt").stat().st_mtime_ns == before
+
+
+def test_a_run_does_not_go_on_with_other_images(tmp_path):
+    """The configuration names a folder; what is in it may change."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    config = tase.preset("folder", "simclr", overrides={"data.root": str(tmp_path / "my"), "data.image_size": 8})
+    config = tase.override(config, {"optim.epochs": 2, "optim.batch": 8, "model.channels": "8,8,8,8"})
+    (tmp_path / "my").mkdir()
+    for name in range(12):
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(tmp_path / "my" / f"{name}.png")
+    config = tase.override(config, {"data.cache": str(tmp_path / "cache")})
+    train(config, tmp_path / "run", until=1, progress=False)
+    assert train(config, tmp_path / "run", resume=True, progress=False).finished
+    (tmp_path / "my" / "3.png").unlink()
+    with pytest.raises(RunError, match="begun on other images"):
+        train(config, tmp_path / "run", resume=True, progress=False)
 
 
 def test_same_seed_same_run_other_seed_other_run(tiny, trained, tmp_path):

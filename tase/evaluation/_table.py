@@ -172,4 +172,7 @@ def to_markdown(frame: pandas.DataFrame) -> str:
 
 def _legend(frame: pandas.DataFrame) -> str:
     words = "Accuracy in %, mean over classes; Std: over head, mid, tail (population)."
-    return words + (" ±: 95 % interval over runs." if (frame["n"] > 1).any() else "")
+    words += " ±: 95 % interval over runs." if (frame["n"] > 1).any() else ""
+    if frame["difference"].notna().any():
+        words += "\nPaired difference: of All to simclr, same seeds (of simclr, balanced: what the long tail costs)."
+    return words

@@ -121,6 +121,17 @@ class RunWriter:
         self.control = Control(self.folder)
         self.control.clear()
 
+    def finished(self, images: ImageSet) -> bool:
+        """Whether the folder holds this run, finished; raises RunError where it was begun on other images."""
+        path = self.folder / "environment.json"
+        before = load_json(path)["subset"] if path.exists() else images.hash
+        if before != images.hash:
+            raise RunError(
+                f"{self.folder} was begun on other images (subset {before}, now {images.hash}); choose another folder"
+            )
+        status = self.folder / "status.json"
+        return status.exists() and load_json(status)["state"] == "finished"
+
     def begin(self, device: torch.device, images: ImageSet) -> None:
         """Write what does not change: configuration, environment and, where there are labels, the true classes."""
         self.begun = True
