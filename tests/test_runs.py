@@ -201,6 +201,17 @@ def test_requests_are_checked(trained):
     assert not (run.path / "control.json").exists()
 
 
+def test_a_later_request_keeps_what_still_waits(trained, tmp_path):
+    slim = trained[2].slim(tmp_path / "slim")
+    first = slim.control(tau_max=0.4)
+    slim.control(action="pause")
+    waiting = load_json(slim.path / "control.json")
+    assert waiting["action"] == "pause" and waiting["set"] == {"guidance.tau_max": 0.4}
+    (slim.path / "events.jsonl").write_text(json.dumps({"id": waiting["id"], "epoch": 2, "step": 9, "set": {}}) + "\n")
+    assert slim.control(action="run") not in (first, waiting["id"])
+    assert load_json(slim.path / "control.json")["set"] == {}
+
+
 def test_metrics_of_a_growing_file_leave_out_a_half_line(trained, tmp_path):
     slim = trained[2].slim(tmp_path / "slim")
     with open(slim.path / "metrics.jsonl", "a") as file:

@@ -31,10 +31,19 @@ def request(folder: str | Path, config: Config, action: str = "run", set: dict[s
             raise unknown("field to steer", name, STEERABLE)
     guided = METHODS[config.method][0] == "tase"
     check(guided or not changes, "set", changes, f"empty: {config.method} has no guidance to steer")
+    changes = {**_waiting(Path(folder)), **changes}
     steered(config, [{"set": changes}])
     id = uuid.uuid4().hex[:8]
     save_json(Path(folder) / "control.json", {"id": id, "action": action, "set": changes})
     return id
+
+
+def _waiting(folder: Path) -> dict[str, Any]:
+    """Fields of a request that no refresh has taken yet: a later request does not drop them."""
+    path = folder / "control.json"
+    before = load_json(path) if path.exists() else {}
+    taken = {event["id"] for event in read_lines(folder / "events.jsonl")}
+    return {} if before.get("id") in taken else before.get("set", {})
 
 
 def steered(config: Config, events: list[dict[str, Any]]) -> Config:
