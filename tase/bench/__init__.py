@@ -21,7 +21,7 @@ from ..runs import save_json
 from ..training import choose_device
 from ._measure import Bench, Row
 from ._pieces import bench_kmeans, bench_loss, bench_views
-from ._report import bars, format_table, machine
+from ._report import bars, format_table, load, machine
 from ._step import bench_loop, bench_step
 from ._whole import bench_guidance, bench_import
 
@@ -53,8 +53,8 @@ def benchmark(
     for name in only:
         check_choice("bench section", name, SECTIONS)
     chosen = choose_device(dataclasses.replace(preset("digits-lt").optim, device=device))
-    s = Bench(chosen, quick, 1.0, 7, time.perf_counter() + 32) if quick else Bench(chosen)
-    report = {"format": 1, "quick": quick, "machine": machine(chosen), "sections": {}, "took": {}}
+    s = Bench(chosen, quick, 1.0, 7, time.perf_counter() + 34) if quick else Bench(chosen)
+    report: dict[str, Any] = {"format": 1, "quick": quick, "machine": machine(chosen), "sections": {}, "took": {}}
     for name in only or SECTIONS:
         say(f"bench: {name} ...")
         started = time.perf_counter()
@@ -64,6 +64,7 @@ def benchmark(
             rows = [{"case": "all", "name": "all", "skipped": f"{type(error).__name__}: {error}"}]
         report["sections"][name] = rows
         report["took"][name] = time.perf_counter() - started
+    report["machine"]["load_after"] = load()
     if out is not None:
         from ..figures.style import save
 

@@ -42,7 +42,7 @@ def bench_views(s: Bench, b: int = 512) -> list[Row]:
     if installed("kornia"):
         augment = kornia_views(config, batch.shape[-1])
         actions["kornia"] = lambda: augment(batch.repeat(2, 1, 1, 1).float() / 255)
-    rows = compared(case, measure(actions, s, 2.0), against, b, "pairs/s")
+    rows = compared(case, measure(actions, s), against, b, "pairs/s")
     return rows + ([] if installed("kornia") else [skipped(case, "kornia", "not installed")])
 
 

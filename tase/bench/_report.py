@@ -29,8 +29,13 @@ def machine(device: torch.device) -> Row:
     if (info := Path("/proc/cpuinfo")).exists():
         named = [x.partition(":")[2].strip() for x in info.read_text().splitlines() if x.startswith("model name")]
         processor = named[0] if named else processor
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    return {**environment(device), "processor": processor, "cores": os.cpu_count(), "load": load, "versions": versions}
+    cores = {"processor": processor, "cores": os.cpu_count(), "load_before": load()}
+    return {**environment(device), **cores, "versions": versions}
+
+
+def load() -> float | None:
+    """Processes that ran or waited for a core in the last minute; None where the system does not say."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 def _time(seconds: float) -> str:
@@ -70,8 +75,10 @@ def format_table(report: dict[str, Any]) -> str:
     """The report as text, a block per section; "2 x tase" means that it takes twice the time of tase."""
     m, lines = report["machine"], []
     gpu = f"{m['device']}, " if m["device_type"] == "cuda" else ""
-    load = "" if m["load"] is None else f", load {m['load']:.1f} before"
-    lines.append(f"{gpu}{m['processor']}, {m['threads']} threads{load}; torch {m['torch']}, commit {m['commit']}")
+    lines.append(f"{gpu}{m['processor']}, {m['threads']} threads; torch {m['torch']}, commit {m['commit']}")
+    if m["load_before"] is not None:
+        busy = ": it was busy with other work, times and ratios are rough" if m["load_before"] > 1 else ""
+        lines.append(f"load of the machine before {m['load_before']:.1f}, after {m['load_after']:.1f}{busy}")
     for section, rows in report["sections"].items():
         lines += ["", f"{section} ({report['took'][section]:.1f} s)"]
         cells, before = [_cells(row) for row in rows], None

@@ -25,7 +25,7 @@ def networks(s: Bench) -> tuple[tuple[str, int, int], ...]:
     """Backbone, batch, and steps in an epoch of the comparison with the reference loop."""
     if s.cuda:
         return ("resnet18", 512, 21), ("conv4", 512, 21)
-    return (("resnet18", 16, 2), ("conv4", 256, 4)) if s.quick else (("resnet18", 512, 3), ("conv4", 512, 12))
+    return (("resnet18", 16, 1), ("conv4", 256, 4)) if s.quick else (("resnet18", 512, 3), ("conv4", 512, 12))
 
 
 def new_training(s: Bench, backbone: str, batch: int, steps: int) -> training.Training:

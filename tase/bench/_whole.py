@@ -25,7 +25,7 @@ TRAINING = "import torch, tase; tase.train, tase.preset, tase.two_views, tase.nt
 def bench_guidance(s: Bench) -> list[Row]:
     """Runs of equal length: TASE with refreshes, recorded quality and files, against SimCLR with and without them."""
     name = "cifar10-lt" if s.cuda else "digits-lt"
-    fields = {"optim.epochs": 20} if s.quick else {"optim.epochs": 60} if s.cuda else {}
+    fields = {"optim.epochs": 12} if s.quick else {"optim.epochs": 60} if s.cuda else {}
     splits = Splits(some_images(11_165), None, None, None, torch.arange(10)) if s.cuda else None
 
     def run(method: str, snapshots: bool = True, **more: int) -> None:
@@ -58,4 +58,4 @@ def bench_import(s: Bench) -> list[Row]:
         return lambda: subprocess.run([sys.executable, "-c", code], check=True, env=environment)
 
     actions = {"import torch": process("import torch"), "import torch, tase": process(TRAINING)}
-    return compared("process", measure(actions, s, 3.0, warm=False), "import torch")
+    return compared("process", measure(actions, s, 2.0, warm=False), "import torch")
