@@ -23,6 +23,7 @@ import math
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -297,9 +298,20 @@ def _start(config: Config, splits: Splits, writer: RunWriter) -> Training:
     state = load_checkpoint(writer.folder, config.identity) if writer.resume else None
     if state:
         t.restore(state)
+        _same_threads(t, writer)
     writer.begin(t.device, splits.train)
     writer.cut_back(t.epoch)
     return t
+
+
+def _same_threads(t: Training, writer: RunWriter) -> None:
+    before, now = Run(writer.folder).environment.get("threads"), torch.get_num_threads()
+    if t.device.type == "cpu" and before != now:
+        warnings.warn(
+            f"begun with {before} threads, going on with {now}: sums are rounded differently, so the result will be "
+            f"another than without the stop (OMP_NUM_THREADS={before} would give the same)",
+            stacklevel=2,
+        )
 
 
 def _metrics(t: Training, splits: Splits, started: float) -> dict[str, Any]:

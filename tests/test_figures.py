@@ -11,6 +11,7 @@ import warnings
 import matplotlib as mpl
 import numpy as np
 import pytest
+import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
@@ -266,9 +267,11 @@ def test_layouts_are_kept_and_made_anew_when_features_change(tmp_path):
 @pytest.mark.slow  # umap compiles itself when first used
 def test_umap_is_an_option(tmp_path):
     run = make_run(tmp_path / "run")
+    threads = torch.get_num_threads()
     foot = figures.tsne(run, kind="umap").get_supxlabel().replace("\n", " ")
     assert "UMAP of 60 test images" in foot
     assert (run.path / "layouts" / "umap.npz").exists()
+    assert torch.get_num_threads() == threads  # numba changes it, and training would no longer be bit-equal
 
 
 def test_a_run_without_labels_is_drawn_as_one_group(tmp_path):

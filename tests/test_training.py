@@ -89,6 +89,16 @@ def test_killed_at_once_resumes_bit_equal(trained, tmp_path):
     assert_same_run(train(trained[2].config, out, resume=True, progress=False), trained[2])
 
 
+def test_other_threads_than_before_are_told(tiny, tmp_path):
+    train(tiny(optim__epochs=2), tmp_path / "run", until=1, progress=False)
+    torch.set_num_threads(2)
+    try:
+        with pytest.warns(UserWarning, match="begun with 1 threads, going on with 2"):
+            train(tiny(optim__epochs=2), tmp_path / "run", resume=True, progress=False)
+    finally:
+        torch.set_num_threads(1)
+
+
 def test_a_finished_run_is_returned_as_it_is(trained):
     before = (trained[2].path / "encoder.pt").stat().st_mtime_ns
     assert train(trained[2].config, trained[2].path, resume=True, progress=False).finished

@@ -8,6 +8,7 @@ import warnings
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int64
@@ -193,12 +194,22 @@ def _embed(features: Float[np.ndarray, "m d"], kind: str) -> Float[np.ndarray, "
         model = TSNE(init="pca", perplexity=min(30.0, (len(x) - 1) / 3), random_state=0)
         with threadpool_limits(1):  # sums in one order: the same layout on any number of cores
             return model.fit_transform(x).astype(np.float32)
+    return umap_layout(x, n_neighbors=min(15, len(x) - 1))
+
+
+def umap_layout(x: Float[np.ndarray, "m d"], **options: Any) -> Float[np.ndarray, "m 2"]:
+    """umap-learn's layout of x, always the same; torch keeps its number of threads."""
+    import torch
+
+    threads = torch.get_num_threads()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # umap's remarks on its own dependencies
         from umap import UMAP
 
-        model = UMAP(n_neighbors=min(15, len(x) - 1), random_state=0, n_jobs=1)
-        return model.fit_transform(x).astype(np.float32)
+        try:
+            return UMAP(random_state=0, n_jobs=1, **options).fit_transform(x).astype(np.float32)
+        finally:
+            torch.set_num_threads(threads)  # numba sets it for the whole process; a resumed training would differ
 
 
 def tsne(runs: Run | Sequence[Run], kind: str = "tsne", points: int = 3000, footer: bool = True) -> Figure:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import torch
 from jaxtyping import Float, Int64
 
 from ..config import check_choice
+from ..figures.space import umap_layout
 from ..pseudo_labels import centred
 from ..runs import Run, RunError, load_npz, save_npz
 
@@ -79,14 +79,8 @@ def _tsne(h: np.ndarray, start: np.ndarray, first: bool) -> np.ndarray:
 
 
 def _umap(h: np.ndarray, start: np.ndarray, first: bool) -> np.ndarray:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # umap's remarks on its own dependencies
-        from umap import UMAP
-
-        init = (start / max(start.std(), 1e-12) * 4).astype(np.float32)
-        steps = 300 if first else 100
-        neighbours = min(15, len(h) - 1)
-        return UMAP(n_neighbors=neighbours, init=init, n_epochs=steps, random_state=0, n_jobs=1).fit_transform(h)
+    init = (start / max(start.std(), 1e-12) * 4).astype(np.float32)
+    return umap_layout(h, n_neighbors=min(15, len(h) - 1), init=init, n_epochs=300 if first else 100)
 
 
 def kept_images(run: Run, points: int) -> tuple[Int64[np.ndarray, " m"], list[int]]:
