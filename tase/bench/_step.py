@@ -68,22 +68,15 @@ def split_step(t: training.Training, index: Int64[Tensor, "b"]) -> dict[str, flo
         return watch.read()
 
 
-def split_steps(t: training.Training, index: Int64[Tensor, "b"], s: Bench) -> list[dict[str, float]]:
-    """`split_step` again and again, without the first."""
-    steps: list[dict[str, float]] = []
-    measure({"step": lambda: steps.append(split_step(t, index))}, s)
-    return steps[1:]
-
-
 def bench_step(s: Bench) -> list[Row]:
     """The training step by parts, and what the device's own rates say that it should take."""
-    rates, rows = device_rates(s), []
+    rows = []
     for backbone, batch, _ in networks(s):
         t = new_training(s, backbone, batch, 1)
         t.network.train()
-        seen = split_steps(t, torch.arange(batch, device=s.device), s)
-        parts = {part: [step.get(part, 0.0) for step in seen] for part in PARTS}
-        total = statistics.median(sum(step.values()) for step in seen)
+        steps, rates = split_steps(t, torch.arange(batch, device=s.device), s)
+        parts = {part: [step.get(part, 0.0) for step in steps] for part in PARTS}
+        total = statistics.median(sum(step.values()) for step in steps)
         case = f"{backbone}, batch {batch}"
         for part, times in parts.items():
             rows.append({"case": case, "name": part, **summary(times), "share": statistics.median(times) / total})
@@ -91,16 +84,25 @@ def bench_step(s: Bench) -> list[Row]:
     return rows
 
 
-def device_rates(s: Bench) -> dict[str, float]:
-    """The device's matrix products in FLOP/s, in the type that training uses, and its copies in bytes/s."""
+def split_steps(
+    t: training.Training, index: Int64[Tensor, "b"], s: Bench
+) -> tuple[list[dict[str, float]], dict[str, float]]:
+    """`split_step` again and again, without the first; in turn with it the device's rates, so that both see the same.
+
+    The rates are those of matrix products, in the type that training uses (FLOP/s), and of copies (bytes/s).
+    """
     n = 8192 if s.cuda else 1536 if s.quick else 3072
     kind = torch.bfloat16 if s.cuda and torch.cuda.is_bf16_supported() else torch.float32
     a, b = torch.randn(2, n, n, device=s.device, dtype=kind).unbind(0)
     source = torch.ones(2**28 if s.cuda else 2**24, device=s.device)
-    target = torch.empty_like(source)
-    actions = {"product": lambda: torch.mm(a, b), "copy": lambda: target.copy_(source)}
-    best = {name: min(times) for name, times in measure(actions, s, 0.1).items()}
-    return {"flops": 2 * n**3 / best["product"], "bytes": 8 * len(source) / best["copy"]}
+    target, steps = torch.empty_like(source), []
+    actions = {
+        "step": lambda: steps.append(split_step(t, index)),
+        "product": lambda: torch.mm(a, b),
+        "copy": lambda: target.copy_(source),
+    }
+    middle = {name: statistics.median(times) for name, times in measure(actions, s).items()}
+    return steps[1:], {"flops": 2 * n**3 / middle["product"], "bytes": 8 * len(source) / middle["copy"]}
 
 
 def network_work(t: training.Training, n: int, probe: int = 8) -> tuple[float, float]:
@@ -146,7 +148,9 @@ def bench_loop(s: Bench) -> list[Row]:
     for backbone, batch, steps in networks(s):
         t = new_training(s, backbone, batch, steps)
         reference = f"reference loop, {workers} workers"
-        actions = {"tase": lambda t=t: training.train_epoch(t), reference: reference_loop(t, workers)}
+        # The reference first: once workers are forked off, the first step of this process copies the pages it writes.
+        actions = {reference: reference_loop(t, workers), "tase": lambda t=t: training.train_epoch(t)}
+        times = measure(actions, s, 1.2)
         case = f"{backbone}, {steps} x batch {batch}"
-        rows += compared(case, measure(actions, s, 0.8), "tase", batch * steps, "images/s")
+        rows += compared(case, {name: times[name] for name in ("tase", reference)}, "tase", batch * steps, "images/s")
     return rows
