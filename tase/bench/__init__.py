@@ -53,7 +53,7 @@ def benchmark(
     for name in only:
         check_choice("bench section", name, SECTIONS)
     chosen = choose_device(dataclasses.replace(preset("digits-lt").optim, device=device))
-    s = Bench(chosen, quick, 1.0, 7, time.perf_counter() + 34) if quick else Bench(chosen)
+    s = Bench(chosen, quick, 0.8, 7, time.perf_counter() + 36) if quick else Bench(chosen)
     report: dict[str, Any] = {"format": 1, "quick": quick, "machine": machine(chosen), "sections": {}, "took": {}}
     for name in only or SECTIONS:
         say(f"bench: {name} ...")
