@@ -38,7 +38,7 @@ _ROOM_OF = {
     "compare": "evaluation",
     "evaluate": "evaluation",
 }
-_ROOMS = frozenset(_ROOM_OF.values()) | {"bench", "distributed", "figures", "probes", "studies", "widgets"}
+_ROOMS = frozenset(_ROOM_OF.values()) | {"bench", "figures", "probes", "studies", "widgets"}
 
 
 __all__ = ["__version__", *_ROOM_OF]
