@@ -75,7 +75,9 @@ def _figures(args: argparse.Namespace) -> dict[str, Any]:
     from .runs import Run
 
     if args.redraw:
-        written = figures.redraw(args.redraw)
+        from .bench import redraw
+
+        written = [*figures.redraw(args.redraw), *redraw(args.redraw)]
     else:
         if not args.runs:
             raise ConfigError("figures needs one or more run folders, or --redraw FOLDER")

@@ -2,6 +2,7 @@
 
 import json
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -230,3 +231,10 @@ def test_unknown_sections_and_devices_are_errors():
         bench.benchmark(True, ["kmean"])
     with pytest.raises(tase.ConfigError, match=r"optim\.device"):
         bench.benchmark(True, ["views"], device="gpu")
+
+
+def test_the_kept_report_is_redrawn(tmp_path):
+    kept = Path(__file__).parent.parent / "figures" / "bench" / "bench.json"
+    (tmp_path / "bench.json").write_text(kept.read_text())
+    assert {path.name for path in bench.redraw(tmp_path)} == {"bench.pdf", "bench.png"}
+    assert (tmp_path / "bench.png").stat().st_size > 10_000

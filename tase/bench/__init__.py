@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import check_choice, preset
-from ..runs import save_json
+from ..runs import load_json, save_json
 from ..training import choose_device
 from ._measure import Bench, Row
 from ._pieces import bench_kmeans, bench_loss, bench_views
@@ -25,7 +25,7 @@ from ._report import bars, format_table, load, machine
 from ._step import bench_loop, bench_step
 from ._whole import bench_guidance, bench_import
 
-__all__ = ["SECTIONS", "bars", "benchmark", "format_table"]
+__all__ = ["SECTIONS", "bars", "benchmark", "format_table", "redraw"]
 
 SECTIONS: dict[str, Callable[[Bench], list[Row]]] = {
     "views": bench_views,
@@ -66,8 +66,15 @@ def benchmark(
         report["took"][name] = time.perf_counter() - started
     report["machine"]["load_after"] = load()
     if out is not None:
-        from ..figures.style import save
-
-        save(bars(report), Path(out) / "bench")
+        Path(out).mkdir(parents=True, exist_ok=True)
         save_json(Path(out) / "bench.json", report)
+        redraw(out)
     return report
+
+
+def redraw(folder: str | Path) -> list[Path]:
+    """Draw the figure of every bench.json under `folder` anew; returns the paths written."""
+    from ..figures.style import save
+
+    found = sorted(Path(folder).rglob("bench.json"))
+    return [drawn for path in found for drawn in save(bars(load_json(path)), path.with_suffix(""))]
