@@ -69,16 +69,14 @@ def test_environment_yml_is_a_thin_layer_over_pyproject():
 
 
 def test_importing_tase_costs_little_more_than_importing_torch():
-    def seconds(code):
-        runs = []
-        for _ in range(3):
+    ours = "import torch, tase; tase.train, tase.preset, tase.two_views, tase.nt_xent, tase.TASE, tase.Run"
+    seconds = {"import torch": [], ours: []}
+    for _ in range(4):  # in turn, and the best of each: others may use the machine
+        for code, times in seconds.items():
             start = time.perf_counter()
             subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
-            runs.append(time.perf_counter() - start)
-        return min(runs)
-
-    training = "import torch, tase; tase.train, tase.preset, tase.two_views, tase.nt_xent, tase.TASE, tase.Run"
-    assert seconds(training) < 1.3 * seconds("import torch")
+            times.append(time.perf_counter() - start)
+    assert min(seconds[ours]) < 1.3 * min(seconds["import torch"])
 
 
 def test_no_file_names_a_private_path():
