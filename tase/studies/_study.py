@@ -148,10 +148,6 @@ class Outcome:
     def markdown(self) -> str:
         return to_markdown(self.results, self.about)
 
-    @property
-    def latex(self) -> str:
-        return to_latex(self.results, self.about)
-
 
 def run_study(
     study: Study,
