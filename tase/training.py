@@ -68,8 +68,7 @@ def initial_network(config: Config, channels: int, size: int, device: torch.devi
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(config.seed, "network").initial_seed())
         network = models.build(config.model, channels, config.views.size or size)
-    layout = torch.channels_last if torch.device(device).type == "cuda" else torch.contiguous_format
-    return network.to(device, memory_format=layout)
+    return network.to(device, memory_format=torch.channels_last)
 
 
 def learning_rate(optim: OptimConfig, step: int, steps_per_epoch: int) -> float:
@@ -165,8 +164,7 @@ def train_step(t: Training, index: Tensor) -> NTXent:
     for group in t.optimiser.param_groups:
         group["lr"] = learning_rate(t.config.optim, t.step, t.steps_per_epoch)
     view1, view2 = two_views(t.images[index], t.config.views, t.generators["views"])
-    if t.device.type == "cuda":
-        view1, view2 = (v.contiguous(memory_format=torch.channels_last) for v in (view1, view2))
+    view1, view2 = (v.contiguous(memory_format=torch.channels_last) for v in (view1, view2))
     with t.autocast:
         z1, z2 = t.forward(view1), t.forward(view2)
     guide = t.guidance
