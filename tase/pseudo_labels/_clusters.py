@@ -65,14 +65,15 @@ def spherical_kmeans(
         if centres is None
         else centres[None]
     )
-    results = [_lloyd(h, F.normalize(start.to(h), dim=1), iterations) for start in starts]
-    best = max(results, key=_total)
+    starts = (F.normalize(start.to(h), dim=1) for start in starts)
+    best = max((_lloyd(h, _first(h, start), iterations) for start in starts), key=_total)
     for _ in range(moves if clusters > 1 else 0):
-        trials = (_lloyd(h, start, iterations) for start in _moves(h, best))
+        trials = (_lloyd(h, start, iterations, 1e-4) for start in _moves(h, best))
         better = next((trial for trial in trials if _total(trial) > _total(best) * (1 + 1e-5)), None)
         if better is None:
             break
         best = better
+    best = _lloyd(h, best, iterations)
     return best.labels, best.centres
 
 
@@ -99,52 +100,76 @@ def _seed(h: Float[Tensor, "n d"], k: int, restarts: int, generator: torch.Gener
 
 
 class _Clusters(NamedTuple):
-    labels: Tensor  # [n]
-    similarity: Tensor  # [n] cosine to the own centre
+    labels: Tensor  # [n] the nearest centre
+    similarity: Tensor  # [n] cosine to it
+    near: Tensor  # [k, n] cosine of each sample to each centre
     centres: Tensor  # [k, d]
+    members: Tensor  # [n] the cluster in whose sum the sample is
+    sums: Tensor  # [k, d] float64
+
+
+def _first(h: Float[Tensor, "n d"], centres: Float[Tensor, "k d"]) -> _Clusters:
+    """All samples assigned to the given centres, which then move to the means."""
+    near = centres @ h.T
+    best = near.max(0)
+    members = _filled(best.indices, best.values, len(centres))
+    sums = h.new_zeros(centres.shape).index_add_(0, members, h)
+    centres = F.normalize(sums, dim=1)
+    near = torch.mm(centres, h.T, out=near)
+    return _Clusters(*near.max(0)[::-1], near, centres, members, sums.double())
 
 
 def _total(found: _Clusters) -> float:
     return found.similarity.sum(dtype=torch.float64).item()
 
 
-def _lloyd(h: Tensor, centres: Tensor, iterations: int) -> _Clusters:
-    """Assign and average until no label changes."""
-    labels = None
+def _lloyd(h: Float[Tensor, "n d"], found: _Clusters, iterations: int, tolerance: float = 0.0) -> _Clusters:
+    """Average and assign until no label changes, or only the share `tolerance` of them.
+
+    Only what changed is computed again: the sums of the clusters that samples left or joined, and the cosines to them.
+    """
+    labels, similarity, near, centres, members, sums = found._replace(
+        near=found.near.clone(), centres=found.centres.clone(), sums=found.sums.clone()
+    )
     for _ in range(iterations):
-        before, (labels, similarity) = labels, _assign(h, centres)
-        if before is not None and torch.equal(before, labels):
-            return _Clusters(labels, similarity, centres)
-        centres = mean_directions(h, labels, len(centres), similarity)
-    return _Clusters(*_assign(h, centres), centres)
+        now = _filled(labels, similarity, len(centres))
+        moved = (now != members).nonzero()[:, 0]
+        if len(moved) <= tolerance * len(h):
+            break
+        left, joined, rows = members[moved], now[moved], h[moved]
+        sums += torch.zeros_like(centres).index_add_(0, joined, rows).index_add_(0, left, rows, alpha=-1)
+        members, touched = now, torch.cat([left, joined]).unique()
+        centres[touched] = F.normalize(sums[touched], dim=1).to(h)
+        near.index_copy_(0, touched, centres[touched] @ h.T)
+        similarity, labels = near.max(0)
+    return _Clusters(labels, similarity, near, centres, members, sums)
 
 
-def _moves(h: Tensor, found: _Clusters, tries: int = 3) -> Iterator[Float[Tensor, "k d"]]:
-    """Centres with the one that is missed least put on a far sample: each of those farthest in their clusters.
+def _filled(labels: Int64[Tensor, "n"], similarity: Float[Tensor, "n"], k: int) -> Int64[Tensor, "n"]:
+    """The labels, but empty clusters get the samples least like their own centre."""
+    empty = (labels.bincount(minlength=k) == 0).nonzero()[:, 0]
+    return labels.scatter(0, similarity.topk(len(empty), largest=False).indices, empty) if len(empty) else labels
+
+
+def _moves(h: Float[Tensor, "n d"], found: _Clusters, tries: int = 3) -> Iterator[_Clusters]:
+    """The clusters with the centre that is missed least put on a far sample: each of those farthest in their clusters.
 
     Lloyd's algorithm cannot do that: a large class cut in two, a small one lost in a neighbour, would stay so.
     """
-    labels, similarity, centres = found
-    second = torch.cat([(part @ centres.T).topk(2).values[:, 1] for part in h.split(rows_of(len(centres)))])
+    labels, similarity, near, centres = found[:4]
+    second = near.scatter(0, labels[None], -2.0).amax(0)
     missed = h.new_zeros(len(centres)).index_add_(0, labels, similarity - second).argmin()
     lowest = h.new_ones(len(centres)).scatter_reduce_(0, labels, similarity, "amin")
     for cluster in lowest.argsort()[:tries]:
-        start = centres.clone()
-        start[missed] = h[similarity.masked_fill(labels != cluster, 2.0).argmin()]
-        yield start
+        moved = h[similarity.masked_fill(labels != cluster, 2.0).argmin()]
+        now = near.index_copy(0, missed[None], (h @ moved)[None])
+        best = now.max(0)
+        there = centres.index_copy(0, missed[None], moved[None])
+        yield found._replace(labels=best.indices, similarity=best.values, near=now, centres=there)
 
 
-def _assign(h: Float[Tensor, "n d"], centres: Float[Tensor, "k d"]) -> tuple[Int64[Tensor, "n"], Float[Tensor, "n"]]:
-    """The nearest centre of each row and the cosine to it, a block of rows at a time."""
-    nearest = [(part @ centres.T).max(1) for part in h.split(rows_of(len(centres)))]
-    return torch.cat([m.indices for m in nearest]), torch.cat([m.values for m in nearest])
-
-
-def mean_directions(h: Tensor, labels: Tensor, k: int, similarity: Tensor | None = None) -> Float[Tensor, "k d"]:
-    """Mean directions of the clusters; with `similarity`, empty ones get the samples least like their own centre."""
-    empty = (labels.bincount(minlength=k) == 0).nonzero()[:, 0]
-    if similarity is not None and len(empty):
-        labels = labels.scatter(0, similarity.topk(len(empty), largest=False).indices, empty)
+def mean_directions(h: Float[Tensor, "n d"], labels: Int64[Tensor, "n"], k: int) -> Float[Tensor, "k d"]:
+    """Mean directions of the clusters; 0 for an empty one."""
     return F.normalize(h.new_zeros(k, h.shape[1]).index_add_(0, labels, h), dim=1)
 
 
