@@ -28,7 +28,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypat
     path = tmp_path / "results.json"
     save_json(path, {"a": 1})
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("No space left on device")))
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(RunError, match=r"results.json cannot be written: No space"):
         write_atomic(path, b"half")
     assert load_json(path) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]

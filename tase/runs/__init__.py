@@ -10,12 +10,14 @@
     encoder.pt         the trained backbone
     results.json       what `evaluate` measured
 
-Every file is written to a temporary name and renamed, so a reader never sees half of one.
+Every file but the lists of lines is written to a temporary name and renamed, so a reader never sees half of one, and
+has a checksum: its own (checkpoints, JSON) or its zip's (snapshots, encoder). Damage is told: the checkpoint before is
+taken, a snapshot is left out, what can be made again is made again, anything else is a RunError.
 """
 
 from ._checkpoint import load_checkpoint, save_checkpoint
 from ._control import STEERABLE, Control, request, steered
-from ._files import FORMAT, RunError, load_json, load_npz, read_lines, save_json, save_npz, write_atomic
+from ._files import FORMAT, RunError, load_json, load_kept, load_npz, read_lines, save_json, save_npz, write_atomic
 from ._reader import History, Run
 from ._writer import RunWriter, commit, environment
 
@@ -33,6 +35,7 @@ __all__ = [
     "environment",
     "load_checkpoint",
     "load_json",
+    "load_kept",
     "load_npz",
     "read_lines",
     "save_checkpoint",

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ._files import RunError, write_atomic
+from ._files import RunError, write_atomic, writing
 
 _MARK = b"sha256:"
 
@@ -24,9 +24,10 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
     current, previous = folder / "checkpoint.pt", folder / "checkpoint.previous.pt"
     fresh = folder / "checkpoint.new.pt"
     write_atomic(fresh, payload + _MARK + hashlib.sha256(payload).hexdigest().encode())
-    if current.exists():
-        os.replace(current, previous)
-    os.replace(fresh, current)
+    with writing(current):
+        if current.exists():
+            os.replace(current, previous)
+        os.replace(fresh, current)
 
 
 def _read_checkpoint(path: Path) -> dict[str, Any]:
@@ -34,7 +35,13 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
     payload, mark, digest = data[: -64 - len(_MARK)], data[-64 - len(_MARK) : -64], data[-64:]
     if mark != _MARK or hashlib.sha256(payload).hexdigest().encode() != digest:
         raise RunError(f"{path} is cut off, damaged, or no checkpoint of this library")
-    return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever reading makes of foreign bytes
+        raise RunError(f"{path} holds something else than a checkpoint") from error
+    if not isinstance(state, dict) or "epoch" not in state:
+        raise RunError(f"{path} holds something else than a checkpoint")
+    return state
 
 
 def load_checkpoint(folder: Path, identity: str) -> dict[str, Any] | None:
@@ -49,8 +56,8 @@ def load_checkpoint(folder: Path, identity: str) -> dict[str, Any] | None:
             continue
         try:
             state = _read_checkpoint(path)
-        except Exception as error:
-            errors.append(str(error).splitlines()[0])
+        except RunError as error:
+            errors.append(str(error))
             continue
         if state.get("identity") != identity:
             raise RunError(f"{path} belongs to another configuration ({state.get('identity')}, not {identity})")

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import time
 import uuid
+import warnings
 from pathlib import Path
 from typing import Any
 
-from ..config import METHODS, Config, check, check_choice, override, unknown
-from ._files import load_json, read_lines, save_json
+from ..config import METHODS, Config, ConfigError, check, check_choice, override, unknown
+from ._files import load_kept, read_lines, save_json, write_atomic
 
 STEERABLE = tuple(f"guidance.{name}" for name in ("tau_min", "tau_max", "gamma", "w_max", "headness_map", "reversed"))
 ACTIONS = ("run", "pause", "stop")
@@ -26,13 +27,9 @@ def request(folder: str | Path, config: Config, action: str = "run", set: dict[s
     """
     check_choice("action", action, ACTIONS)
     changes = dict(set or {})
-    for name in changes:
-        if name not in STEERABLE:
-            raise unknown("field to steer", name, STEERABLE)
-    guided = METHODS[config.method][0] == "tase"
-    check(guided or not changes, "set", changes, f"empty: {config.method} has no guidance to steer")
+    _check(config, [], changes)
     changes = {**_waiting(Path(folder)), **changes}
-    steered(config, [{"set": changes}])
+    _check(config, [], changes)
     id = uuid.uuid4().hex[:8]
     save_json(Path(folder) / "control.json", {"id": id, "action": action, "set": changes})
     return id
@@ -40,9 +37,8 @@ def request(folder: str | Path, config: Config, action: str = "run", set: dict[s
 
 def _waiting(folder: Path) -> dict[str, Any]:
     """Fields of a request that no refresh has taken yet: a later request does not drop them."""
-    path = folder / "control.json"
-    before = load_json(path) if path.exists() else {}
-    taken = {event["id"] for event in read_lines(folder / "events.jsonl")}
+    before = load_kept(folder / "control.json")
+    taken = {event.get("id") for event in read_lines(folder / "events.jsonl")}
     return {} if before.get("id") in taken else before.get("set", {})
 
 
@@ -54,18 +50,27 @@ def steered(config: Config, events: list[dict[str, Any]]) -> Config:
     return override(config, changes)
 
 
+def _check(config: Config, events: list[dict[str, Any]], changes: dict[str, Any]) -> None:
+    """Raise ConfigError unless the fields can be steered, to these values, after the events."""
+    for name in changes:
+        if name not in STEERABLE:
+            raise unknown("field to steer", name, STEERABLE)
+    guided = METHODS[config.method][0] == "tase"
+    check(guided or not changes, "set", changes, f"empty: {config.method} has no guidance to steer")
+    steered(config, [*events, {"set": changes}])
+
+
 class Control:
     """The training's side of it: looks at the request a few times a second at most, keeps the events."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.events = read_lines(folder / "events.jsonl")
-        self._looked, self._request = 0.0, {}
+    def __init__(self, folder: Path, config: Config):
+        self.folder, self.config = folder, config
+        self.events = [e for e in read_lines(folder / "events.jsonl") if {"id", "epoch", "set"} <= e.keys()]
+        self._looked, self._request, self._refused = 0.0, {}, object()
 
     def _now(self, patience: float = 0.0) -> dict[str, Any]:
         if time.monotonic() - self._looked >= patience:
-            path = self.folder / "control.json"
-            self._request = load_json(path) if path.exists() else {}
+            self._request = load_kept(self.folder / "control.json")
             self._looked = time.monotonic()
         return self._request
 
@@ -80,12 +85,22 @@ class Control:
             self._looked = 0.0
 
     def take(self, epoch: int, step: int) -> list[dict[str, Any]]:
-        """Events that hold from this refresh on: those recorded for it, and a request that is new."""
+        """Events that hold from this refresh on: those recorded for it, and a request that is new (and possible)."""
         request = self._now()
-        known = {event["id"] for event in self.events}
-        if request.get("set") and request["id"] not in known:
-            event = {"id": request["id"], "epoch": epoch, "step": step, "set": request["set"]}
-            with open(self.folder / "events.jsonl", "a") as file:
-                file.write(json.dumps(event) + "\n")
+        event = {"id": request.get("id"), "epoch": epoch, "step": step, "set": request.get("set")}
+        if event["set"] and event["id"] not in {e["id"] for e in self.events} and self._possible(event):
             self.events.append(event)
+            lines = "".join(json.dumps(e) + "\n" for e in self.events)
+            write_atomic(self.folder / "events.jsonl", lines.encode())
         return [event for event in self.events if event["epoch"] == epoch]
+
+    def _possible(self, event: dict[str, Any]) -> bool:
+        """Whether a request, which anyone may have written, makes a configuration; told once where it does not."""
+        try:
+            _check(self.config, self.events, dict(event["set"]))
+            return True
+        except (ConfigError, TypeError, ValueError) as error:
+            if event["id"] != self._refused:
+                warnings.warn(f"{self.folder / 'control.json'} is passed over: {error}", stacklevel=2)
+            self._refused = event["id"]
+            return False

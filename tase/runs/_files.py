@@ -3,38 +3,67 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import os
+import warnings
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-FORMAT = 1
+FORMAT = 2  # of a run's folder; 1 had JSON without checksums, and is read as it is
 
 
 class RunError(RuntimeError):
     """A run's folder cannot be used as asked; the message says why and what to do."""
 
 
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise RunError, with the file's name and the reason, where it cannot be written: full disk, folder gone."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror or error}; what was saved before is kept") from error
+
+
 def write_atomic(path: str | Path, data: bytes) -> None:
-    """Write `data` to a temporary name in the same folder, flush it to the disk, and rename it to `path`."""
+    """Write `data` to a temporary name in the same folder, flush it to the disk, and rename it to `path`.
+
+    Raises RunError where that fails; `path` is then as it was.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(path):
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def append_line(path: Path, value: Any) -> None:
+    """Add a line of JSON to a file; raises RunError where that fails."""
+    with writing(path), open(path, "a") as file:
+        file.write(json.dumps(_finite(value)) + "\n")
+
+
+def _checksum(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
 def save_json(path: str | Path, value: Any) -> None:
-    """Write `value` as JSON; NaN and infinities become null, since JSON has none."""
-    write_atomic(path, (json.dumps(_finite(value), indent=1, allow_nan=False) + "\n").encode())
+    """Write `value` as JSON, an object with its own checksum; NaN and infinities become null, since JSON has none."""
+    value = _finite(value)
+    if isinstance(value, dict):
+        value["checksum"] = _checksum(value)
+    write_atomic(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
 
 def _finite(value: Any) -> Any:
@@ -48,10 +77,14 @@ def _finite(value: Any) -> Any:
 
 
 def load_json(path: str | Path) -> Any:
+    """The value of `save_json` (or of any JSON file); raises RunError where it is cut off or altered."""
     try:
-        return json.loads(Path(path).read_text())
-    except ValueError as error:
+        value = json.loads(Path(path).read_text())
+    except (ValueError, RecursionError) as error:
         raise RunError(f"{path} is damaged: not JSON ({error})") from error
+    if isinstance(value, dict) and "checksum" in value and value.pop("checksum") != _checksum(value):
+        raise RunError(f"{path} is damaged: it does not have its checksum (delete that line if you edited it)")
+    return value
 
 
 def save_npz(path: str | Path, **arrays: np.ndarray) -> None:
@@ -61,22 +94,34 @@ def save_npz(path: str | Path, **arrays: np.ndarray) -> None:
     write_atomic(path, buffer.getvalue())
 
 
-def load_npz(path: str | Path) -> dict[str, np.ndarray]:
-    """The arrays of `save_npz`; raises RunError where the file is cut off, altered, or holds objects."""
+def load_npz(path: str | Path, leave: Container[str] = ()) -> dict[str, np.ndarray]:
+    """The arrays of `save_npz`, but those of `leave`; RunError where the file is cut off, altered, or holds objects."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+        with np.load(path, allow_pickle=False) as file:  # its zip has a CRC of each array
+            return {name: file[name] for name in file.files if name not in leave}
     except FileNotFoundError:
         raise
     except Exception as error:
         raise RunError(f"{path} is damaged: {error}") from error
 
 
+def load_kept(path: Path) -> dict[str, Any]:
+    """What a .json or .npz file holds that can be made again: empty where it is not there; where damaged, a warning."""
+    try:
+        found = (load_npz if path.suffix == ".npz" else load_json)(path) if path.exists() else {}
+        if isinstance(found, dict):
+            return found
+        raise RunError(f"{path} is damaged: no JSON object")
+    except RunError as error:
+        warnings.warn(f"{error}; going on without it", stacklevel=3)
+        return {}
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file; a last line that is still being written is left out."""
+    """The objects of a JSON-lines file; what is no object, as a last line that is still being written, is left out."""
     rows = []
     if path.exists():
-        for line in path.read_text().splitlines():
-            with contextlib.suppress(ValueError):
+        for line in path.read_text(errors="replace").splitlines():
+            with contextlib.suppress(ValueError, RecursionError):
                 rows.append(json.loads(line))
-    return rows
+    return [row for row in rows if isinstance(row, dict)]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import shutil
+import warnings
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +16,7 @@ import numpy as np
 
 from ..config import Config, ConfigError
 from ._control import request
-from ._files import FORMAT, RunError, load_json, load_npz, read_lines, write_atomic
+from ._files import FORMAT, RunError, load_json, load_kept, load_npz, read_lines, write_atomic
 
 if TYPE_CHECKING:
     import pandas
@@ -35,25 +37,39 @@ class History:
         self.folder = folder
         self._cache: dict[str, dict[str, np.ndarray]] = {}
 
-    def _paths(self) -> list[Path]:
-        return sorted(self.folder.glob("epoch_*.npz"))
+    def _snapshots(self) -> dict[Path, dict[str, np.ndarray]]:
+        """The arrays of each snapshot but its features, which are large; a damaged one is left out with a warning."""
+        found = {}
+        for entry in sorted(os.scandir(self.folder), key=lambda e: e.name) if self.folder.exists() else ():
+            if entry.name.startswith("epoch_") and entry.name.endswith(".npz"):
+                arrays = self._snapshot(Path(entry.path), entry.stat().st_mtime_ns)
+                found |= {Path(entry.path): arrays} if arrays else {}
+        return found
 
-    def _snapshot(self, path: Path) -> dict[str, np.ndarray]:
-        key = f"{path.name}:{path.stat().st_mtime_ns}"
+    def _snapshot(self, path: Path, changed: int) -> dict[str, np.ndarray]:
+        key = f"{path.name}:{changed}"
         if key not in self._cache:
-            arrays = load_npz(path)
-            arrays.pop("features", None)  # large: read when asked for
-            self._cache[key] = arrays
+            try:
+                self._cache[key] = load_npz(path, leave=("features",))
+            except RunError as error:
+                warnings.warn(f"{error}; this snapshot is left out", stacklevel=4)
+                self._cache[key] = {}
         return self._cache[key]
 
+    def _paths(self) -> list[Path]:
+        return list(self._snapshots())
+
+    def _each(self, name: str) -> list[np.ndarray]:
+        return [arrays[name] for arrays in self._snapshots().values()]
+
     def _stack(self, name: str) -> np.ndarray:
-        rows = [self._snapshot(path)[name] for path in self._paths()]
+        rows = self._each(name)
         if not rows:
             raise RunError(f"{self.folder.parent} has no snapshot yet")
         return np.stack(rows)
 
     def __len__(self) -> int:
-        return len(self._paths())
+        return len(self._snapshots())
 
     @property
     def epoch(self) -> np.ndarray:
@@ -81,15 +97,15 @@ class History:
 
     @property
     def cluster_sizes(self) -> list[np.ndarray]:
-        return [self._snapshot(path)["cluster_sizes"] for path in self._paths()]
+        return self._each("cluster_sizes")
 
     @property
     def quality(self) -> list[dict[str, float]]:
-        return [json.loads(str(self._snapshot(path)["quality"])) for path in self._paths()]
+        return [json.loads(str(text)) for text in self._each("quality")]
 
     def feature_index(self, t: int) -> np.ndarray:
         """[m] indices of the images whose features snapshot `t` keeps."""
-        return self._snapshot(self._paths()[t])["feature_index"]
+        return self._each("feature_index")[t]
 
     def features(self, t: int) -> np.ndarray:
         """[m, d] backbone features (float16 on disk) of images `feature_index(t)`; RunError in a slim copy."""
@@ -134,13 +150,14 @@ class Run:
         if not (self.path / "config.json").exists():
             raise RunError(f"{self.path} is no run: there is no config.json in it")
         saved = load_json(self.path / "config.json")
-        if not isinstance(saved, dict) or "config" not in saved or saved.get("format", FORMAT + 1) > FORMAT:
-            raise RunError(
-                f"{self.path}/config.json is not of this version's format ({FORMAT}); update tase to open it"
-            )
+        form = saved.get("format") if isinstance(saved, dict) and isinstance(saved.get("config"), dict) else None
+        if not isinstance(form, int) or form < 1:
+            raise RunError(f"{self.path}/config.json is of no format that tase has had (1 to {FORMAT}); train anew")
+        if form > FORMAT:
+            raise RunError(f"{self.path} was made by a newer tase (format {form}, here up to {FORMAT}); update tase")
         try:
             self.config = Config.from_dict(saved["config"])
-        except (ConfigError, AttributeError) as error:
+        except ConfigError as error:
             raise RunError(f"{self.path}/config.json: {error}") from error
         self.history = History(self.path / "history")
 
@@ -149,8 +166,7 @@ class Run:
         return self.path.name
 
     def _json(self, name: str) -> dict[str, Any]:
-        path = self.path / name
-        return load_json(path) if path.exists() else {}
+        return load_kept(self.path / name)
 
     @property
     def environment(self) -> dict[str, Any]:

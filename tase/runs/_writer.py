@@ -16,7 +16,18 @@ import torch
 
 from ..config import Config
 from ._control import Control
-from ._files import FORMAT, RunError, _finite, load_json, read_lines, save_json, save_npz, write_atomic
+from ._files import (
+    FORMAT,
+    RunError,
+    append_line,
+    load_json,
+    load_kept,
+    read_lines,
+    save_json,
+    save_npz,
+    write_atomic,
+    writing,
+)
 
 if TYPE_CHECKING:
     from ..data import ImageSet
@@ -66,12 +77,19 @@ def _lock(folder: Path):
     file = open(folder / ".lock", "a+")  # noqa: SIM115 (held for the whole run)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(file.fileno()), os.stat(file.name)):  # removed as we opened it
+            raise BlockingIOError
     except OSError as error:
         file.close()
         raise RunError(
             f"{folder} is in use: another process trains in it; wait for it, or choose another folder"
         ) from error
     return file
+
+
+def _ours(path: Path) -> bool:
+    """Whether a run that was killed before it had a configuration may have left this."""
+    return path.name in (".lock", "history") or (path.name[0] == "." and path.suffix == ".tmp")
 
 
 class RunWriter:
@@ -88,8 +106,9 @@ class RunWriter:
     def __exit__(self, kind, error, trace) -> None:
         if not self.begun:
             self._leave()
-        elif kind is not None and kind is not KeyboardInterrupt and self.folder.exists():
-            self.status("failed", error=f"{kind.__name__}: {error}")
+        elif kind is not None and kind is not KeyboardInterrupt:
+            with contextlib.suppress(RunError):  # a full disk, a folder that is gone: what went wrong first is told
+                self.status("failed", error=f"{kind.__name__}: {error}")
         if self.held:
             self.held.close()
 
@@ -114,33 +133,34 @@ class RunWriter:
                 raise RunError(
                     f"{self.folder} holds this run already; go on with resume=True (--resume), or choose another folder"
                 )
-        elif self.folder.exists() and any(p.name not in (".lock", "history") for p in self.folder.iterdir()):
+        elif self.folder.exists() and any(not _ours(path) for path in self.folder.iterdir()):
             raise RunError(f"{self.folder} holds other files; choose an empty or a new folder")
-        (self.folder / "history").mkdir(parents=True, exist_ok=True)
-        self.held = _lock(self.folder)
-        self.control = Control(self.folder)
+        with writing(self.folder):
+            (self.folder / "history").mkdir(parents=True, exist_ok=True)
+            self.held = _lock(self.folder)
+        self.control = Control(self.folder, self.config)
         self.control.clear()
 
     def finished(self, images: ImageSet) -> bool:
         """Whether the folder holds this run, finished; raises RunError where it was begun on other images."""
-        path = self.folder / "environment.json"
-        before = load_json(path)["subset"] if path.exists() else images.hash
+        before = load_kept(self.folder / "environment.json").get("subset", images.hash)
         if before != images.hash:
             raise RunError(
                 f"{self.folder} was begun on other images (subset {before}, now {images.hash}); choose another folder"
             )
-        status = self.folder / "status.json"
-        return status.exists() and load_json(status)["state"] == "finished"
+        return load_kept(self.folder / "status.json").get("state") == "finished"
 
     def begin(self, device: torch.device, images: ImageSet) -> None:
         """Write what does not change: configuration, environment and, where there are labels, the true classes."""
         self.begun = True
+        for path in self.folder.rglob(".*.tmp"):  # of a process that was killed while it wrote
+            if not path.name.startswith(".control"):  # which anyone may be writing now
+                path.unlink(missing_ok=True)
         saved = {"format": FORMAT, "identity": self.config.identity, "config": self.config.to_dict()}
         save_json(self.folder / "config.json", saved)
-        if not (self.folder / "environment.json").exists():
-            save_json(
-                self.folder / "environment.json", {**environment(device), "subset": images.hash, "images": len(images)}
-            )
+        if not load_kept(self.folder / "environment.json"):
+            facts = {**environment(device), "subset": images.hash, "images": len(images)}
+            save_json(self.folder / "environment.json", facts)
         if images.labels is not None:
             save_npz(
                 self.folder / "history" / "labels.npz",
@@ -152,15 +172,14 @@ class RunWriter:
 
     def cut_back(self, epoch: int) -> None:
         """Drop metrics and snapshots from after the checkpoint: they are about to be written again."""
-        rows = [row for row in read_lines(self.folder / "metrics.jsonl") if row["epoch"] <= epoch]
+        rows = [row for row in read_lines(self.folder / "metrics.jsonl") if row.get("epoch", epoch + 1) <= epoch]
         write_atomic(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
         for path in (self.folder / "history").glob("epoch_*.npz"):
             if int(path.stem[6:]) > epoch:
                 path.unlink()
 
     def log(self, row: dict[str, Any]) -> None:
-        with open(self.folder / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(_finite(row)) + "\n")
+        append_line(self.folder / "metrics.jsonl", row)
 
     def snapshot(self, epoch: int, **arrays: np.ndarray) -> None:
         save_npz(self.folder / "history" / f"epoch_{epoch:06d}.npz", epoch=np.array(epoch), **arrays)
