@@ -19,7 +19,7 @@ from ..config import METHODS, PRESETS, PROTOCOLS, Config, check_choice, preset
 from ..data import ImageSet, Splits
 from ..losses import nt_xent
 from ..models import Network
-from ..runs import Run, load_checkpoint, load_json, save_json, save_npz
+from ..runs import Run, load_checkpoint, load_json, load_kept, save_json, save_npz
 from ..training import choose_device, generator, initial_network
 from ..views import two_views
 from ._protocols import Bench, Lists, keys, load_lists, measured, missing
@@ -55,7 +55,7 @@ def _signature(kind: str, config: Config, splits: Splits, on: str) -> str:
 def _baseline(kind: str, run: Run, lists: Lists, names: Sequence[str], force: bool, bar) -> dict[str, Any]:
     """Scores of raw pixels or of the untrained network; runs side by side share them through a hidden folder."""
     path = run.path.parent / ".baselines" / f"{kind}-{_signature(kind, run.config, run.splits, lists.on)}.json"
-    saved = load_json(path) if path.exists() and not force else {}
+    saved = {} if force else load_kept(path)
     todo = missing(saved, names, run.config)
     bar.update(len(names) - len(todo))
     if todo:
@@ -173,8 +173,7 @@ def _header(run: Run, splits: Splits) -> dict[str, Any]:
 
 def _usable(run: Run, on: str) -> dict[str, Any]:
     """What the results' file holds, where it was measured on this run; else nothing."""
-    path = run.path / FILES[on]
-    saved = load_json(path) if path.exists() else {}
+    saved = load_kept(run.path / FILES[on])
     return saved if (saved.get("format"), saved.get("identity")) == (FORMAT, run.config.identity) else {}
 
 

@@ -18,7 +18,7 @@ from matplotlib.patches import Circle
 from matplotlib.ticker import MaxNLocator
 
 from ..config import check_choice
-from ..runs import Run, load_npz, save_npz
+from ..runs import Run, load_kept, save_npz
 from .sources import (
     Missing,
     Ranked,
@@ -155,7 +155,7 @@ def layout(
     """
     check_choice("kind", kind, ("tsne", "umap"))
     path = Path(run.path) / "layouts" / f"{kind}.npz"
-    kept = load_npz(path) if path.exists() else None
+    kept = load_kept(path) or None
     features, labels, what = _features(run)
     if features is None:
         if kept is None:

@@ -102,7 +102,7 @@ def load_npz(path: str | Path, leave: Container[str] = ()) -> dict[str, np.ndarr
     except FileNotFoundError:
         raise
     except Exception as error:
-        raise RunError(f"{path} is damaged: {error}") from error
+        raise RunError(f"{path} is damaged, or no .npz of numbers and texts") from error
 
 
 def load_kept(path: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from ..data import class_counts
 from ..evaluation import evaluate, lacking
 from ..guidance import build_guidance
 from ..pseudo_labels import quality
-from ..runs import Run, RunError, load_json, read_lines, save_json
+from ..runs import Run, RunError, load_kept, read_lines, save_json
 from ..training import choose_device, train
 
 ASSUMED = 1000  # images a second and job, where no run of the same network has finished: one CPU core, conv4, 28x28
@@ -50,15 +50,12 @@ class Job:
 
     @property
     def epochs_left(self) -> int:
-        path = self.folder / "status.json"
-        done = load_json(path).get("epoch", 0) if path.exists() else 0
-        return self.config.optim.epochs - done
+        return self.config.optim.epochs - load_kept(self.folder / "status.json").get("epoch", 0)
 
     @property
     def qualities(self) -> dict[str, dict[str, float]]:
         """Quality of the clusterings done so far, by the identity of their configuration."""
-        path = self.folder / "clusterings.json"
-        return load_json(path) if path.exists() else {}
+        return load_kept(self.folder / "clusterings.json")
 
     @property
     def done(self) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..config import Config, ConfigError, check
 from ..data import GROUPS, class_counts
 from ..evaluation import FILES
-from ..runs import Run, RunError, load_json, save_json, write_atomic
+from ..runs import Run, RunError, load_json, load_kept, save_json, write_atomic
 from ._declared import PUBLISHED
 from ._grid import Cell, Study, is_tailed_twin
 from ._jobs import Job, cost, do_all
@@ -248,8 +248,7 @@ def _scores(entry: Entry, run: Run, on: str) -> dict[str, dict[str, float]]:
 
 
 def _results(run: Run, on: str) -> dict[str, Any]:
-    path = run.path / FILES[on]
-    saved = load_json(path) if path.exists() else {}
+    saved = load_kept(run.path / FILES[on])
     return saved if saved.get("identity") == run.config.identity else {}
 
 

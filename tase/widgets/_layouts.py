@@ -14,7 +14,7 @@ from jaxtyping import Float, Int64
 from ..config import check_choice
 from ..figures.space import umap_layout
 from ..pseudo_labels import centred
-from ..runs import Run, RunError, load_npz, save_npz
+from ..runs import Run, RunError, load_kept, save_npz
 
 KINDS = ("pca", "tsne", "umap")
 
@@ -103,11 +103,7 @@ def _path(run: Run, kind: str) -> Path:
 
 
 def _load(run: Run, kind: str) -> dict[str, np.ndarray]:
-    path = _path(run, kind)
-    try:
-        return load_npz(path) if path.exists() else {}
-    except RunError:  # damaged: it is only a cache
-        return {}
+    return load_kept(_path(run, kind))
 
 
 def layouts(

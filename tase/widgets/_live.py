@@ -14,7 +14,7 @@ import numpy as np
 
 from ..config import METHODS, Config
 from ..figures.style import INK, style
-from ..runs import Run, RunError, load_json
+from ..runs import Run, RunError, load_kept
 from ._panels import colour_of
 from ._parts import CSS, WIDTH, Message, Picture, guarded, heading
 from ._pure import members, sample_groups, train_arguments
@@ -83,8 +83,7 @@ def state_of(folder: Path) -> tuple[str, dict[str, Any]]:
 
 def pending(run: Run) -> dict[str, Any]:
     """Fields asked for in the control file that no refresh has taken yet."""
-    path = run.path / "control.json"
-    request = load_json(path) if path.exists() else {}
+    request = load_kept(run.path / "control.json")
     taken = {event["id"] for event in run.events}
     return {} if request.get("id") in taken else request.get("set") or {}
 
