@@ -20,6 +20,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from .distributed import gather, share, total, world
+
 
 class NTXent(NamedTuple):
     """The loss and its parts; anchors are the first views, then the second views. Fields marked (d) are detached."""
@@ -41,8 +43,12 @@ def nt_xent(
     weight: float | Float[Tensor, "b"] | None = None,
     chunk: int | None = None,
     scale: float | Float[Tensor, "b"] | None = None,
+    batch: int | None = None,
 ) -> NTXent:
     """Equations (1) and (2) for two views of b images; projections of any length, they are normalised here.
+
+    With `batch`, the images are this process's `distributed.share` of so many: each anchor is held against the views
+    of them all, and the losses of the processes add up to that of the whole batch (`whole` puts the parts together).
 
     `tau`, `weight` and `scale` are one number or one per image; `scale` multiplies l_a but not the sum of the weights.
     With `chunk`, that many rows of similarities exist at a time, recomputed in the backward pass: memory 2b x chunk
@@ -62,21 +68,40 @@ def nt_xent(
         z = torch.cat([z1, z2])
         z = F.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=1)
         tau, weight, scale = (
-            per_anchor(v, name, z, b) for v, name in ((tau, "tau"), (weight, "weight"), (scale, "scale"))
+            per_anchor(v, name, z, b, (batch or b) > b)
+            for v, name in ((tau, "tau"), (weight, "weight"), (scale, "scale"))
         )
-        itself = torch.arange(2 * b, device=z.device)
-        parts = contrast(z, z, itself.roll(b), itself, tau, chunk)
-        return reduce(*parts, tau, weight, scale, others=2 * b - 1)
+        itself, columns, n = torch.arange(2 * b, device=z.device), z, batch or b
+        if n > b:  # the columns in the order of one process: all first views, then all second views
+            columns = gather(z.unflatten(0, (2, b)).transpose(0, 1), n)
+            columns, itself = columns.transpose(0, 1).flatten(0, 1), itself % b + share(n).start + itself // b * n
+        parts = contrast(z, columns, (itself + n) % (2 * n), itself, tau, chunk)
+        return reduce(*parts, tau, weight, scale, others=2 * n - 1, total=total(weight.sum()) if n > b else None)
 
 
-def per_anchor(value: float | Tensor | None, name: str, like: Float[Tensor, "a d"], b: int) -> Float[Tensor, "a"]:
-    """`value` (one number, one per image, or None for 1) for each of the 2b anchors, checked if that needs no wait."""
+def whole(out: NTXent, batch: int) -> NTXent:
+    """The loss and its parts, detached, of the whole batch, in every process, from each one's part of `nt_xent`."""
+    if world() == 1:
+        return out
+    rows = torch.stack([out.per_anchor.detach(), *out[4:7]], dim=1).unflatten(0, (2, -1)).transpose(0, 1)
+    rows = gather(rows.contiguous(), batch).transpose(0, 1).flatten(0, 1)
+    loss, attraction, repulsion = total(torch.stack([out.loss, out.attraction, out.repulsion]).detach())
+    return NTXent(loss, rows[:, 0], attraction, repulsion, *rows[:, 1:].unbind(1), out.others)
+
+
+def per_anchor(
+    value: float | Tensor | None, name: str, like: Float[Tensor, "a d"], b: int, part: bool = False
+) -> Float[Tensor, "a"]:
+    """`value` (one number, one per image, or None for 1) for each of the 2b anchors, checked if that needs no wait.
+
+    `part`: others have more of the batch, and here all weights may be 0.
+    """
     value = torch.as_tensor(1.0 if value is None else value, dtype=like.dtype).detach()
     if value.shape not in ((), (b,)):
         raise ValueError(f"{name} must be one number or one per image [{b}], not of shape {list(value.shape)}")
     if value.device.type == "cpu":
-        ok = {"tau": bool((value > 0).all()), "weight": bool((value >= 0).all() and value.sum() > 0)}.get(name, True)
-        if not ok:
+        weighs = bool((value >= 0).all() and (part or value.sum() > 0))
+        if not {"tau": bool((value > 0).all()), "weight": weighs}.get(name, True):
             raise ValueError(
                 {"tau": "tau must be above 0", "weight": "weight must be at least 0, and not 0 for the whole batch"}[
                     name

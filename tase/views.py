@@ -34,6 +34,7 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 from .config import ViewsConfig, check
+from .distributed import share
 
 _TRIES = 10  # of a crop that fits inside the image, as in torchvision; then the largest one in the centre
 _LUMA = (0.299, 0.587, 0.114)  # grey of a colour, ITU-R 601, as in PIL
@@ -78,25 +79,32 @@ class Draw:
 
 
 def two_views(
-    batch: UInt8[Tensor, "b c h w"], views: ViewsConfig, generator: torch.Generator | None = None
+    batch: UInt8[Tensor, "b c h w"], views: ViewsConfig, generator: torch.Generator | None = None, of: int | None = None
 ) -> tuple[Float[Tensor, "b c s s"], Float[Tensor, "b c s s"]]:
     """Two random views of each image of a uint8 batch: float32 in [0, 1], s = `views.size` or the images' shorter side.
 
-    `generator` decides all that is random (None: torch's global one). Raises ValueError for another type or shape.
+    `generator` decides all that is random (None: torch's global one). With `of`, the images are this process's
+    `distributed.share` of so many, and get the views that one process would give them (not so with the torchvision
+    back end, which draws by image). Raises ValueError for another type or shape.
     """
-    return stacked_views(batch, views, generator).chunk(2)
+    return stacked_views(batch, views, generator, of).chunk(2)
 
 
 @torch.no_grad()
 def stacked_views(
-    batch: UInt8[Tensor, "b c h w"], views: ViewsConfig, generator: torch.Generator | None = None
+    batch: UInt8[Tensor, "b c h w"], views: ViewsConfig, generator: torch.Generator | None = None, of: int | None = None
 ) -> Float[Tensor, "2b c s s"]:
     """`two_views` in one tensor, first views of all images, then second views: one batch for the network."""
     _check_images(batch)
-    if views.backend == "torchvision":
-        return torchvision_views(batch, views, generator)
     b, _, h, w = batch.shape
-    return apply(batch, draw(views, 2 * b, h, w, generator, batch.device), views)
+    own = share(of) if of else slice(0, b)
+    if views.backend == "torchvision":
+        return torchvision_views(batch, views, generator, own.start)
+    drawn = draw(views, 2 * (of or b), h, w, generator, batch.device)
+    if b < (of or b):  # drawn for the whole batch in every process
+        rows = torch.arange(own.start, own.stop, device=batch.device)
+        drawn = drawn[torch.cat([rows, rows + of])]
+    return apply(batch, drawn, views)
 
 
 def draw(
@@ -333,11 +341,12 @@ def _colour_basis(device: torch.device) -> Float[Tensor, "4 3 3"]:
 
 
 def torchvision_views(
-    batch: UInt8[Tensor, "b c h w"], views: ViewsConfig, generator: torch.Generator | None = None
+    batch: UInt8[Tensor, "b c h w"], views: ViewsConfig, generator: torch.Generator | None = None, first: int = 0
 ) -> Float[Tensor, "2b c s s"]:
     """The reference: SimCLR's transforms of torchvision, in their order, on one PIL image after the other.
 
-    With a generator the global random state is neither read nor changed. Raises ConfigError unless c is 1 or 3.
+    With a generator the global random state is neither read nor changed; `first`, the place of the first image in a
+    batch that several processes share, keeps their draws apart. Raises ConfigError unless c is 1 or 3.
     """
     from torchvision.transforms.functional import to_pil_image
 
@@ -348,7 +357,7 @@ def torchvision_views(
     seed = int(torch.randint(2**31, (), generator=generator, device=source))
     images = [to_pil_image(image) for image in batch.cpu()]
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would change the CUDA generators too
+        torch.default_generator.manual_seed(seed + first)  # torch.manual_seed would change the CUDA generators too
         return torch.stack([transform(image) for _ in range(2) for image in images]).to(batch.device)
 
 

@@ -13,7 +13,7 @@ import tase
 
 ROOT = Path(__file__).parent.parent
 ROOMS = """
-    config data views models losses pseudo_labels guidance distributed runs probes training evaluation studies figures
+    config distributed data views models losses pseudo_labels guidance runs probes training evaluation studies figures
     widgets bench __main__
 """.split()  # noqa: SIM905
 
