@@ -2,11 +2,12 @@
 
     <cache>/images/<key>/images.u8      n x 3 x size x size bytes
                          decoded.u8     n bytes, 1 where the image is there; while the work goes on
-                         finished.json  written last: which files could not be read, and why
+                         finished.json  written last: which files could not be read, and why; checksums of images.u8
 
 The key is a hash of the files' paths, sizes and times of change, and of the size and fit asked for: where any of them
-changes, another cache is made. Work that was stopped goes on where it was. Any folder below <cache>/images may be
-deleted at any time.
+changes, another cache is made. Work that was stopped goes on where it was; of several processes one decodes, the others
+wait. The checksums are looked at once in each process: a damaged cache is made again. Any folder below <cache>/images
+may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import json
 import logging
 import os
 import threading
+import zlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -30,12 +33,14 @@ from ..config import ConfigError
 VERSION = 1  # of what decoding does; raise it when the same file gives other pixels
 CHUNK = 64  # files per thread between two notes of how far it is
 MAX_PIXELS = 2 * 89_478_485  # Pillow's bound: a small file can claim any size ("decompression bomb")
+CRC_BYTES = 2**24  # of images.u8 to a checksum
 BIG_PIXELS = 2**24  # files above are decoded one at a time, to bound the memory
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "TGA", "JPEG2000", "ICO")  # none that runs a program
 WHITE = (255, 255, 255)
 
 log = logging.getLogger("tase")
 _one_big = threading.Lock()
+_sound: set[tuple[str, int, int]] = set()  # path, size and time of change of files whose checksums were right
 
 
 def cache_folder(cache: str = "") -> Path:
@@ -55,8 +60,10 @@ def decode_folder(
     """
     folder = _folder(files, size, fit, cache)
     shape = (len(files), 3, size, size)
-    if not _is_finished(folder, shape):
-        _decode(files, folder, shape, fit)
+    if not _is_sound(folder, shape):
+        with _locked(folder):
+            if not _is_sound(folder, shape):  # not made meanwhile by another process
+                _decode(files, folder, shape, fit)
     bad = _finished(folder)
     _report(files, bad, on_bad_image)
     good = torch.ones(len(files), dtype=torch.bool)
@@ -97,6 +104,55 @@ def _is_finished(folder: Path, shape: tuple[int, ...]) -> bool:
         return False
 
 
+def _is_sound(folder: Path, shape: tuple[int, ...]) -> bool:
+    """Whether the cache is finished and has its checksums (caches made before there were any are taken as they are)."""
+    if not _is_finished(folder, shape):
+        return False
+    path, stat = folder / "images.u8", (folder / "images.u8").stat()
+    key = (str(path), stat.st_size, stat.st_mtime_ns)
+    expected = json.loads((folder / "finished.json").read_text()).get("crc")
+    if key not in _sound and expected is not None and expected != _checksums(path):
+        log.warning("%s is damaged: the images are decoded again", path)
+        return False
+    _sound.add(key)
+    return True
+
+
+def _checksums(path: Path) -> list[int]:
+    """CRC-32 of each CRC_BYTES of a file, by as many threads as there are cores."""
+    size = path.stat().st_size
+    data = np.memmap(path, dtype=np.uint8, mode="r") if size else np.empty(0, np.uint8)
+    with ThreadPoolExecutor(_workers()) as pool:
+        return list(pool.map(lambda at: zlib.crc32(data[at : at + CRC_BYTES]), range(0, size, CRC_BYTES)))
+
+
+def _workers() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """The one process that decodes into the folder; the system lets go of it when it ends, however it ends."""
+    with _writable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".lock", "a+")  # noqa: SIM115
+    with file:
+        with contextlib.suppress(ImportError):  # not on Windows
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or error
+        raise ConfigError(f"data.cache: {folder} cannot be written: {why}; set data.cache to another folder") from error
+
+
 def _report(files: list[str], bad: dict[int, str], on_bad_image: str) -> None:
     if not bad:
         return
@@ -111,20 +167,18 @@ def _report(files: list[str], bad: dict[int, str], on_bad_image: str) -> None:
 
 def _decode(files: list[str], folder: Path, shape: tuple[int, ...], fit: str) -> None:
     """Decode what is not yet in the folder, then mark it finished."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    with _writable(folder):
+        (folder / "finished.json").unlink(missing_ok=True)  # of a damaged cache: half of a new one is not finished
         _reserve(folder / "images.u8", int(np.prod(shape, dtype=np.int64)))
         _reserve(folder / "decoded.u8", shape[0])
-    except OSError as error:
-        raise ConfigError(
-            f"data.cache: {folder} cannot be written: {error}; set data.cache to another folder"
-        ) from error
     images = np.memmap(folder / "images.u8", dtype=np.uint8, mode="r+", shape=shape)
     done = np.memmap(folder / "decoded.u8", dtype=np.uint8, mode="r+", shape=shape[:1])
     bad = _decode_rows(files, images, done, fit)
-    temporary = folder / f"finished.json.{os.getpid()}"
-    temporary.write_text(json.dumps({"version": VERSION, "shape": shape, "fit": fit, "bad": bad}, indent=1))
-    os.replace(temporary, folder / "finished.json")
+    crc = _checksums(folder / "images.u8")
+    temporary = folder / "finished.json.new"
+    with _writable(folder):
+        temporary.write_text(json.dumps({"version": VERSION, "shape": shape, "fit": fit, "bad": bad, "crc": crc}))
+        os.replace(temporary, folder / "finished.json")
     with contextlib.suppress(OSError):
         (folder / "decoded.u8").unlink()
 
@@ -135,9 +189,13 @@ def _reserve(path: Path, size: int) -> None:
         if file.tell() == size:
             return
         file.truncate(0)
-        file.truncate(size)
-        if hasattr(os, "posix_fallocate") and size:
-            os.posix_fallocate(file.fileno(), 0, size)
+        try:
+            if hasattr(os, "posix_fallocate") and size:
+                os.posix_fallocate(file.fileno(), 0, size)
+            file.truncate(size)
+        except OSError:
+            file.truncate(0)  # else the next call takes a file without blocks for one with
+            raise
 
 
 def _decode_rows(files: list[str], images: np.ndarray, done: np.ndarray, fit: str) -> dict[int, str]:
@@ -154,7 +212,7 @@ def _decode_rows(files: list[str], images: np.ndarray, done: np.ndarray, fit: st
             return row, f"{type(error).__name__}: {error}".replace(files[row], "the file")
 
     rows = np.flatnonzero(done != 1)
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = _workers()
     bar = tqdm(total=len(files), initial=len(files) - len(rows), desc="decoding images", unit="img", leave=False)
     with bar, _no_pixel_limit(), _pool(workers) as pool:
         for start in range(0, len(rows), CHUNK * workers):
