@@ -11,7 +11,6 @@ import dataclasses
 import difflib
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, get_type_hints
@@ -167,6 +166,7 @@ class ModelConfig:
 
 
 ESTIMATORS = ("size", "merged", "density")
+SPACES = ("sqrt", "centred", "plain")
 
 
 @dataclass(frozen=True)
@@ -192,9 +192,15 @@ class GuidanceConfig:
         0.0, "share of the samples whose responsibilities are permuted among each other (robustness)"
     )
     clusters: int = _field(0, "number of clusters k (0: 100, at most a tenth of the images)")
+    space: str = _field(
+        "sqrt", "features are clustered by direction: sqrt (of each), centred (mean removed), plain (as they are)"
+    )
     restarts: int = _field(3, "k-means starts at the first refresh; later ones start from the previous centres")
-    estimator: str = _field("size", f"how a sample's quantity is estimated: {', '.join(ESTIMATORS)}")
-    merge_to: int = _field(0, "estimator 'merged': clusters that remain after joining (0: a third of k)")
+    estimator: str = _field("merged", f"how a sample's quantity is estimated: {', '.join(ESTIMATORS)}")
+    merge_to: int = _field(
+        0, "estimator 'merged': clusters that remain after joining (0: the mean over k/6 to k/2 of them)"
+    )
+    memory: float = _field(0.5, "share of a sample's headness that is kept from the refresh before, 0 to below 1")
     assignment_confidence: float = _field(0.8, "mean of the largest responsibility, equation (3); 1: hard")
     warmup: float = _field(0.2, "share of the run before the first guidance, 0 to 1")
     ramp: float = _field(0.05, "share of the run over which tau and w then move in linearly")
@@ -215,6 +221,8 @@ class GuidanceConfig:
         check_choice("guidance.headness_map", self.headness_map, ("log", "rank"))
         check_choice("guidance.labels", self.labels, ("kmeans", "oracle"))
         check_choice("guidance.estimator", self.estimator, ESTIMATORS)
+        check_choice("guidance.space", self.space, SPACES)
+        check(0 <= self.memory < 1, "guidance.memory", self.memory, "from 0 to below 1")
         check(self.tau_0 > 0, "guidance.tau_0", self.tau_0, "above 0")
         check(self.tau_min > 0, "guidance.tau_min", self.tau_min, "above 0")
         check(
@@ -264,6 +272,9 @@ class OptimConfig:
     device: str = _field("auto", "auto, cpu, cuda, or cuda:N")
     precision: str = _field("auto", "float32, bf16 (autocast), or auto: bf16 where the GPU has it")
     compile: bool = _field(False, "torch.compile the network")
+    image_memory: float = _field(
+        0.0, "GiB of images that are kept on the device, more are fetched by batch (0: half of what is free on a GPU)"
+    )
 
     def __post_init__(self):
         check_choice("optim.precision", self.precision, ("auto", "float32", "bf16"))
@@ -274,6 +285,7 @@ class OptimConfig:
         check(0 <= self.momentum < 1, "optim.momentum", self.momentum, "from 0 to below 1")
         check(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "at least 0")
         check(self.warmup_epochs >= 0, "optim.warmup_epochs", self.warmup_epochs, "at least 0")
+        check(self.image_memory >= 0, "optim.image_memory", self.image_memory, "at least 0")
         check(self.loss_chunk >= 0, "optim.loss_chunk", self.loss_chunk, "at least 0")
         ok = self.device in ("auto", "cpu", "cuda") or (self.device[:5] == "cuda:" and self.device[5:].isdigit())
         check(ok, "optim.device", self.device, "auto, cpu, cuda, or cuda:N")
@@ -330,6 +342,10 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+# Fields that joined later, and what a configuration means that was saved without them.
+_BEFORE: dict[str, Any] = {"guidance.group_tau": [], "guidance.space": "centred", "guidance.memory": 0.0}
+
+
 @dataclass(frozen=True)
 class Config:
     """All choices of one run. Equal configurations on the same machine and thread count give the same run."""
@@ -368,17 +384,19 @@ class Config:
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Config:
         """The configuration that `to_dict` wrote; raises ConfigError for unknown fields and wrong values."""
-        return override(cls(), _flatten(saved))
+        return override(cls(), {**_BEFORE, **_flatten(saved)})
 
     @property
     def identity(self) -> str:
         """Short hash of all that decides the result: everything but `record`, `evaluation`, and where it runs."""
         d = self.to_dict()
         del d["record"], d["evaluation"]
-        for place in (("optim", "device"), ("data", "root"), ("data", "cache")):
+        for place in (("optim", "device"), ("optim", "image_memory"), ("data", "root"), ("data", "cache")):
             del d[place[0]][place[1]]
-        if not self.guidance.group_tau:  # joined later: without it, a run keeps the identity it had
-            del d["guidance"]["group_tau"]
+        for name, value in _BEFORE.items():  # without them, a run keeps the identity it had
+            section, leaf = name.split(".")
+            if d[section][leaf] == value:
+                del d[section][leaf]
         return hashlib.sha256(json.dumps(d, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -407,7 +425,7 @@ def fields() -> dict[str, tuple[Any, Any, str]]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def _parse(name: str, kind: Any, value: Any) -> Any:

@@ -9,6 +9,8 @@ backbone = load_backbone("runs/first/encoder.pt")        # a trained encoder, in
 from __future__ import annotations
 
 import dataclasses
+import os
+import zipfile
 from pathlib import Path
 
 import torch
@@ -16,6 +18,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from .config import ModelConfig
+from .data import Mapped, batches
 
 
 class Network(nn.Module):
@@ -93,35 +96,50 @@ def resized(images: UInt8[Tensor, "b c h w"], size: int) -> Float[Tensor, "b c s
 @torch.no_grad()
 def encode(
     module: nn.Module,
-    images: UInt8[Tensor, "n c h w"],
+    images: UInt8[Tensor, "n c h w"] | Mapped,
     size: int = 0,
     batch: int = 512,
     device: str | torch.device | None = None,
+    rows: slice | None = None,
 ) -> Float[Tensor, "n d"]:
-    """Features of all images, without augmentation, the module in eval mode (and put back after).
+    """Features of all images, or of `rows`, without augmentation, the module in eval mode (and put back after).
 
     `size` is the side of the views in pixels (0: as the images); the result is float32 whatever the autocast type.
     """
+    first, last, _ = (rows or slice(None)).indices(len(images))
+    parts = batches(images, (slice(i, min(i + batch, last)) for i in range(first, last, batch)))
     device = torch.device(device) if device is not None else next(module.parameters()).device
     was_training = module.training
     module.eval()
     try:
-        parts = [module(resized(images[i : i + batch].to(device), size)).float() for i in range(0, len(images), batch)]
+        return torch.cat([module(resized(part.to(device), size)).float() for part in parts])
     finally:
         module.train(was_training)
-    return torch.cat(parts)
 
 
 def save_backbone(path: str | Path, network: Network, model: ModelConfig, channels: int, size: int) -> None:
-    """Write the backbone with what is needed to build it again (read by `load_backbone`)."""
+    """Write the backbone with what is needed to build it again (read by `load_backbone`), whole or not at all."""
     meta = {"model": dataclasses.asdict(model), "channels": channels, "size": size}
-    torch.save({"meta": meta, "weights": network.backbone.state_dict()}, path)
+    temporary = Path(path).with_name(f".{Path(path).name}.tmp")
+    torch.save({"meta": meta, "weights": network.backbone.state_dict()}, temporary)
+    os.replace(temporary, path)
 
 
 def load_backbone(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
-    """The saved backbone in eval mode: float [b, c, s, s] in [0, 1] -> features [b, d]."""
-    saved = torch.load(path, map_location=device, weights_only=True)
-    meta = saved["meta"]
-    backbone = build(ModelConfig(**meta["model"]), meta["channels"], meta["size"]).backbone
-    backbone.load_state_dict(saved["weights"], strict=True)
+    """The saved backbone in eval mode: float [b, c, s, s] in [0, 1] -> features [b, d].
+
+    Raises ValueError where the file is cut off or altered (its zip has a CRC of each part), or holds something else.
+    """
+    try:
+        with zipfile.ZipFile(path) as parts:
+            if parts.testzip():
+                raise ValueError("a CRC is wrong")
+        saved = torch.load(path, map_location=device, weights_only=True)
+        meta = saved["meta"]
+        backbone = build(ModelConfig(**meta["model"]), meta["channels"], meta["size"]).backbone
+        backbone.load_state_dict(saved["weights"], strict=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # whatever reading makes of foreign bytes
+        raise ValueError(f"{path} is damaged, or no backbone of this library") from error
     return backbone.to(device).eval()

@@ -347,18 +347,19 @@ def train(
     leave a checkpoint of the step in hand, then raise KeyboardInterrupt. Raises ConfigError, RunError (the folder holds
     something else or is in use) and TrainingError (the loss is not finite).
     """
-    with RunWriter(out, config, resume) as writer, _asked_to_stop() as asked:
-        splits = load_splits(config)
+    with RunWriter(out, config, resume) as writer:
+        splits = load_splits(config)  # Ctrl-C ends this at once; decoded images are kept in the cache
         if writer.finished(splits.train):
             return Run(out)
-        t = _start(config, splits, writer)
-        last = min(until or config.optim.epochs, config.optim.epochs)
-        done = _loop(t, splits, writer, asked, last, on_epoch, progress)
-        if done and t.epoch == config.optim.epochs:
-            _finish(t, writer)
-        else:
-            save_checkpoint(writer.folder, t.state())
-            writer.status("stopped", epoch=t.epoch, step=t.step)
+        with _asked_to_stop() as asked:
+            t = _start(config, splits, writer)
+            last = min(until or config.optim.epochs, config.optim.epochs)
+            done = _loop(t, splits, writer, asked, last, on_epoch, progress)
+            if done and t.epoch == config.optim.epochs:
+                _finish(t, writer)
+            else:
+                save_checkpoint(writer.folder, t.state())
+                writer.status("stopped", epoch=t.epoch, step=t.step)
     if not done:
         raise KeyboardInterrupt(f"stopped at epoch {t.epoch}; go on with resume=True (--resume)")
     return Run(out)

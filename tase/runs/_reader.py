@@ -236,7 +236,10 @@ class Run:
 
         if not (self.path / "encoder.pt").exists():
             raise RunError(f"{self.path} has no encoder yet: its training has not finished (train with resume=True)")
-        return load_backbone(self.path / "encoder.pt", device)
+        try:
+            return load_backbone(self.path / "encoder.pt", device)
+        except ValueError as error:
+            raise RunError(f"{error}; training with resume=True makes it again from the checkpoint") from error
 
     def features(self) -> np.ndarray:
         """[n, d] backbone features of all training images at the last snapshot."""

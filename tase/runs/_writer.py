@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 
 from ..config import Config
+from ..models import load_backbone
 from ._control import Control
 from ._files import (
     FORMAT,
@@ -22,6 +24,7 @@ from ._files import (
     append_line,
     load_json,
     load_kept,
+    load_npz,
     read_lines,
     save_json,
     save_npz,
@@ -148,7 +151,20 @@ class RunWriter:
             raise RunError(
                 f"{self.folder} was begun on other images (subset {before}, now {images.hash}); choose another folder"
             )
-        return load_kept(self.folder / "status.json").get("state") == "finished"
+        return load_kept(self.folder / "status.json").get("state") == "finished" and self._whole()
+
+    def _whole(self) -> bool:
+        """Whether encoder and last snapshot are, which can be made again from the checkpoint if that is there."""
+        last = self.folder / "history" / f"epoch_{self.config.optim.epochs:06d}.npz"
+        try:
+            for path, load in ((self.folder / "encoder.pt", load_backbone), (last, load_npz)):
+                if path.exists():
+                    load(path)
+        except (RunError, ValueError) as error:
+            if (self.folder / "checkpoint.pt").exists():
+                warnings.warn(f"{error}; it is made again from the checkpoint", stacklevel=4)
+                return False
+        return True
 
     def begin(self, device: torch.device, images: ImageSet) -> None:
         """Write what does not change: configuration, environment and, where there are labels, the true classes."""
