@@ -19,7 +19,7 @@ from ..config import METHODS, PRESETS, PROTOCOLS, Config, check_choice, preset
 from ..data import ImageSet, Splits
 from ..losses import nt_xent
 from ..models import Network
-from ..runs import Run, load_checkpoint, load_json, load_kept, save_json, save_npz
+from ..runs import Run, load_checkpoint, load_json, load_kept, save_json, save_npz, tidy
 from ..training import choose_device, generator, initial_network
 from ..views import two_views
 from ._protocols import Bench, Lists, keys, load_lists, measured, missing
@@ -237,6 +237,7 @@ def evaluate(
             results["baselines"][kind] |= _baseline(kind, run, lists, todo, force, bar)
         bar.set_description(run.name)
         bar.set_postfix_str(_headline(results))
+    tidy(run.path), tidy(run.path.parent / ".baselines")
     _save(run, results, bench, splits)
     return load_json(run.path / FILES[on])
 

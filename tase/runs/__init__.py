@@ -17,7 +17,18 @@ taken, a snapshot is left out, what can be made again is made again, anything el
 
 from ._checkpoint import load_checkpoint, save_checkpoint
 from ._control import STEERABLE, Control, request, steered
-from ._files import FORMAT, RunError, load_json, load_kept, load_npz, read_lines, save_json, save_npz, write_atomic
+from ._files import (
+    FORMAT,
+    RunError,
+    load_json,
+    load_kept,
+    load_npz,
+    read_lines,
+    save_json,
+    save_npz,
+    tidy,
+    write_atomic,
+)
 from ._reader import History, Run
 from ._writer import RunWriter, commit, environment
 
@@ -41,5 +52,6 @@ __all__ = [
     "save_checkpoint",
     "save_json",
     "save_npz",
+    "tidy",
     "write_atomic",
 ]

@@ -48,6 +48,18 @@ def write_atomic(path: str | Path, data: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def tidy(folder: Path) -> None:
+    """Remove what processes that were killed while they wrote have left in the folder."""
+    for path in folder.rglob(".*.tmp"):
+        number = path.name.split(".")[-2]
+        try:
+            os.kill(int(number) if number.isdigit() else 2**30, 0)
+        except ProcessLookupError:
+            path.unlink(missing_ok=True)
+        except OSError:  # a process of someone else
+            pass
+
+
 def append_line(path: Path, value: Any) -> None:
     """Add a line of JSON to a file; raises RunError where that fails."""
     with writing(path), open(path, "a") as file:

@@ -28,6 +28,7 @@ from ._files import (
     read_lines,
     save_json,
     save_npz,
+    tidy,
     write_atomic,
     writing,
 )
@@ -169,9 +170,7 @@ class RunWriter:
     def begin(self, device: torch.device, images: ImageSet) -> None:
         """Write what does not change: configuration, environment and, where there are labels, the true classes."""
         self.begun = True
-        for path in self.folder.rglob(".*.tmp"):  # of a process that was killed while it wrote
-            if not path.name.startswith(".control"):  # which anyone may be writing now
-                path.unlink(missing_ok=True)
+        tidy(self.folder)
         saved = {"format": FORMAT, "identity": self.config.identity, "config": self.config.to_dict()}
         save_json(self.folder / "config.json", saved)
         if not load_kept(self.folder / "environment.json"):
