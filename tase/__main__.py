@@ -53,6 +53,8 @@ def _train(args: argparse.Namespace) -> dict[str, Any]:
     config = _config(args)
     out = args.out or f"runs/{args.preset}-{args.method}-{args.seed}"
     run = train(config, out, resume=args.resume, progress=not args.quiet)
+    if run is None:  # one of several processes: the first one speaks
+        return {}
     last = run.metrics.iloc[-1].dropna().to_dict()
     if not args.json:
         _say(f"{run}\nnext: python -m tase evaluate {out}")
@@ -263,17 +265,25 @@ def main(argv: list[str] | None = None) -> int:
     """Run one verb; returns the exit status: 0, 2 for an error in what was asked, 130 when stopped."""
     args = _parser().parse_args(argv)
     warnings.formatwarning = lambda message, category, *_: f"{category.__name__}: {message}\n"
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1 and "MASTER_ADDR" in os.environ  # started by torchrun
+    first, speaks = (not several or os.environ.get(name) == "0" for name in ("RANK", "LOCAL_RANK"))
+    if not first:
+        warnings.simplefilter("ignore")  # the first process says it
     try:
+        if several and args.verb != "train":
+            raise ConfigError(f"several processes can train together, not {args.verb}: start it without torchrun")
         result = args.run(args)
     except KeyboardInterrupt as stop:
-        _say(f"\n{stop or 'stopped'}")
+        if speaks:
+            _say(f"\n{stop or 'stopped'}")
         return 130
     except (ValueError, RuntimeError, OSError) as error:
         if type(error).__module__.split(".")[0] != "tase" and not isinstance(error, OSError):
             raise
-        _say(f"error: {error}")
+        if speaks or type(error).__name__ == "TeamError":
+            _say(f"error: {error}")
         return 2
-    if args.json:
+    if args.json and first:
         print(json.dumps(result))
     return 0
 

@@ -1,6 +1,6 @@
 """Several processes, one run: `torchrun --nproc-per-node N -m tase train ...`, and several machines the same way.
 
-    with team(config.optim) as device:              # NCCL on GPUs, gloo on CPUs; one process: nothing to set up
+    with team(device, batch):                       # NCCL on GPUs, gloo on CPUs; one process: nothing to set up
         own = index[share(len(index))]              # this process's part of the batch that all of them know
         columns = gather(z)                         # the rows of all, with gradient
         sum_gradients(network)
@@ -57,11 +57,6 @@ def rank() -> int:
     return dist.get_rank() if world() > 1 else _launched("RANK", 0) if launched() else 0
 
 
-def speaks() -> bool:
-    """Whether this process is the first on its machine: an error that all have is told by that one."""
-    return not launched() or _launched("LOCAL_RANK", 0) == 0
-
-
 def choose_device(optim: OptimConfig) -> torch.device:
     """The device of `optim.device`; auto takes the GPU where there is one, and each process of a team its own."""
     name, gpus = optim.device, torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -77,20 +72,22 @@ def choose_device(optim: OptimConfig) -> torch.device:
 
 
 @contextlib.contextmanager
-def team(optim: OptimConfig) -> Iterator[torch.device]:
-    """This process's device; where several were launched, they are one team inside. Raises TeamError, ConfigError."""
-    device = choose_device(optim)
+def team(device: torch.device, batch: int) -> Iterator[None]:
+    """Inside, the processes that were launched are one team, which shares batches of `batch` images.
+
+    Raises ConfigError for a batch that is too small, and TeamError where the others cannot be reached.
+    """
     if not launched() or dist.is_initialized():
-        yield device
+        yield
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
     # Objects and flags always go through gloo: the processes agree without a look at the GPU.
     with _reaching():
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
-    parts = dist.get_world_size()
-    check(optim.batch >= 2 * parts, "optim.batch", optim.batch, f"at least 2 for each of the {parts} processes")
-    yield device
+    least = 2 * dist.get_world_size()
+    check(batch >= least, "optim.batch", batch, f"at least {least}, 2 for each process")
+    yield
     dist.destroy_process_group()  # not after an error: the others may not answer any more
 
 
@@ -118,9 +115,9 @@ def total(x: Tensor) -> Tensor:
     return x
 
 
-def any_of(flag: bool) -> bool:
-    """Whether the flag is set in any of the processes. Does not look at the GPU."""
-    return flag if world() == 1 else bool(total(torch.tensor(int(flag))))
+def any_of(*flags: bool) -> list[bool]:
+    """Whether each flag is set in any of the processes. Does not look at the GPU."""
+    return list(flags) if world() == 1 else total(torch.tensor(flags, dtype=torch.int64)).bool().tolist()
 
 
 class _Gather(torch.autograd.Function):
@@ -154,16 +151,16 @@ def sum_gradients(module: nn.Module) -> None:
             g.copy_(summed.view_as(g))
 
 
-def lead(function: Callable[..., Any], *inputs: Any) -> Any:
-    """What `function(*inputs)` returns in the first process, where alone it is called; its error is raised in all."""
+def lead(function: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
+    """What the function returns in the first process, where alone it is called; its error is raised in all."""
     global _alone
     if world() == 1:
-        return function(*inputs)
+        return function(*inputs, **options)
     message: list[Any] = [None, None]
     if rank() == 0:
         _alone = True
         try:
-            message[0] = on_cpu(function(*inputs))
+            message[0] = on_cpu(function(*inputs, **options))
         except Exception as error:
             message[1] = error
         finally:

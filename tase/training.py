@@ -12,6 +12,11 @@
     features of all images, last snapshot, encoder
 
 A method is a guidance: the loop asks it for tau and w and knows nothing else of it.
+
+Under torchrun several processes train one run. All of them know the epoch's order, and hold tau, w and all else of
+every sample; of each batch, and of the images at a refresh, each works on its share (`distributed`). The first process
+alone reads and writes the folder. With batch norm synchronised, or none, the result is that of one process but for
+rounding.
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ import hashlib
 import json
 import math
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -34,9 +40,10 @@ from torch import Tensor
 
 from . import models
 from .config import Config, OptimConfig, check
-from .data import ImageSet, Splits, load_splits
+from .data import ImageSet, Splits, batches, load_splits, place
+from .distributed import any_of, choose_device, gather, lead, rank, same_buffers, share, sum_gradients, team, world
 from .guidance import Guidance, build_guidance
-from .losses import NTXent, nt_xent
+from .losses import NTXent, nt_xent, whole
 from .probes import knn_accuracy
 from .pseudo_labels import quality
 from .runs import Run, RunWriter, load_checkpoint, save_checkpoint, steered
@@ -47,14 +54,6 @@ CHECK_STEPS = 200  # a loss that is not finite is noticed within so many steps, 
 
 class TrainingError(RuntimeError):
     """The training cannot go on; the message names the step and the likely field."""
-
-
-def choose_device(optim: OptimConfig) -> torch.device:
-    """The device of `optim.device`; auto takes the GPU where there is one."""
-    if optim.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    check(optim.device == "cpu" or torch.cuda.is_available(), "optim.device", optim.device, "cpu: there is no GPU here")
-    return torch.device(optim.device)
 
 
 def generator(seed: int, purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
@@ -89,13 +88,19 @@ class Training:
         check(config.optim.batch <= n, "optim.batch", config.optim.batch, f"at most the number of images, {n}")
         self.config, self.set = config, images
         self.device = device = device or choose_device(config.optim)
-        self.images = images.images.to(device)
+        self.images, self.placed = place(images.images, device, config.optim.image_memory)
         self.size = min(height, width)
         self.network = initial_network(config, channels, self.size, device)
+        if world() > 1 and device.type == "cuda":
+            self.network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
         self.forward = torch.compile(self.network) if config.optim.compile else self.network
         optim = config.optim
         self.optimiser = torch.optim.SGD(
-            self.network.parameters(), optim.lr, optim.momentum, weight_decay=optim.weight_decay
+            self.network.parameters(),
+            optim.lr,
+            optim.momentum,
+            weight_decay=optim.weight_decay,
+            fused=device.type == "cuda" or None,
         )
         self.generators = {
             "data": generator(config.seed, "data"),
@@ -113,6 +118,7 @@ class Training:
         self.sums = torch.zeros(4, device=device)  # loss, attraction, repulsion, steps: of this epoch
         self.bad_step = torch.full((), 2**31 - 1, dtype=torch.int64, device=device)
         self.loss_sum, self.loss_count = torch.zeros(2, n, device=device)
+        self.encoded: tuple[int, Tensor] | None = None  # features of all images, and the step they are of
 
     @property
     def step(self) -> int:
@@ -159,21 +165,27 @@ class Training:
             self.generators[name].set_state(saved)
 
 
-def train_step(t: Training, index: Tensor) -> NTXent:
-    """One step on the images `index` [b]: views, network, loss, guidance's hook, SGD. Nothing waits for the device."""
+def train_step(t: Training, index: Tensor, images: Tensor | None = None) -> NTXent:
+    """One step on the images `index` [b]: views, network, loss, guidance's hook, SGD. Nothing waits for the device.
+
+    `images`: those of this process's share of the index, if they have been fetched already. Returns the batch's loss.
+    """
+    b, own = len(index), index[share(len(index))]
+    images = t.images[own] if images is None else images
+    index, own = (i.to(t.device, non_blocking=True) for i in (index, own))
     for group in t.optimiser.param_groups:
         group["lr"] = learning_rate(t.config.optim, t.step, t.steps_per_epoch)
-    view1, view2 = two_views(t.images[index], t.config.views, t.generators["views"])
+    view1, view2 = two_views(images, t.config.views, t.generators["views"], of=b)
     view1, view2 = (v.contiguous(memory_format=torch.channels_last) for v in (view1, view2))
     with t.autocast:
         z1, z2 = t.forward(view1), t.forward(view2)
-    guide = t.guidance
-    out = nt_xent(
-        z1, z2, guide.tau[index], guide.weight[index], chunk=t.config.optim.loss_chunk or None, scale=guide.scale(index)
-    )
+    guide, chunk = t.guidance, t.config.optim.loss_chunk or None
+    out = nt_xent(z1, z2, guide.tau[own], guide.weight[own], chunk, guide.scale(own), batch=b)
     t.optimiser.zero_grad(set_to_none=True)
     out.loss.backward()
+    sum_gradients(t.network)
     t.optimiser.step()
+    out = whole(out, b)
     guide.after_step(index, out)
     _account(t, index, out)
     return out
@@ -209,24 +221,37 @@ def train_epoch(t: Training, stop: Callable[[], bool] = lambda: False) -> bool:
     if t.position == 0:
         t.order = torch.randperm(len(t.set), generator=t.generators["data"])
         t.sums.zero_()
-    order = t.order.to(t.device)
+    order = t.order.to(t.images.device)
+    if order.device.type != t.device.type:
+        order = order.pin_memory()
+    indices = order[t.position * batch : t.steps_per_epoch * batch].split(batch)
     t.network.train()
-    while t.position < t.steps_per_epoch:
-        train_step(t, order[t.position * batch : (t.position + 1) * batch])
+    t.encoded = None
+    for index, images in zip(indices, batches(t.images, (i[share(batch)] for i in indices))):
+        train_step(t, index, images)
         t.position += 1
         if t.position % CHECK_STEPS == 0:
-            check_finite(t)
+            lead(check_finite, t)
         if t.position < t.steps_per_epoch and stop():
             return False
+    same_buffers(t.network)
     t.epoch, t.position = t.epoch + 1, 0
     return True
 
 
 def features(t: Training, images: ImageSet | None = None) -> Tensor:
     """[n, d] backbone features without augmentation, network in eval mode; of the training images by default."""
+    if images is None and t.encoded is not None and t.encoded[0] == t.step:
+        return t.encoded[1]
     source = t.images if images is None else images.images
+    n = len(source)
+    own = share(n) if n >= world() else None
     with t.autocast:
-        return models.encode(t.network.backbone, source, t.config.views.size, device=t.device)
+        h = models.encode(t.network.backbone, source, t.config.views.size, device=t.device, rows=own)
+    h = h if own is None else gather(h, n)
+    if images is None:
+        t.encoded = (t.step, h)
+    return h
 
 
 def due(t: Training) -> bool:
@@ -239,6 +264,8 @@ def refresh(t: Training) -> Tensor:
     """Features of all images -> pseudo-labels -> tau, w; returns the features [n, d]."""
     h = features(t)
     t.guidance.update(h, t.epoch)
+    if world() > 1:  # the same in all, whatever processors they run on
+        t.guidance.load_state_dict(lead(t.guidance.state_dict))
     return h
 
 
@@ -270,7 +297,8 @@ def snapshot(t: Training, h: Tensor) -> dict[str, np.ndarray]:
 def _asked_to_stop() -> Iterator[threading.Event]:
     """An event that Ctrl-C, a kernel interrupt or SIGTERM set: the loop then stops after the step in hand.
 
-    A second Ctrl-C stops at once. Signals are only taken in the main thread.
+    A second Ctrl-C stops at once, but not one of several processes, which get it from the terminal and from torchrun.
+    Signals are only taken in the main thread.
     """
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -278,7 +306,7 @@ def _asked_to_stop() -> Iterator[threading.Event]:
         return
 
     def take(number, frame):
-        if asked.is_set():
+        if asked.is_set() and world() == 1:
             raise KeyboardInterrupt
         asked.set()
 
@@ -290,15 +318,15 @@ def _asked_to_stop() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _start(config: Config, splits: Splits, writer: RunWriter) -> Training:
+def _start(config: Config, splits: Splits, writer: RunWriter, device: torch.device) -> Training:
     """A fresh training, or the one of the folder's checkpoint."""
-    t = Training(config, splits.train)
-    state = load_checkpoint(writer.folder, config.identity) if writer.resume else None
+    t = Training(config, splits.train, device)
+    state = lead(load_checkpoint, writer.folder, config.identity) if writer.resume else None
     if state:
         t.restore(state)
-        _same_threads(t, writer)
-    writer.begin(t.device, splits.train)
-    writer.cut_back(t.epoch)
+        lead(_same_threads, t, writer)
+    lead(writer.begin, t.device, splits.train)
+    lead(writer.cut_back, t.epoch)
     return t
 
 
@@ -314,7 +342,7 @@ def _same_threads(t: Training, writer: RunWriter) -> None:
 
 def _metrics(t: Training, splits: Splits, started: float) -> dict[str, Any]:
     """The epoch's line in metrics.jsonl (the only place where the loop waits for the device)."""
-    check_finite(t)
+    lead(check_finite, t)
     loss, attraction, repulsion, steps = t.sums.tolist()
     row = {
         "epoch": t.epoch,
@@ -328,7 +356,8 @@ def _metrics(t: Training, splits: Splits, started: float) -> dict[str, Any]:
     every, judge = t.config.record.knn_every, splits.val or splits.test
     if judge is not None and every and t.epoch % every == 0:
         train_labels, labels = t.set.labels.to(t.device), judge.labels.to(t.device)
-        row["knn"] = knn_accuracy(features(t), train_labels, features(t, judge), labels, splits.eval_classes)
+        known, asked = features(t), features(t, judge)
+        row["knn"] = lead(knn_accuracy, known, train_labels, asked, labels, splits.eval_classes)
     return row
 
 
@@ -339,30 +368,39 @@ def train(
     until: int | None = None,
     on_epoch: Callable[[Run], None] | None = None,
     progress: bool = True,
-) -> Run:
-    """Train as `config` says into the folder `out` and return the run.
+) -> Run | None:
+    """Train as `config` says into the folder `out` and return the run (None in all but the first of several processes).
 
     `resume=True` goes on from the folder's checkpoint exactly (and starts where there is none); `until` stops after
     that many epochs, to be resumed; `on_epoch(run)` is called after each epoch. Ctrl-C, a kernel interrupt and SIGTERM
     leave a checkpoint of the step in hand, then raise KeyboardInterrupt. Raises ConfigError, RunError (the folder holds
-    something else or is in use) and TrainingError (the loss is not finite).
+    something else or is in use), TrainingError (the loss is not finite) and TeamError (another process has ended).
     """
-    with RunWriter(out, config, resume) as writer:
+    device, writer = choose_device(config.optim), RunWriter(out, config, resume)
+    with team(device, config.optim.batch), _claimed(writer):
         splits = load_splits(config)  # Ctrl-C ends this at once; decoded images are kept in the cache
-        if writer.finished(splits.train):
-            return Run(out)
+        if lead(writer.finished, splits.train):
+            return Run(out) if rank() == 0 else None
         with _asked_to_stop() as asked:
-            t = _start(config, splits, writer)
+            t = _start(config, splits, writer, device)
             last = min(until or config.optim.epochs, config.optim.epochs)
             done = _loop(t, splits, writer, asked, last, on_epoch, progress)
             if done and t.epoch == config.optim.epochs:
                 _finish(t, writer)
             else:
-                save_checkpoint(writer.folder, t.state())
-                writer.status("stopped", epoch=t.epoch, step=t.step)
+                lead(save_checkpoint, writer.folder, t.state())
+                lead(writer.status, "stopped", epoch=t.epoch, step=t.step)
     if not done:
         raise KeyboardInterrupt(f"stopped at epoch {t.epoch}; go on with resume=True (--resume)")
-    return Run(out)
+    return Run(out) if rank() == 0 else None
+
+
+@contextlib.contextmanager
+def _claimed(writer: RunWriter) -> Iterator[None]:
+    """The folder is held by the first process's writer, whose error on entering is everybody's."""
+    with contextlib.ExitStack() as stack:
+        lead(lambda: stack.enter_context(writer) and None)
+        yield
 
 
 def _loop(t, splits, writer, asked, until, on_epoch, progress) -> bool:
@@ -370,13 +408,19 @@ def _loop(t, splits, writer, asked, until, on_epoch, progress) -> bool:
     from tqdm.auto import tqdm
 
     def stop() -> bool:
-        while (action := writer.control.action()) == "pause" and not asked.is_set():
-            writer.status("paused", epoch=t.epoch, step=t.step)
+        while True:
+            action = writer.control.action() if rank() == 0 else "run"
+            stopping, pausing = any_of(asked.is_set() or action == "stop", action == "pause")
+            if stopping or not pausing:
+                return stopping
+            lead(writer.status, "paused", epoch=t.epoch, step=t.step)
             asked.wait(0.2)
-        return asked.is_set() or action == "stop"
 
     name = f"{t.config.method} on {t.config.preset}, seed {t.config.seed}"
-    with tqdm(total=until, initial=t.epoch, desc=name, unit="epoch", disable=not progress, dynamic_ncols=True) as bar:
+    quiet = not progress or rank() > 0
+    with tqdm(total=until, initial=t.epoch, desc=name, unit="epoch", disable=quiet, dynamic_ncols=True) as bar:
+        if not quiet:
+            bar.write(t.placed, file=sys.stderr)
         while t.epoch < until:
             if stop():
                 return False
@@ -386,24 +430,24 @@ def _loop(t, splits, writer, asked, until, on_epoch, progress) -> bool:
             if not train_epoch(t, stop):
                 return False
             row = _metrics(t, splits, started)
-            writer.log(row)
-            writer.status("training", epoch=t.epoch, step=t.step)
+            lead(writer.log, row)
+            lead(writer.status, "training", epoch=t.epoch, step=t.step)
             if t.epoch % t.config.record.checkpoint_every == 0:
-                save_checkpoint(writer.folder, t.state())
+                lead(save_checkpoint, writer.folder, t.state())
             shown = {k: f"{row[k]:.3g}" for k in ("loss", "knn", "images_per_second") if k in row}
             bar.set_postfix(shown, refresh=False)
             bar.update()
             if on_epoch:
-                on_epoch(Run(writer.folder))
+                lead(lambda: on_epoch(Run(writer.folder)) and None)
     return True
 
 
 def _before_epoch(t: Training, writer: RunWriter) -> None:
     if due(t):
-        t.steer(writer.control.take(t.epoch, t.step))
+        t.steer(lead(lambda: writer.control.take(t.epoch, t.step)))
     t.guidance.start_epoch(t.epoch)
     if due(t) and t.config.record.snapshots:
-        writer.snapshot(t.epoch, **snapshot(t, refresh(t)))
+        lead(writer.snapshot, t.epoch, **snapshot(t, refresh(t)))
     elif due(t) and t.guidance.USES_FEATURES:
         refresh(t)
 
@@ -411,7 +455,8 @@ def _before_epoch(t: Training, writer: RunWriter) -> None:
 def _finish(t: Training, writer: RunWriter) -> None:
     """The last snapshot (with features of all images), checkpoint and encoder."""
     t.guidance.start_epoch(t.epoch)
-    save_checkpoint(writer.folder, t.state())
-    writer.snapshot(t.epoch, **snapshot(t, refresh(t)))
-    models.save_backbone(writer.folder / "encoder.pt", t.network, t.config.model, t.images.shape[1], t.size)
-    writer.status("finished", epoch=t.epoch, step=t.step)
+    lead(save_checkpoint, writer.folder, t.state())
+    lead(writer.snapshot, t.epoch, **snapshot(t, refresh(t)))
+    encoder = writer.folder / "encoder.pt"
+    lead(models.save_backbone, encoder, t.network, t.config.model, t.images.shape[1], t.size)
+    lead(writer.status, "finished", epoch=t.epoch, step=t.step)

@@ -192,10 +192,10 @@ def test_an_interrupted_run_goes_on_and_comes_to_the_same(pair, tmp_path, runs, 
     whole = run(pair, tmp_path / "whole", runs)
     steps, step = itertools.count(), tase.training.train_step
 
-    def stopped(t, index):
+    def stopped(t, *batch):
         if next(steps) == 30:
             raise KeyboardInterrupt
-        return step(t, index)
+        return step(t, *batch)
 
     monkeypatch.setattr("tase.training.train_step", stopped)
     with pytest.raises(KeyboardInterrupt):

@@ -62,10 +62,10 @@ def test_stopping_inside_an_epoch_resumes_bit_equal(tiny, trained, tmp_path, mon
     steps = iter(range(1000))
     real = training.train_step
 
-    def interrupted(t, index):
+    def interrupted(t, *batch):
         if next(steps) == 20:
             os.kill(os.getpid(), signal.SIGINT)
-        return real(t, index)
+        return real(t, *batch)
 
     monkeypatch.setattr(training, "train_step", interrupted)
     with pytest.raises(KeyboardInterrupt, match="resume"):

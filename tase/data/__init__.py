@@ -18,6 +18,7 @@ so they are read and not generated.
 """
 
 from ._cache import decode_folder, read_image
+from ._mapped import Mapped, batches, place
 from ._rules import rule_counts, tail_counts
 from ._sets import GROUPS, ImageSet, Splits, group_classes
 from ._sources import load_images
@@ -26,13 +27,16 @@ from ._splits import class_counts, few_shot_draws, load_splits
 __all__ = [
     "GROUPS",
     "ImageSet",
+    "Mapped",
     "Splits",
+    "batches",
     "class_counts",
     "decode_folder",
     "few_shot_draws",
     "group_classes",
     "load_images",
     "load_splits",
+    "place",
     "read_image",
     "rule_counts",
     "tail_counts",

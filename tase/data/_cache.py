@@ -29,6 +29,7 @@ from jaxtyping import Bool, UInt8
 from torch import Tensor
 
 from ..config import ConfigError
+from ._mapped import Mapped, take
 
 VERSION = 1  # of what decoding does; raise it when the same file gives other pixels
 CHUNK = 64  # files per thread between two notes of how far it is
@@ -50,7 +51,7 @@ def cache_folder(cache: str = "") -> Path:
 
 def decode_folder(
     files: list[str], size: int, fit: str, on_bad_image: str, cache: Path
-) -> tuple[UInt8[Tensor, "m 3 size size"], Bool[Tensor, "n"]]:
+) -> tuple[UInt8[Tensor, "m 3 size size"] | Mapped, Bool[Tensor, "n"]]:
     """The files as images of `size` pixels in colour, without those that cannot be read, and a mask of the files that
     can.
 
@@ -70,7 +71,7 @@ def decode_folder(
     good[list(bad)] = False
     # Mode c: writing to the tensor changes memory, not the file.
     images = torch.from_numpy(np.memmap(folder / "images.u8", dtype=np.uint8, mode="c", shape=shape))
-    return (images if good.all() else images[good]), good
+    return take(images, good.nonzero()[:, 0]), good
 
 
 def known_bad(files: list[str], size: int, fit: str, cache: Path) -> list[int]:

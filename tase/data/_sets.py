@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
 
+from ._mapped import Mapped, take
+
 GROUPS = ("head", "mid", "tail")
 
 
@@ -42,17 +44,9 @@ def group_classes(
     return groups
 
 
-def _take(images: Tensor, index: Tensor) -> Tensor:
-    """`images[index]`, without a copy where the index is a run of neighbours (the images may be a file on disk)."""
-    first, n = (int(index[0]), len(index)) if len(index) else (0, 0)
-    if torch.equal(index, torch.arange(first, first + n)):
-        return images[first : first + n]
-    return images[index]
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class ImageSet:
-    """uint8 images [n, c, h, w] (perhaps a file mapped into memory), with class labels [n] or none.
+    """uint8 images [n, c, h, w] (perhaps a file mapped into memory, or rows of one), with class labels [n] or none.
 
     `counts` [C] are the images per class of the *training* set of the split this set belongs to, whichever of its four
     sets this is. `hash`, 8 hex digits, says which images of which source these are, in which order. `group_counts` [C],
@@ -61,7 +55,7 @@ class ImageSet:
     labels do not fit each other.
     """
 
-    images: UInt8[Tensor, "n c h w"]
+    images: UInt8[Tensor, "n c h w"] | Mapped
     labels: Int64[Tensor, "n"] | None = None
     classes: tuple[str, ...] = ()
     counts: Int64[Tensor, "C"] | None = None
@@ -105,7 +99,7 @@ class ImageSet:
         index = torch.as_tensor(index, dtype=torch.int64).cpu()
         return dataclasses.replace(
             self,
-            images=_take(self.images, index),
+            images=take(self.images, index),
             labels=None if self.labels is None else self.labels[index],
             paths=None if self.paths is None else tuple(self.paths[i] for i in index.tolist()),
             hash=short_hash(self.hash.encode(), index.numpy().astype("<i8").tobytes()),
