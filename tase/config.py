@@ -166,7 +166,7 @@ class ModelConfig:
 
 
 ESTIMATORS = ("size", "merged", "density")
-SPACES = ("sqrt", "centred", "plain")
+SPACES = ("auto", "sqrt", "centred", "plain")
 
 
 @dataclass(frozen=True)
@@ -193,14 +193,15 @@ class GuidanceConfig:
     )
     clusters: int = _field(0, "number of clusters k (0: 100, at most a tenth of the images)")
     space: str = _field(
-        "sqrt", "features are clustered by direction: sqrt (of each), centred (mean removed), plain (as they are)"
+        "auto",
+        "directions that are clustered: of features that are centred, sqrt (its root), plain; auto: sqrt after a ReLU",
     )
     restarts: int = _field(3, "k-means starts at the first refresh; later ones start from the previous centres")
     estimator: str = _field("merged", f"how a sample's quantity is estimated: {', '.join(ESTIMATORS)}")
     merge_to: int = _field(
         0, "estimator 'merged': clusters that remain after joining (0: the mean over k/6 to k/2 of them)"
     )
-    memory: float = _field(0.5, "share of a sample's headness that is kept from the refresh before, 0 to below 1")
+    memory: float = _field(0.7, "share of a sample's headness that is kept from the refresh before, 0 to below 1")
     assignment_confidence: float = _field(0.8, "mean of the largest responsibility, equation (3); 1: hard")
     warmup: float = _field(0.2, "share of the run before the first guidance, 0 to 1")
     ramp: float = _field(0.05, "share of the run over which tau and w then move in linearly")

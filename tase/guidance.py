@@ -225,8 +225,8 @@ class TASE(Guidance):
     With `group_tau` (head, mid, tail) tau_i is that of the image's group in `groups` (int64 [n], 0 to 2). Until epoch
     `warmup` tau_i = tau_0 and w_i = 1; over the next `ramp` epochs both move in linearly. True `labels` (int64 [n])
     make it the oracle. The other `options` are those of GuidanceConfig, with its defaults: clusters, tau_min, tau_max,
-    tau_0, gamma, w_max, headness_map, reversed, shuffled, scale_by_tau, estimator, merge_to, assignment_confidence,
-    restarts, label_noise, group_tau. Raises ConfigError for unknown names and impossible values.
+    tau_0, gamma, w_max, headness_map, reversed, shuffled, scale_by_tau, estimator, merge_to, space, memory,
+    assignment_confidence, restarts, label_noise, group_tau. Raises ConfigError for unknown names and impossible values.
     """
 
     SAVED = ("tau", "weight", "target_tau", "target_weight", "order")
@@ -308,7 +308,7 @@ def _pseudo_labels(
     device: str | torch.device,
     generator: torch.Generator | None,
 ) -> PseudoLabels:
-    names = ("clusters", "estimator", "restarts", "merge_to", "headness_map", "label_noise")
+    names = ("clusters", "estimator", "restarts", "merge_to", "headness_map", "label_noise", "space", "memory")
     settings = {name: getattr(config, name) for name in names}
     settings["confidence"] = config.assignment_confidence
     return PseudoLabels(n, labels=labels, device=device, generator=generator, **settings)

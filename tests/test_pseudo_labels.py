@@ -14,6 +14,7 @@ from tase.pseudo_labels import (
     by_size,
     centred,
     clipped_rank,
+    directions,
     quality,
     responsibilities,
     spherical_kmeans,
@@ -123,6 +124,17 @@ def test_centred():
         centred(torch.tensor([[1.0, torch.nan], [0.0, 1.0]]))
 
 
+def test_directions():
+    x = torch.rand(20, 5, generator=gen())
+    torch.testing.assert_close(directions(x), F.normalize(x.sqrt(), dim=1))  # after a ReLU
+    assert torch.equal(directions(x - 0.5), centred(x - 0.5))
+    torch.testing.assert_close(directions(-x, "sqrt"), -directions(x))
+    torch.testing.assert_close(directions(x.half(), "plain"), F.normalize(x, dim=1), atol=1e-3, rtol=0)
+    for space in config.SPACES:
+        with pytest.raises(ValueError, match="finite"):
+            directions(torch.tensor([[1.0, torch.nan], [0.0, 1.0]]), space)
+
+
 # --- responsibilities -------------------------------------------------------------------------------------------------
 
 
@@ -143,7 +155,7 @@ def test_clear_clusters_are_assigned_surely():
     pseudo.update(x)
     assert pseudo.p.amax(1).mean() > 0.95
     np.testing.assert_allclose(pseudo.sizes.sort().values, [20, 100, 500], rtol=0.1)
-    p = responsibilities(centred(x), pseudo.centres, 0.8)
+    p = responsibilities(directions(x), pseudo.centres, 0.8)
     assert p.amax(1).mean().item() == pytest.approx(0.8, abs=1e-4)
     assert p.sum(0).min() > 40
 
@@ -232,15 +244,17 @@ def test_merging_puts_a_cut_class_together():
     shuffle = torch.randperm(8, generator=g)
     for linkage in ("single", "average"):
         quantity = by_merged_size(centres, p[:, shuffle], centres[shuffle], merge_to=2, linkage=linkage)
-        np.testing.assert_allclose(quantity.log_sizes.exp().sort().values, [80, 300])
+        np.testing.assert_allclose(quantity.log_sizes.exp().sort().values, [80] * 2 + [300] * 6)
         np.testing.assert_allclose(quantity.a.exp(), [300.0] * 300 + [80.0] * 80)
 
 
 def test_merged_edge_cases():
     p = torch.ones(5, 1)
     assert by_merged_size(p, p, torch.ones(1, 1)).log_sizes.exp().tolist() == pytest.approx([5])
-    same = by_merged_size(p, random_p(30, 6), torch.zeros(6, 3))  # all centres at one point
-    assert len(same.log_sizes) <= 2 and torch.isfinite(same.a).all()
+    same = by_merged_size(p, random_p(30, 24), torch.zeros(24, 3))  # all centres at one point
+    np.testing.assert_allclose(same.log_sizes.exp(), 30, rtol=1e-6)
+    few = by_merged_size(p, random_p(30, 11), torch.zeros(11, 3))  # too few to be joined
+    np.testing.assert_allclose(few.log_sizes, by_size(p, random_p(30, 11), None).log_sizes)
 
 
 def test_density_is_the_soft_number_of_neighbours():
@@ -307,7 +321,7 @@ def test_update_sets_everything():
 
 def test_identities_are_kept():
     x, _ = mixture((60, 50, 40, 30), noise=0.5)
-    pseudo = PseudoLabels(len(x), clusters=8, generator=gen())
+    pseudo = PseudoLabels(len(x), clusters=8, space="centred", generator=gen())
     pseudo.update(x)
     before = pseudo.labels
     turned = x @ torch.linalg.qr(torch.randn(16, 16, generator=gen(3)))[0]  # the network moved on
@@ -315,6 +329,33 @@ def test_identities_are_kept():
     assert (pseudo.labels == before).float().mean() > 0.95
     h = centred(turned)
     assert (h * pseudo.centres[pseudo.labels]).sum(1).mean() > 0.5  # centres go by the same names
+
+
+def test_headness_remembers():
+    x, _ = mixture(noise=0.6)
+    later = x + 0.3 * torch.rand(x.shape, generator=gen(5))
+    pseudo, forgetful = (PseudoLabels(len(x), clusters=15, memory=m, generator=gen()) for m in (0.75, 0.0))
+    for each in (pseudo, forgetful):
+        each.update(x)
+    first = pseudo.headness
+    assert torch.equal(first, forgetful.headness)
+    pseudo.update(later), forgetful.update(later)
+    torch.testing.assert_close(pseudo.headness, 0.75 * first + 0.25 * forgetful.headness)
+
+
+def test_merging_over_many_levels_finds_the_sizes_that_clusters_hide():
+    """A class of 600 in ten clusters as large as those of the classes of 60: sizes say nothing, joined ones do."""
+    g = gen()
+    truth = torch.tensor([0] * 600 + [1] * 60 + [2] * 60)
+    x = torch.randn(720, 6, generator=g) * torch.tensor([0.3]) + 4 * F.one_hot(truth, 6)
+    own, joined = (
+        PseudoLabels(720, clusters=24, estimator=e, space="centred", generator=gen()) for e in ("size", "merged")
+    )
+    for pseudo in (own, joined):
+        pseudo.update(x)
+    apart = [(p.headness[truth == 0].mean() - p.headness[truth > 0].mean()).item() for p in (own, joined)]
+    assert apart[0] < 0.4 and 1.2 < apart[1] < 2.8  # log 10 = 2.3 is true
+    assert quality(joined.labels, joined.headness, truth)["spearman_classes"] > 0.8
 
 
 def test_aligned_undoes_a_renaming():
@@ -325,7 +366,9 @@ def test_aligned_undoes_a_renaming():
 
 def test_label_noise_permutes_the_share():
     x, _ = mixture()
-    clean, noisy = (PseudoLabels(len(x), clusters=20, label_noise=s, generator=gen()) for s in (0.0, 0.3))
+    clean, noisy = (
+        PseudoLabels(len(x), clusters=20, space="centred", label_noise=s, generator=gen()) for s in (0.0, 0.3)
+    )
     clean.update(x), noisy.update(x)
     moved = (clean.p != noisy.p).any(1).float().mean().item()
     assert moved == pytest.approx(0.3, abs=0.01)

@@ -1,10 +1,11 @@
 """Pseudo-labels and how much there is of each: equations (3) and (4).
 
-    h      = centred(features)                          the data-set mean removed, then unit length
+    h      = directions(features)                       the square root of each feature, then unit length
     m_k    = spherical_kmeans(h, k)                     centres
     p_ik   = softmax_k(h_i . m_k / T)                   T such that the mean of max_k p_ik is the confidence, 0.8;
-                                                        at most 0.1, so clear clusters are assigned more surely
-    a_i    = sum_k p_ik log n_k,  n_k = sum_i p_ik      headness; its estimator can be exchanged
+                                                        but low enough that clear clusters are assigned surely
+    a_i    = sum_k p_ik log n_k,  n_k = sum_i p_ik      headness; n_k of the groups that clusters are joined to
+    a_i    = (1 - memory) a_i + memory a_i before       one refresh alone hangs on chance
     q_i    = clip((a_i - lo) / (hi - lo), 0, 1)         lo, hi: 5th and 95th percentile of log n_k
 
 `PseudoLabels` does all of it at each refresh and keeps the clusters' identities from one to the next.
@@ -28,7 +29,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..config import check, unknown
-from ._clusters import aligned, centred, mean_directions, responsibilities, spherical_kmeans
+from ._clusters import aligned, centred, directions, mean_directions, responsibilities, spherical_kmeans
 from ._quality import quality
 from ._quantity import ESTIMATORS, Quantity, by_density, by_merged_size, by_size, clipped_rank, sizes_of
 
@@ -42,13 +43,15 @@ __all__ = [
     "by_size",
     "centred",
     "clipped_rank",
+    "directions",
     "quality",
     "responsibilities",
     "spherical_kmeans",
 ]
 
-# Highest temperature of an assignment, in cosine. Clear clusters would need a higher one to be as unsure as the
-# confidence asks for; a large one then lends the small ones more than their own size, and the order of sizes is lost.
+# Highest temperature of an assignment, as a share of the mean distance (1 - cosine) of two centres. Clear clusters
+# would need a higher one to be as unsure as the confidence asks for; a large one then lends the small ones more than
+# their own size, and the order of sizes is lost.
 WARMEST = 0.1
 
 
@@ -67,11 +70,13 @@ class PseudoLabels:
         self,
         n: int,
         clusters: int = 0,
-        estimator: str = "size",
+        estimator: str = "merged",
         confidence: float = 0.8,
         restarts: int = 3,
         headness_map: str = "log",
         label_noise: float = 0.0,
+        space: str = "auto",
+        memory: float = 0.7,
         labels: Int64[Tensor, "n"] | None = None,
         device: str | torch.device = "cpu",
         generator: torch.Generator | None = None,
@@ -85,7 +90,7 @@ class PseudoLabels:
         self.n, self.device, self.options = n, torch.device(device), options
         self.clusters, self.estimator = clusters or max(1, min(100, n // 10)), estimator
         self.confidence, self.restarts = confidence, restarts
-        self.headness_map, self.label_noise = headness_map, label_noise
+        self.headness_map, self.label_noise, self.space, self.memory = headness_map, label_noise, space, memory
         self.generator = torch.Generator().manual_seed(0) if generator is None else generator
         self.truth = None if labels is None else _checked(labels, n).to(self.device)
         self.p: Tensor | None = None  # not saved: only the next update needs it, and makes its own
@@ -100,15 +105,17 @@ class PseudoLabels:
         """New clusters, headness and q from fresh features; raises ValueError if there are not n of them."""
         if features.ndim != 2 or len(features) != self.n:
             raise ValueError(f"features must be [{self.n}, d], one row per image, not {list(features.shape)}")
-        h = centred(features.to(self.device))
+        memory = self.memory if len(self.centres) else 0.0
+        h = directions(features.to(self.device), self.space)
         self._cluster(h)
         self.p, self.labels = self._soft(h) if self.truth is None else self._true(h)
         self._add_noise()
         self.sizes = sizes_of(self.p)
         estimate = ESTIMATORS[self.estimator if self.truth is None else "size"]
         quantity = estimate(h, self.p, self.centres, **self.options)
-        self.headness = quantity.a.double()
-        self.q, self.spread = clipped_rank(quantity, self.headness_map)
+        self.headness = torch.lerp(quantity.a.double(), self.headness, memory)
+        self.log_sizes = quantity.log_sizes
+        self.q, self.spread = clipped_rank(quantity._replace(a=self.headness), self.headness_map)
 
     def _cluster(self, h: Tensor) -> None:
         """Set `assigned` and `centres`: from the true labels, or by k-means from where the old clusters are now."""
@@ -125,7 +132,9 @@ class PseudoLabels:
         self.assigned, self.centres = now, centres
 
     def _soft(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        p = responsibilities(h, self.centres, self.confidence, WARMEST)
+        k = len(self.centres)
+        apart = (1 - self.centres @ self.centres.T).sum().item() / max(1, k * (k - 1))
+        p = responsibilities(h, self.centres, self.confidence, max(1e-6, WARMEST * apart))
         return p, p.argmax(1)
 
     def _true(self, h: Tensor) -> tuple[Tensor, Tensor]:

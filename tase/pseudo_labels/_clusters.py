@@ -37,6 +37,22 @@ def centred(features: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     return h.div_(length.clamp_min(1e-30)).mul_(length > noise)
 
 
+def directions(features: Float[Tensor, "n d"], space: str = "auto") -> Float[Tensor, "n d"]:
+    """Features as unit vectors: `centred`, `sqrt` (the root of each, its sign kept), `plain`, or `auto`.
+
+    `auto` is the root where no feature is negative, as after a ReLU, else centred. The root damps the few channels that
+    dominate such features; the cosine is then Bhattacharyya's coefficient. Raises ValueError for values that are not
+    finite.
+    """
+    x = features.to(torch.promote_types(features.dtype, torch.float32))
+    low = x.min()
+    if space == "centred" or (space == "auto" and low < 0):
+        return centred(x)
+    if not torch.isfinite(low + x.max()):
+        raise ValueError("features must be finite: some are NaN or infinite")
+    return F.normalize(x if space == "plain" else x.sign() * x.abs().sqrt(), dim=1)
+
+
 def spherical_kmeans(
     features: Float[Tensor, "n d"],
     clusters: int,
@@ -193,7 +209,7 @@ def responsibilities(
     if confidence >= 1:
         return F.one_hot(gap.argmax(1), len(centres)).to(gap.dtype)
     gap -= gap.amax(1, keepdim=True)
-    low, high = math.log(1e-4), math.log(warmest)
+    low, high = math.log(min(1e-4, 1e-3 * warmest)), math.log(warmest)
     for _ in range(30):  # the mean of the largest p falls with the temperature
         middle = (low + high) / 2
         if _mean_largest(gap, math.exp(middle)) > confidence:

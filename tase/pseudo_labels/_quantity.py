@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +16,7 @@ class Quantity(NamedTuple):
     """What an estimator returns."""
 
     a: Tensor  # [n] float64: headness, on the scale of a log number of samples
-    log_sizes: Tensor | None  # [m] float64: log sizes of the non-empty groups; None where there are none
+    log_sizes: Tensor | None  # [m] float64: of the non-empty clusters, the log size they stand for; None: no clusters
 
 
 def by_size(h: Float[Tensor, "n d"], p: Float[Tensor, "n k"], centres: Float[Tensor, "k d"], **_: Any) -> Quantity:
@@ -29,13 +28,19 @@ def by_size(h: Float[Tensor, "n d"], p: Float[Tensor, "n k"], centres: Float[Ten
 def by_merged_size(
     h: Tensor, p: Tensor, centres: Tensor, merge_to: int = 0, linkage: str = "single", **_: Any
 ) -> Quantity:
-    """Equation (4) after joining the centres by linkage (single or average) into `merge_to` groups (0: a third of k).
+    """Equation (4) with the sizes of groups of clusters: the centres are joined by linkage (single or average).
 
     k-means likes clusters of equal size and so cuts a large class into many; joining them puts it together again.
+    `merge_to` groups, or 0: the mean log size over all numbers of groups from a sixth to half of the clusters, since
+    no single number is right for all data and one alone hangs on chance. Fewer than 12 clusters stay as they are then.
     """
-    group = _linked(centres, merge_to or max(1, math.ceil(len(centres) / 3)), linkage)
-    sizes = h.new_zeros(int(group.max()) + 1, dtype=torch.float64).index_add_(0, group, sizes_of(p))
-    return Quantity(_expected(p, _log(sizes, len(p))[group]), _log(_not_empty(sizes, len(p)), len(p)))
+    k, sizes = len(centres), sizes_of(p)
+    levels = [merge_to] if merge_to else range(k // 6, k // 2 + 1) if k >= 12 else [k]
+    joined = h.new_zeros(k, dtype=torch.float64)
+    for group in _linked(centres, levels, linkage):
+        joined += _log(torch.zeros_like(joined).index_add_(0, group, sizes), len(p))[group]
+    joined /= len(levels)
+    return Quantity(_expected(p, joined), joined[sizes > 1e-9 * len(p)])
 
 
 def by_density(
@@ -75,16 +80,18 @@ def _expected(p: Float[Tensor, "n k"], values: Float64[Tensor, "k"]) -> Float64[
     return torch.cat([part.double() @ values for part in p.split(rows_of(p.shape[1]))])
 
 
-def _linked(centres: Float[Tensor, "k d"], groups: int, method: str) -> Int64[Tensor, "k"]:
-    """The group, 0 to groups - 1, of each centre."""
+def _linked(centres: Float[Tensor, "k d"], levels: Iterable[int], method: str) -> Iterator[Int64[Tensor, "k"]]:
+    """The group of each centre, joined into each number of groups of `levels`."""
     from scipy.cluster.hierarchy import fcluster, linkage
     from scipy.spatial.distance import squareform
 
-    if len(centres) <= groups:
-        return torch.arange(len(centres), device=centres.device)
+    if len(centres) == 1:
+        yield from (torch.zeros(1, dtype=torch.int64, device=centres.device) for _ in levels)
+        return
     distance = (1 - centres @ centres.T).double().clamp_min(0)
     tree = linkage(squareform(distance.cpu().numpy(), checks=False), method)
-    return torch.from_numpy(fcluster(tree, groups, "maxclust")).to(centres.device).long() - 1
+    for groups in levels:
+        yield torch.from_numpy(fcluster(tree, groups, "maxclust")).to(centres.device).long() - 1
 
 
 def clipped_rank(quantity: Quantity, how: str = "log") -> tuple[Float64[Tensor, "n"], float]:
