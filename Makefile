@@ -1,10 +1,10 @@
-# make demo | test | lab | figures | lint | clean -- each sets up .venv by itself
+# make demo | test | soak | lab | figures | lint | clean -- each sets up .venv by itself
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lab figures lint clean install
+.PHONY: demo test soak lab figures lint clean install
 install: $(READY)
 
 $(READY): pyproject.toml
@@ -17,6 +17,9 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+soak: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/soak -m soak -s
 
 lab: $(READY)
 	$(BIN)/jupyter lab --notebook-dir=notebooks
