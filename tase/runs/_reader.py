@@ -99,6 +99,11 @@ class History:
     def cluster_sizes(self) -> list[np.ndarray]:
         return self._each("cluster_sizes")
 
+    def log_sizes(self, t: int) -> np.ndarray | None:
+        """[m] log sizes between whose percentiles q of equation (4) goes from 0 to 1, where snapshot `t` has them."""
+        saved = list(self._snapshots().values())[t].get("log_sizes")
+        return saved if saved is not None and len(saved) else None
+
     @property
     def quality(self) -> list[dict[str, float]]:
         return [json.loads(str(text)) for text in self._each("quality")]
@@ -151,7 +156,7 @@ class Run:
             raise RunError(f"{self.path} is no run: there is no config.json in it")
         saved = load_json(self.path / "config.json")
         form = saved.get("format") if isinstance(saved, dict) and isinstance(saved.get("config"), dict) else None
-        if not isinstance(form, int) or form < 1:
+        if type(form) is not int or form < 1:
             raise RunError(f"{self.path}/config.json is of no format that tase has had (1 to {FORMAT}); train anew")
         if form > FORMAT:
             raise RunError(f"{self.path} was made by a newer tase (format {form}, here up to {FORMAT}); update tase")
