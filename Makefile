@@ -1,10 +1,14 @@
-# make demo | test | soak | lab | figures | lint | clean -- each sets up .venv by itself
+# make demo | test | soak | oldest | lab | figures | lint | clean -- each sets up its environment by itself
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# The lowest version that pyproject.toml allows of each library that the tests below need.
+OLD := .venv-oldest
+FLOORS := $(shell sed -n '/^dependencies/,/^]/s/.*"\(.*\)>=\(.*\)",/\1==\2/p' pyproject.toml | grep -v 'jupyter\|widgets\|umap')
+NOT_THERE := $(foreach part,bench browser house notebooks widgets,--ignore=tests/test_$(part).py)
 
-.PHONY: demo test soak lab figures lint clean install
+.PHONY: demo test soak oldest lab figures lint clean install
 install: $(READY)
 
 $(READY): pyproject.toml
@@ -17,6 +21,14 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+$(OLD)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(OLD)
+	$(OLD)/bin/pip install --disable-pip-version-check -q $(FLOORS) pytest pytest-timeout hypothesis pytorch-metric-learning
+	touch $@
+
+oldest: $(OLD)/.ready
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) $(OLD)/bin/python -m pytest -m 'not soak and not slow' $(NOT_THERE)
 
 soak: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/soak -m soak -s
