@@ -1,0 +1,263 @@
+"""Several processes (gloo, CPU) train one run as one process would, and end together."""
+
+import contextlib
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY
+from test_training import assert_same_run
+from torch import nn
+
+import tase
+from tase import distributed
+from tase.__main__ import main
+from tase.config import ViewsConfig
+from tase.losses import nt_xent, whole
+from tase.pseudo_labels import spherical_kmeans
+from tase.training import Training, refresh, train_epoch
+
+# Images, tau, weight, scale or not, rows of a chunk; odd sizes, and a last batch of fewer images than the others.
+LOSSES = [(7, False, None), (13, True, None), (13, True, 3), (5, True, 1), (64, False, 16)]
+SHORT = {**TINY, "optim.epochs": 10, "record.checkpoint_every": 1, "record.knn_every": 5, "optim.batch": 63}
+
+
+def gen(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def one_loss(b, weighted, chunk):
+    """The loss of this process's share of b images, of the whole batch, and the network's gradients."""
+    net = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 8))
+    for i, p in enumerate(net.parameters()):
+        nn.init.normal_(p, generator=gen(i))
+    x1, x2 = torch.randn(2, b, 6, generator=gen(b))
+    tau, weight, scale = 0.1 + torch.rand(3, b, generator=gen(1))
+    own = distributed.share(b)
+    values = (tau[own], weight[own], chunk, scale[own]) if weighted else (0.2, None, chunk)
+    out = nt_xent(net(x1[own]), net(x2[own]), *values, batch=b)
+    out.loss.backward()
+    distributed.sum_gradients(net)
+    return [*whole(out, b)[:7], *(p.grad for p in net.parameters())]
+
+
+def some_clusters():
+    h = torch.randn(203, 16, generator=gen()) + 2 * torch.eye(16)[torch.arange(203) % 5]
+    lost = h[:6].clone()
+    lost[1] = lost[0]  # of two equal centres one is empty, and filled again
+    return [*spherical_kmeans(h, 12, generator=gen()), *spherical_kmeans(h, 6, lost)]
+
+
+def some_views():
+    images, views = (
+        torch.randint(0, 256, (9, 3, 12, 12), dtype=torch.uint8, generator=gen()),
+        ViewsConfig(blur=0.5),
+    )
+    own = distributed.share(9)
+    return [distributed.gather(view, 9) for view in tase.two_views(images[own], views, gen(), of=9)]
+
+
+def trained_without_norm(method):
+    """Two epochs and two refreshes of a network without batch norm: all that is known of every sample, and weights."""
+    config = tase.preset("digits-lt", method, overrides={**TINY, "optim.batch": 67, "optim.lr": 0.02})
+    t = Training(tase.override(config, {"guidance.warmup": 0, "guidance.ramp": 0}), tase.load_splits(config).train)
+    for part in (t.network.backbone, t.network.projector):
+        for i, layer in enumerate(part):
+            if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
+                part[i] = nn.Identity()
+    for epoch in range(2):
+        t.guidance.start_epoch(epoch)
+        h = refresh(t)
+        train_epoch(t)
+    state = t.guidance.state_dict()
+    samples = {name: state[name] for name in ("tau", "weight")} | {"label": t.guidance.pseudo_label}
+    return (
+        samples
+        | {"headness": t.guidance.headness, "loss": t.loss_sum, "sums": t.sums, "h": h}
+        | dict(t.network.named_parameters())
+    )
+
+
+def everything():
+    return {
+        **{f"loss {case}": one_loss(*case) for case in LOSSES},
+        "clusters": some_clusters(),
+        "views": some_views(),
+        **{method: trained_without_norm(method) for method in ("tase", "isogclr-tau")},
+    }
+
+
+def worker(folder):
+    """What each process of the team computes, and what it does when the first one fails."""
+    with distributed.team(torch.device("cpu"), 64):
+        found = everything() | {"error": error_of_all(Path(folder))}
+        with pytest.raises(tase.ConfigError, match="only the first"):
+            distributed.lead(fail_in_the_first)
+        assert distributed.lead(distributed.world) == 1 < distributed.world()
+        assert (distributed.lead(os.getpid) == os.getpid()) == (distributed.rank() == 0)
+        assert distributed.any_of(distributed.rank() == 1, False) == [True, False]
+        torch.save(distributed.on_cpu(found), Path(folder) / f"{distributed.rank()}.pt")
+
+
+def error_of_all(folder):
+    """Status and standard error of the command line in a folder that is no run's; the processes are a team already."""
+    (folder / "mine").mkdir(exist_ok=True)
+    (folder / "mine" / "letter.txt").touch()
+    with contextlib.redirect_stderr(io.StringIO()) as error:
+        return main(command_line(folder / "mine")[2:]), error.getvalue()
+
+
+def fail_in_the_first():
+    assert distributed.rank() == 0
+    raise tase.ConfigError("only the first process fails")
+
+
+def start(n, *command):
+    """n processes with the variables that torchrun sets."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = []
+    for rank in range(n):
+        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": n, "MASTER_PORT": port}
+        env = {**os.environ, **{k: str(v) for k, v in names.items()}, "MASTER_ADDR": "127.0.0.1"}
+        where = {"env": env, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen([sys.executable, *command], cwd=Path(__file__).parent, **where))
+    return started
+
+
+def ended(processes, seconds=120):
+    """(exit status, standard error) of each; none is left behind."""
+    try:
+        deadline = time.monotonic() + seconds
+        errors = [p.communicate(timeout=max(1, deadline - time.monotonic()))[1] for p in processes]
+        return [(p.returncode, error) for p, error in zip(processes, errors, strict=True)]
+    finally:
+        for p in processes:
+            p.kill()
+
+
+def command_line(out, *more):
+    sets = [f"{name}={value}" for name, value in SHORT.items()]
+    return ["-m", "tase", "train", "--preset", "digits-lt", "--out", str(out), "--quiet", *more, "--set", *sets]
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return everything()
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def together(request, tmp_path_factory):
+    """What each of 2 or 3 processes found."""
+    folder = tmp_path_factory.mktemp("team")
+    processes = start(request.param, "-c", f"import test_distributed; test_distributed.worker({str(folder)!r})")
+    for status, error in ended(processes):
+        assert status == 0, error
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(request.param)]
+
+
+@pytest.mark.parametrize("case", LOSSES)
+def test_loss_and_gradients_are_those_of_one_process(case, alone, together):
+    for found in together:
+        for value, expected in zip(found[f"loss {case}"], alone[f"loss {case}"], strict=True):
+            torch.testing.assert_close(value, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_views_are_those_of_one_process(alone, together):
+    for found in together:
+        for value, expected in zip(found["views"], alone["views"], strict=True):
+            torch.testing.assert_close(value, expected, atol=1e-6, rtol=0)
+
+
+def test_clusters_are_those_of_one_process(alone, together):
+    for found in together:
+        for value, expected in zip(found["clusters"], alone["clusters"], strict=True):
+            torch.testing.assert_close(value, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("method", ["tase", "isogclr-tau"])
+def test_training_without_batch_norm_is_that_of_one_process(method, alone, together):
+    for found in together:
+        for name, expected in alone[method].items():
+            torch.testing.assert_close(found[method][name], expected, atol=1e-4, rtol=1e-4, msg=lambda m, n=name: n + m)
+            if name in ("tau", "weight", "label", "headness", "loss", "h"):
+                assert torch.equal(found[method][name], together[0][method][name]), f"{name} differs between processes"
+    assert alone["tase"]["tau"].std() > 0.01 and torch.equal(alone[method]["label"], together[0][method]["label"])
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """A run that torchrun trained with two processes, and what it printed."""
+    out = tmp_path_factory.mktemp("torchrun") / "run"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*torchrun, *command_line(out, "--json")], capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    return tase.Run(out), json.loads(done.stdout)
+
+
+def test_torchrun_writes_one_normal_run(whole_run):
+    run, printed = whole_run
+    assert run.finished and printed["epoch"] == 10 and run.metrics["epoch"].tolist() == list(range(1, 11))
+    assert run.metrics["knn"].notna().sum() == 2 and run.history.epoch.tolist() == list(range(0, 11, 2))
+    assert run.metrics["loss"].iloc[-1] < run.metrics["loss"].iloc[0]
+    # Features of both processes' images are of the encoder that is kept: its running means are those of all.
+    kept = torch.from_numpy(run.features())
+    torch.testing.assert_close(kept, tase.encode(run.encoder(), run.images.images), atol=2e-3, rtol=2e-3)
+
+
+def test_a_killed_process_ends_the_others_and_the_run_goes_on_exactly(whole_run, tmp_path):
+    out = tmp_path / "run"
+    processes = start(2, *command_line(out))
+    while not (out / "checkpoint.pt").exists() and all(p.poll() is None for p in processes):
+        time.sleep(0.01)
+    processes[1].send_signal(signal.SIGKILL)
+    began = time.monotonic()
+    (status, error), (killed, _) = ended(processes, 60)
+    assert time.monotonic() - began < 30 and killed == -signal.SIGKILL
+    assert status == 2 and error.count("error: process 0 cannot reach the others") == 1 and "Traceback" not in error
+    assert tase.Run(out).status["state"] == "failed"
+    assert [status for status, _ in ended(start(2, *command_line(out, "--resume")))] == [0, 0]
+    assert_same_run(tase.Run(out), whole_run[0])
+
+
+def test_an_error_that_all_have_is_told_once(together):
+    found = [other["error"] for other in together]
+    assert [status for status, _ in found] == [2] * len(found)
+    assert found[0][1].startswith("error: ") and "holds other files" in found[0][1]
+    assert found[0][1].count("\n") == 1 and not any(error for _, error in found[1:])
+
+
+def test_shares_are_contiguous_and_differ_by_one_at_most():
+    for n in range(12):
+        for of in range(1, 5):
+            parts = [range(n)[distributed.share(n, of, at)] for at in range(of)]
+            assert [i for part in parts for i in part] == list(range(n))
+            assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_a_batch_too_small_for_its_processes_is_an_error(monkeypatch):
+    monkeypatch.setattr(distributed.dist, "init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr(distributed.dist, "get_world_size", lambda: 4)
+    for name, value in {"RANK": "0", "WORLD_SIZE": "4", "MASTER_ADDR": "x", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with (
+        pytest.raises(tase.ConfigError, match=r"optim\.batch = 7 .* at least 8"),
+        distributed.team(torch.device("cpu"), 7),
+    ):
+        pass
+
+
+def test_only_training_is_shared(monkeypatch, capsys):
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "x"}.items():
+        monkeypatch.setenv(name, value)
+    assert main(["info", "--preset", "digits-lt"]) == 2
+    assert "not info: start it without torchrun" in capsys.readouterr().err

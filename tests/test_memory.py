@@ -1,0 +1,109 @@
+"""Images that do not fit into memory are fetched by batch, and nothing else changes."""
+
+import shutil
+import threading
+
+import pytest
+import torch
+from test_training import assert_same_run
+
+import tase
+from tase.data import Mapped, _mapped, batches, place
+from tase.training import Training, train
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def images():
+    return torch.randint(0, 256, (40, 3, 6, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Images in each read, and the thread that did it."""
+    seen, real = [], Mapped.read
+
+    def counting(self, rows):
+        out = real(self, rows)
+        seen.append((len(out), threading.current_thread().name))
+        return out
+
+    monkeypatch.setattr(Mapped, "read", counting)
+    return seen
+
+
+def test_mapped_images_are_used_as_a_tensor_is(images):
+    index = torch.randperm(40)[:31]
+    for mapped, plain in ((Mapped(images), images), (Mapped(images, index), images[index])):
+        assert len(mapped) == len(plain) and mapped.shape == plain.shape and mapped.dtype == plain.dtype
+        for rows in (
+            3,
+            slice(4, 9),
+            slice(None, None, 7),
+            torch.tensor([5, 5, 0]),
+            torch.tensor([], dtype=torch.int64),
+        ):
+            assert torch.equal(mapped[rows], plain[rows])
+        assert all(torch.equal(a, b) for a, b in zip(mapped.split(12), plain.split(12), strict=True))
+        assert torch.equal(mapped.to("cpu"), plain)
+        assert torch.equal(Mapped(mapped, torch.arange(9, 2, -2)).to(CPU), plain[[9, 7, 5, 3]])
+
+
+def test_a_large_choice_of_images_is_not_copied(images, monkeypatch):
+    whole, some = tase.ImageSet(images, hash="0"), torch.tensor([7, 3, 30])
+    assert isinstance(whole.subset(some).images, torch.Tensor)
+    monkeypatch.setattr(_mapped, "LARGE", 100)
+    part = whole.subset(some)
+    assert isinstance(part.images, Mapped) and part.images.source.data_ptr() == images.data_ptr()
+    assert torch.equal(part.images.to("cpu"), images[some]) and part.hash == whole.subset(some).hash
+    assert torch.equal(part.subset(torch.tensor([2, 0])).images[:], images[[30, 7]])
+
+
+def test_the_budget_decides_and_says_so(images):
+    gib = images.numel() / 2**30
+    assert place(images, CPU)[0] is images and place(images, CPU, gib)[0] is images
+    fetched, words = place(images, CPU, gib * 0.99)
+    assert isinstance(fetched, Mapped) and words == "40 images, 3.4e-06 GiB: fetched batch by batch to cpu"
+    assert isinstance(place(Mapped(images), CPU)[0], Mapped)
+    loaded, words = place(Mapped(images), CPU, 1.0)
+    assert torch.equal(loaded, images) and words.endswith("resident on cpu")
+
+
+def test_the_next_batch_is_read_meanwhile(images, reads):
+    parts = list(torch.arange(40).split(16))
+    got = batches(Mapped(images), parts)
+    first = next(got)
+    assert torch.equal(first, images[:16])
+    got.close()  # ends the reader
+    assert [n for n, _ in reads] == [16, 16] and all(name.startswith("images") for _, name in reads)
+    for source in (images, Mapped(images)):
+        assert all(torch.equal(a, images[i]) for a, i in zip(batches(source, parts), parts, strict=True))
+
+
+def test_encoding_reads_a_batch_at_a_time(images, reads):
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten())
+    expected = tase.encode(module, images, batch=16)
+    assert torch.equal(tase.encode(module, Mapped(images), batch=16), expected)
+    assert [n for n, _ in reads] == [16, 16, 8]
+    torch.testing.assert_close(tase.encode(module, Mapped(images), batch=16, rows=slice(5, 30)), expected[5:30])
+
+
+def test_batches_and_the_trained_run_are_the_same_both_ways(tiny, trained, tmp_path, capsys, reads):
+    config = tase.override(trained[2].config, {"optim.image_memory": 1e-9})
+    sets = tase.load_splits(config).train
+    assert isinstance(Training(config, sets).images, Mapped) and not isinstance(Training(tiny(), sets).images, Mapped)
+    assert_same_run(train(config, tmp_path / "run"), trained[2])
+    assert "405 images, 2.4e-05 GiB: fetched batch by batch to cpu" in capsys.readouterr().err
+    assert max(n for n, _ in reads) <= 405 and sum(n == 64 for n, _ in reads) == 8 * (405 // 64)
+
+
+def test_an_evaluation_of_mapped_images_is_the_same(trained, tmp_path, monkeypatch):
+    shutil.copytree(trained[2].path, tmp_path / "run")
+    (tmp_path / "run" / "results.json").unlink()
+    monkeypatch.setattr(_mapped, "LARGE", 0)
+    run = tase.Run(tmp_path / "run")
+    assert isinstance(run.splits.probe.images, Mapped)
+    results = tase.evaluate(run, protocols=["lt-knn", "few-shot"], progress=False)
+    for name in ("lt-knn@1", "few-shot"):
+        assert results["protocols"][name] == trained[2].results["protocols"][name]
