@@ -29,7 +29,7 @@ SIGNALS = (signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
 EVERY = 3  # record.checkpoint_every
 # Processes are forked from one that has imported everything: a kill costs milliseconds and not the import of torch.
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["harness", "sklearn.datasets", "sklearn.neighbors", "pandas", "matplotlib.figure"])
+_context.set_forkserver_preload(["harness", "sklearn.datasets", "sklearn.neighbors", "pandas", "torch._dynamo"])
 
 
 def _work(words: list[str], log: str) -> None:
@@ -68,8 +68,10 @@ def finish(words: list[str], log: Path) -> float:
     return time.perf_counter() - begun
 
 
-def half_written(folder: Path) -> list[str]:
-    return [re.sub(r"\.\d+\.tmp$|\.new$", "", p.name) for p in folder.rglob("*") if p.suffix in (".tmp", ".new")]
+def half_written(folder: Path, also: tuple[str, ...] = ()) -> list[str]:
+    """Names of the files that are being written, or were when the process was killed."""
+    found = [path.name for path in folder.rglob("*") if path.suffix in (".tmp", ".new") or path.name in also]
+    return [re.sub(r"^\.|\.\d+\.tmp$|\.tmp$|\.new$|_\d+", "", name) for name in found]
 
 
 def lost_epochs(folder: Path) -> int:
@@ -93,7 +95,9 @@ def kill_and_resume(words, folder: Path, rng: random.Random, seconds: float, kil
         process, number = start(words, log), rng.choice(SIGNALS)
         end = time.perf_counter() + rng.uniform(0, seconds)
         writing = rng.random() < 0.5  # then: at the first write after that moment
-        while process.is_alive() and (time.perf_counter() < end or (writing and not half_written(folder))):
+        while process.is_alive() and (
+            time.perf_counter() < end or (writing and not half_written(folder, ("decoded.u8",)))
+        ):
             time.sleep(0.0005)
         if not process.is_alive():
             break
@@ -102,7 +106,7 @@ def kill_and_resume(words, folder: Path, rng: random.Random, seconds: float, kil
         said = log.read_text()
         assert "Traceback" not in said, said
         assert process.exitcode in (0, 130, -number), (process.exitcode, said)
-        where = ", ".join(half_written(folder)) if number == signal.SIGKILL else ""
+        where = ", ".join(half_written(folder, also=("decoded.u8",)))
         lost = lost_epochs(folder)
         assert lost <= EVERY, f"{lost} epochs lost"
         told.append((number.name, where or f"exit {process.exitcode}", lost))
@@ -142,7 +146,7 @@ def _content(path: Path):
 
 def contents(folder: Path) -> dict:
     """All that the files of a folder hold, times aside, as flat values that are equal where they are so bit for bit."""
-    other = ("status.json", "environment.json", ".lock", "checkpoint.previous.pt")
+    other = ("status.json", "environment.json", ".lock", "checkpoint.previous.pt", "decoded.u8")
     found = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name not in other and path.suffix not in (".pdf", ".png"):
