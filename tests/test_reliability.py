@@ -86,7 +86,7 @@ def refused(words, capsys):
     return errors[0]
 
 
-@pytest.mark.parametrize("size", ["50k", "100k", "160k"])
+@pytest.mark.parametrize("size", ["50k", "100k", "200k"])
 def test_a_full_disk_stops_with_one_line_and_more_room_is_enough_to_go_on(size, disk, trained, capsys):
     out = disk(size) / "run"
     assert "cannot be written: No space left on device" in refused(words_of(out), capsys)
