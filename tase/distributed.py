@@ -6,7 +6,8 @@
         sum_gradients(network)
         done = lead(writer.finished, images)        # called in the first process, its answer or its error in all
 
-Every helper is the identity where there is one process. The loss of a process is its rows' part of the batch's loss,
+The GPUs must be of one kind, so that all draw the same numbers. Every helper is the identity where there is one
+process. The loss of a process is its rows' part of the batch's loss,
 so gradients are summed, not averaged: one sum over a flat copy of them all after the backward pass. That is simpler
 than DistributedDataParallel, which divides by the number of processes and wraps a network that is called twice per
 step; what DDP would hide, the sum's time behind the backward pass, is not hidden.
@@ -38,9 +39,10 @@ class TeamError(RuntimeError):
     """The other processes of the run cannot be reached: one has ended, or hangs."""
 
 
-def launched() -> bool:
-    """Whether torchrun (or another launcher that sets its variables) started this process as one of several."""
-    return all(name in os.environ for name in ("RANK", "MASTER_ADDR", "MASTER_PORT")) and _launched("WORLD_SIZE", 1) > 1
+def launched() -> int:
+    """How many processes torchrun (or another launcher that sets its variables) started; 0 where it did not."""
+    several = all(name in os.environ for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"))
+    return _launched("WORLD_SIZE", 1) if several and _launched("WORLD_SIZE", 1) > 1 else 0
 
 
 def _launched(name: str, default: int) -> int:

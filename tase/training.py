@@ -41,7 +41,19 @@ from torch import Tensor
 from . import models
 from .config import Config, OptimConfig, check
 from .data import ImageSet, Splits, batches, load_splits, place
-from .distributed import any_of, choose_device, gather, lead, rank, same_buffers, share, sum_gradients, team, world
+from .distributed import (
+    any_of,
+    choose_device,
+    gather,
+    launched,
+    lead,
+    rank,
+    same_buffers,
+    share,
+    sum_gradients,
+    team,
+    world,
+)
 from .guidance import Guidance, build_guidance
 from .losses import NTXent, nt_xent, whole
 from .probes import knn_accuracy
@@ -324,20 +336,25 @@ def _start(config: Config, splits: Splits, writer: RunWriter, device: torch.devi
     state = lead(load_checkpoint, writer.folder, config.identity) if writer.resume else None
     if state:
         t.restore(state)
-        lead(_same_threads, t, writer)
+        lead(_same_numbers, t, writer)
     lead(writer.begin, t.device, splits.train)
     lead(writer.cut_back, t.epoch)
     return t
 
 
-def _same_threads(t: Training, writer: RunWriter) -> None:
-    before, now = Run(writer.folder).environment.get("threads"), torch.get_num_threads()
-    if t.device.type == "cpu" and before != now:
-        warnings.warn(
-            f"begun with {before} threads, going on with {now}: sums are rounded differently, so the result will be "
-            f"another than without the stop (OMP_NUM_THREADS={before} would give the same)",
-            stacklevel=2,
-        )
+def _same_numbers(t: Training, writer: RunWriter) -> None:
+    """Warn where other threads or processes than at the start go on with the run."""
+    begun, threads, several = Run(writer.folder).environment, torch.get_num_threads(), launched() or 1
+    now = {"threads": threads, "processes": several} if t.device.type == "cpu" else {"processes": several}
+    hints = {"threads": "OMP_NUM_THREADS={}", "processes": "torchrun --nproc-per-node {}"}
+    for name, number in now.items():
+        before = begun.get(name, number)
+        if before != number:
+            warnings.warn(
+                f"begun with {before} {name}, going on with {number}: sums are rounded differently, so the result will "
+                f"be another than without the stop ({hints[name].format(before)} would give the same)",
+                stacklevel=2,
+            )
 
 
 def _metrics(t: Training, splits: Splits, started: float) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import torch
 import tase
 from tase import training
 from tase.config import ConfigError
-from tase.runs import RunError, load_npz, read_lines
+from tase.runs import RunError, load_npz, read_lines, save_json
 from tase.training import Training, TrainingError, learning_rate, train, train_epoch
 
 
@@ -97,6 +97,13 @@ def test_other_threads_than_before_are_told(tiny, tmp_path):
             train(tiny(optim__epochs=2), tmp_path / "run", resume=True, progress=False)
     finally:
         torch.set_num_threads(1)
+
+
+def test_other_processes_than_before_are_told(tiny, tmp_path):
+    run = train(tiny(optim__epochs=2), tmp_path / "run", until=1, progress=False)
+    save_json(run.path / "environment.json", {**run.environment, "processes": 4})
+    with pytest.warns(UserWarning, match="begun with 4 processes, going on with 1.*--nproc-per-node 4"):
+        train(tiny(optim__epochs=2), tmp_path / "run", resume=True, progress=False)
 
 
 def test_a_finished_run_is_returned_as_it_is(trained):

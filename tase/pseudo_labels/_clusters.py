@@ -53,6 +53,7 @@ def directions(features: Float[Tensor, "n d"], space: str = "auto") -> Float[Ten
     return F.normalize(x if space == "plain" else x.sign() * x.abs().sqrt(), dim=1)
 
 
+@torch.no_grad()
 def spherical_kmeans(
     features: Float[Tensor, "n d"],
     clusters: int,

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from ..config import Config
+from ..distributed import launched
 from ..models import load_backbone
 from ._control import Control
 from ._files import (
@@ -68,6 +69,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "device": gpu or platform.processor() or platform.machine(),
         "device_type": device.type,
         "threads": torch.get_num_threads(),
+        "processes": launched() or 1,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 
