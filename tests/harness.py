@@ -225,5 +225,7 @@ class Subjects:
         undisturbed, folder = self.undisturbed(name), self.folder(name, label)
         told = kill_and_resume(self.words(name, folder), folder, rng, self.seconds[name], kills)
         assert_equal(folder, undisturbed)
+        if len(told) < kills:  # the undisturbed one was slowed down by others
+            self.seconds[name] *= 0.7
         shutil.rmtree(folder)
         return told

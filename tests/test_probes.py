@@ -30,7 +30,9 @@ def test_logistic_regression_is_scikit_learns(l2):
     x, y = blobs([60, 40, 30, 20], spread=1.5)
     x = x.double()
     ours = probes.fit_logistic(x, y, 4, l2, tolerance=1e-9, max_iter=2000)
-    theirs = LogisticRegression(C=1 / (len(x) * l2), tol=1e-10, max_iter=10000).fit(x.numpy(), y.numpy())
+    theirs = LogisticRegression(C=1 / (len(x) * l2), tol=1e-10, max_iter=10000, solver="newton-cg").fit(
+        x.numpy(), y.numpy()
+    )
     np.testing.assert_allclose(ours.weight.T.numpy(), theirs.coef_, atol=1e-5)
     # Scores see the bias only up to a constant over classes.
     np.testing.assert_allclose(
