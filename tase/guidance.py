@@ -82,6 +82,12 @@ class Guidance:
         """n_k of equation (3); empty before the first update."""
         return torch.zeros(0, device=self.device) if self.pseudo is None else self.pseudo.sizes.float()
 
+    @property
+    def log_sizes(self) -> Float[Tensor, "m"]:
+        """Log sizes between which q of equation (4) goes from 0 to 1; empty: the headness takes their place."""
+        sizes = None if self.pseudo is None else self.pseudo.log_sizes
+        return torch.zeros(0, device=self.device) if sizes is None else sizes.float()
+
     def start_epoch(self, epoch: int) -> None:
         """Called before each epoch, counted from 0."""
 

@@ -297,6 +297,7 @@ def snapshot(t: Training, h: Tensor) -> dict[str, np.ndarray]:
         "pseudo_label": guide.pseudo_label.int(),
         "headness": guide.headness.float(),
         "cluster_sizes": guide.cluster_sizes.float(),
+        "log_sizes": guide.log_sizes,
         "loss": (t.loss_sum / t.loss_count).float(),
         "feature_index": kept,
         "features": h[kept.to(h.device)].half(),

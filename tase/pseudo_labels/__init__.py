@@ -98,7 +98,7 @@ class PseudoLabels:
         self.headness = torch.zeros(n, dtype=torch.float64, device=self.device)
         self.q = torch.full_like(self.headness, 0.5)
         self.sizes, self.centres = self.headness[:0], torch.zeros(0, 0, device=self.device)
-        self.spread = 0.0
+        self.spread, self.log_sizes = 0.0, None  # the latter, as p, of the last update only
 
     @torch.no_grad()
     def update(self, features: Float[Tensor, "n d"]) -> None:

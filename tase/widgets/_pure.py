@@ -15,7 +15,7 @@ from jaxtyping import Float, Int64
 from ..config import METHODS, Config, ConfigError, GuidanceConfig, override, preset
 from ..data import GROUPS
 from ..guidance import temperature_and_weight
-from ..pseudo_labels import ESTIMATORS, PseudoLabels, Quantity, centred, clipped_rank
+from ..pseudo_labels import PseudoLabels, Quantity, clipped_rank
 from ..runs import History
 
 
@@ -54,14 +54,14 @@ def sample_groups(history: History, n: int) -> Int64[np.ndarray, " n"]:
 def moment(history: History, t: int, settings: GuidanceConfig) -> Moment:
     """Snapshot `t` as training saved it."""
     headness, sizes = history.headness[t].astype(np.float64), history.cluster_sizes[t].astype(np.float64)
-    n = len(headness)
-    own_size = settings.labels == "oracle" or settings.estimator == "size"
-    log_sizes = np.log(sizes[sizes > 1e-9 * n]) if own_size and len(sizes) else None
+    n, log_sizes = len(headness), history.log_sizes(t)
+    if log_sizes is None and len(sizes) and (settings.labels == "oracle" or settings.estimator == "size"):
+        log_sizes = np.log(sizes[sizes > 1e-9 * n])
     return Moment(
         epoch=int(history.epoch[t]),
         index=np.arange(n),
         headness=headness,
-        log_sizes=log_sizes,
+        log_sizes=None if log_sizes is None else log_sizes.astype(np.float64),
         cluster=history.pseudo_label[t],
         tau=history.tau[t],
         weight=history.weight[t],
@@ -85,15 +85,15 @@ def reclustered(
         settings.assignment_confidence,
         settings.restarts,
         merge_to=settings.merge_to,
+        space=settings.space,
         generator=torch.Generator().manual_seed(0),
     )
     pseudo.update(x)
-    a, log_sizes = ESTIMATORS[settings.estimator](centred(x), pseudo.p, pseudo.centres, **pseudo.options)
     return dataclasses.replace(
         saved,
         index=np.asarray(index),
-        headness=a.double().numpy(),
-        log_sizes=None if log_sizes is None else log_sizes.numpy(),
+        headness=pseudo.headness.numpy(),
+        log_sizes=None if pseudo.log_sizes is None else pseudo.log_sizes.numpy(),
         cluster=pseudo.labels.numpy(),
         tau=saved.tau[index],
         weight=saved.weight[index],
