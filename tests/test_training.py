@@ -106,6 +106,18 @@ def test_other_processes_than_before_are_told(tiny, tmp_path):
         train(tiny(optim__epochs=2), tmp_path / "run", resume=True, progress=False)
 
 
+def test_images_are_encoded_once_where_knn_and_refresh_meet(trained, tmp_path, monkeypatch):
+    seen, real = [], training.models.encode
+
+    def counting(module, images, *inputs, **options):
+        seen.append(len(images))
+        return real(module, images, *inputs, **options)
+
+    monkeypatch.setattr(training.models, "encode", counting)
+    assert_same_run(train(trained[2].config, tmp_path / "run", progress=False), trained[2])
+    assert seen.count(405) == 5  # refreshes at 0, 2, 4, 6, 8; the k-NN at 4 and 8 takes their features
+
+
 def test_a_finished_run_is_returned_as_it_is(trained):
     before = (trained[2].path / "encoder.pt").stat().st_mtime_ns
     assert train(trained[2].config, trained[2].path, resume=True, progress=False).finished
