@@ -214,15 +214,27 @@ def test_torchrun_writes_one_normal_run(whole_run):
     torch.testing.assert_close(kept, tase.encode(run.encoder(), run.images.images), atol=2e-3, rtol=2e-3)
 
 
-def test_a_killed_process_ends_the_others_and_the_run_goes_on_exactly(whole_run, tmp_path):
-    out = tmp_path / "run"
-    processes = start(2, *command_line(out))
-    while not (out / "checkpoint.pt").exists() and all(p.poll() is None for p in processes):
+def signalled(out, number, *more):
+    """Exit status and standard error of two processes, of which the second got a signal after the first checkpoint."""
+    before = (out / "checkpoint.pt").stat().st_mtime_ns if more else 0
+    processes = start(2, *command_line(out, *more))
+
+    def written():
+        return (out / "checkpoint.pt").exists() and (out / "checkpoint.pt").stat().st_mtime_ns > before
+
+    while not written() and all(p.poll() is None for p in processes):
         time.sleep(0.01)
-    processes[1].send_signal(signal.SIGKILL)
+    processes[1].send_signal(number)
+    return ended(processes, 60)
+
+
+def test_stopped_or_killed_processes_end_together_and_the_run_goes_on_exactly(whole_run, tmp_path):
+    out = tmp_path / "run"
+    assert [status for status, _ in signalled(out, signal.SIGTERM)] == [130, 130]
+    assert tase.Run(out).status["state"] == "stopped"
     began = time.monotonic()
-    (status, error), (killed, _) = ended(processes, 60)
-    assert time.monotonic() - began < 30 and killed == -signal.SIGKILL
+    (status, error), (killed, _) = signalled(out, signal.SIGKILL, "--resume")
+    assert time.monotonic() - began < 60 and killed == -signal.SIGKILL
     assert status == 2 and error.count("error: process 0 cannot reach the others") == 1 and "Traceback" not in error
     assert tase.Run(out).status["state"] == "failed"
     assert [status for status, _ in ended(start(2, *command_line(out, "--resume")))] == [0, 0]
@@ -261,3 +273,14 @@ def test_only_training_is_shared(monkeypatch, capsys):
         monkeypatch.setenv(name, value)
     assert main(["info", "--preset", "digits-lt"]) == 2
     assert "not info: start it without torchrun" in capsys.readouterr().err
+
+
+def test_two_gpus_train_one_run(cuda, tmp_path):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    for status, error in ended(start(2, *command_line(tmp_path / "run", "--set", "optim.precision=float32"))):
+        assert status == 0, error
+    run = tase.Run(tmp_path / "run")
+    assert run.finished and run.environment["processes"] == 2 and run.environment["device_type"] == "cuda"
+    h = tase.encode(run.encoder("cuda"), run.images.images.cuda())
+    torch.testing.assert_close(torch.from_numpy(run.features()), h.cpu(), atol=2e-2, rtol=2e-2)

@@ -81,6 +81,14 @@ def test_the_next_batch_is_read_meanwhile(images, reads):
         assert all(torch.equal(a, images[i]) for a, i in zip(batches(source, parts), parts, strict=True))
 
 
+def test_batches_come_to_a_gpu_through_pinned_memory(cuda, images):
+    index, parts = torch.randperm(40), list(torch.arange(40).split(16))
+    mapped = Mapped(images, index, cuda)
+    assert mapped.read(parts[0]).is_pinned() and mapped.read(slice(3, 9)).is_pinned()
+    for batch, part in zip(batches(mapped, parts), parts, strict=True):
+        assert batch.device.type == "cuda" and torch.equal(batch.cpu(), images[index[part]])
+
+
 def test_encoding_reads_a_batch_at_a_time(images, reads):
     module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten())
     expected = tase.encode(module, images, batch=16)
