@@ -1,5 +1,6 @@
 """Nothing lost, nothing silently wrong: kills, broken disks and files, foreign input, odd numbers."""
 
+import contextlib
 import io
 import json
 import os
@@ -25,7 +26,7 @@ from PIL import Image
 import tase
 from tase.__main__ import main
 from tase.config import ConfigError, fields
-from tase.runs import FORMAT, RunError, load_checkpoint
+from tase.runs import FORMAT, RunError, load_checkpoint, load_json, save_json
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +177,16 @@ def test_no_damage_goes_unnoticed(name, trained, tmp_path):
         told += bool(warned)
         assert warned or all(same(before[key], after[key]) for key in before)
     assert told >= 8
+
+
+def test_every_flipped_bit_of_a_small_file_is_noticed(tmp_path):
+    path, value = tmp_path / "status.json", {"state": "training", "epoch": 3, "loss": [0.25, None]}
+    save_json(path, value)
+    whole = path.read_bytes()
+    for bit in range(8 * len(whole)):
+        path.write_bytes(whole[: bit // 8] + bytes([whole[bit // 8] ^ (1 << bit % 8)]) + whole[bit // 8 + 1 :])
+        with contextlib.suppress(RunError):
+            assert load_json(path) == value
 
 
 @pytest.mark.parametrize("name", ["encoder.pt", "history/epoch_000008.npz", "status.json"])

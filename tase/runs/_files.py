@@ -74,7 +74,8 @@ def save_json(path: str | Path, value: Any) -> None:
     """Write `value` as JSON, an object with its own checksum; NaN and infinities become null, since JSON has none."""
     value = _finite(value)
     if isinstance(value, dict):
-        value["checksum"] = _checksum(value)
+        value.pop("checksum", None)
+        value["checksum"] = _checksum(value)  # the last of its keys
     write_atomic(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
 
@@ -94,9 +95,13 @@ def load_json(path: str | Path) -> Any:
         value = json.loads(Path(path).read_text())
     except (ValueError, RecursionError) as error:
         raise RunError(f"{path} is damaged: not JSON ({error})") from error
-    if isinstance(value, dict) and "checksum" in value and value.pop("checksum") != _checksum(value):
+    if not isinstance(value, dict) or not value:
+        return value
+    *_, (key, last) = value.items()
+    rest = {k: v for k, v in value.items() if k != key}
+    if (key == "checksum") != (last == _checksum(rest)):  # also where it is this key that is altered
         raise RunError(f"{path} is damaged: it does not have its checksum (delete that line if you edited it)")
-    return value
+    return rest if key == "checksum" else value
 
 
 def save_npz(path: str | Path, **arrays: np.ndarray) -> None:
