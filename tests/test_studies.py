@@ -47,7 +47,7 @@ TWO = {
     "group-tau": (["head 0.2", "head 0.5"], ["tail 0.2"]),
     "ablation": (["simclr", "tase, scale_by_tau"], []),
     "tau-range": (["tau_min=0.07"], ["tau_max=0.2", "tau_max=0.5"]),
-    "clusters": (["size, confidence=0.8", "density, confidence=0.8"], ["clusters=10"]),
+    "clusters": (["size, centred", "density, centred"], ["clusters=10"]),
     "gamma": (["tase"], ["gamma=0.25", "gamma=1.0"]),
     "imbalance": (["simclr", "tase"], ["rho=10"]),
     "schedule": (["warmup=0.0"], ["refresh=5", "refresh=10"]),

@@ -64,13 +64,20 @@ _ALL = (
     Study(
         "clusters",
         "Which clusters and which estimator of quantity follow the true class sizes best?",
-        rows=cross(
-            {name: {"guidance.estimator": name} for name in ESTIMATORS},
-            over("guidance.assignment_confidence", 0.5, 0.8, 1.0, short="confidence"),
-        ),
+        rows={
+            **cross(
+                {name: {"guidance.estimator": name} for name in ESTIMATORS},
+                {space: {"guidance.space": space} for space in ("centred", "sqrt")},
+            ),
+            "merged, sqrt, hard": {
+                "guidance.estimator": "merged",
+                "guidance.space": "sqrt",
+                "guidance.assignment_confidence": 1.0,
+            },
+        },
         columns=over("guidance.clusters", 10, 30, 100, 200),
         base={"method": SIMCLR},
-        reference="size, confidence=0.8",
+        reference="size, centred",
         protocols=(),
         figure="heat",
         on_features=True,
