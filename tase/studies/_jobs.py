@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..config import Config
@@ -88,14 +89,16 @@ class Job:
 
 
 def _clustered(run: Run, config: Config) -> dict[str, float]:
-    """Quality of the pseudo-labels that the first refresh would make, as `config` says, of the run's last features."""
-    if run.history.labels is None:
+    """Quality of the last pseudo-labels that `config` would make, refresh by refresh, of the features the run keeps."""
+    h = run.history
+    if h.labels is None:
         raise RunError(f"{run.path} has no true labels: the quality of clusters needs them")
-    device = choose_device(config.optim)
-    features = torch.from_numpy(run.features()).to(device)
-    guide = build_guidance(config, len(features), device=device, generator=torch.Generator().manual_seed(config.seed))
-    guide.update(features, 0)
-    labels, counts = (torch.from_numpy(x).to(device) for x in (run.history.labels, run.history.counts))
+    device, index = choose_device(config.optim), h.feature_index(0)
+    guide = build_guidance(config, len(index), device=device, generator=torch.Generator().manual_seed(config.seed))
+    for t, epoch in enumerate(h.epoch):
+        kept = np.isin(h.feature_index(t), index)
+        guide.update(torch.from_numpy(h.features(t)[kept]).to(device), int(epoch))
+    labels, counts = (torch.from_numpy(x).to(device) for x in (h.labels[index], h.counts))
     return quality(guide.pseudo_label, guide.headness, labels, counts)
 
 
