@@ -14,7 +14,7 @@ from harness import Subjects
 import tase
 from tase.runs import read_lines
 
-pytestmark = pytest.mark.soak
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 KILLS = {"train": 30, "evaluate": 8, "cache": 12, "study": 10}
 
 
@@ -24,22 +24,23 @@ def memory() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def test_sixty_kills(tmp_path):
-    subjects, rng = Subjects(tmp_path, TINY), random.Random(seed := int(os.environ.get("SOAK_SEED", "0")))
-    told = Counter()
-    for name, wanted in KILLS.items():
-        done, trials = [], 0
-        while len(done) < wanted:
-            done += subjects.trial(name, str(trials), rng, kills=min(6, wanted - len(done)))
-            trials += 1
-        signals = Counter(number for number, _, _ in done)
-        writes = sorted(where for _, where, _ in done if where[:4] != "exit")
-        lost = max(lost for _, _, lost in done)
-        print(f"\n{name}: {len(done)} kills ({dict(signals)}) in {trials} trials, {len(writes)} of them in a write "
-              f"({dict(Counter(writes))}); at most {lost} epochs lost; all bit-equal")  # fmt: skip
-        told[name] += len(done)
-    print(f"seed {seed}: {sum(told.values())} kills")
-    assert sum(told.values()) >= 50
+@pytest.fixture(scope="module")
+def subjects(tmp_path_factory):
+    return Subjects(tmp_path_factory.mktemp("kill"), TINY)
+
+
+@pytest.mark.parametrize("name", KILLS)
+def test_sixty_kills(name, subjects):
+    seed, done, trials = int(os.environ.get("SOAK_SEED", "0")), [], 0
+    rng = random.Random(f"{name} {seed}")
+    while len(done) < KILLS[name]:
+        done += subjects.trial(name, str(trials), rng, kills=min(6, KILLS[name] - len(done)))
+        trials += 1
+    signals = dict(Counter(number for number, _, _ in done))
+    writes = dict(Counter(where for _, where, _ in done if where[:4] != "exit"))
+    lost = max(lost for _, _, lost in done)
+    print(f"\n{name}, seed {seed}: {len(done)} kills ({signals}) in {trials} trials; while written: {writes}; "
+          f"at most {lost} epochs lost; all bit-equal")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,6 @@ def long_run(tmp_path_factory):
     return run, held, np.array(writes), opened
 
 
-@pytest.mark.timeout(1800)
 def test_memory_stays_flat_over_twelve_thousand_steps(long_run):
     run, held, _, _ = long_run
     print(f"\n{run.status['step']} steps: {held[1]:.0f} MiB at epoch 200, {held[-2]:.0f} at 1900, most {max(held):.0f}")
