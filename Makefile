@@ -6,9 +6,11 @@ READY := $(VENV)/.ready
 # The lowest version that pyproject.toml allows of each library that the tests below need.
 OLD := .venv-oldest
 FLOORS := $(shell sed -n '/^dependencies/,/^]/s/.*"\(.*\)>=\(.*\)",/\1==\2/p' pyproject.toml | grep -v 'jupyter\|widgets\|umap')
-NOT_THERE := $(foreach part,bench browser house notebooks widgets,--ignore=tests/test_$(part).py)
+NOT_THERE := bench browser house notebooks widgets
+HALF := cli evaluation reliability studies
+OLD_TEST = OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) $(OLD)/bin/python -m pytest -m 'not soak and not slow'
 
-.PHONY: demo test soak oldest lab figures lint clean install
+.PHONY: demo test soak oldest oldest-half oldest-rest lab figures lint clean install
 install: $(READY)
 
 $(READY): pyproject.toml
@@ -28,7 +30,13 @@ $(OLD)/.ready: pyproject.toml
 	touch $@
 
 oldest: $(OLD)/.ready
-	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) $(OLD)/bin/python -m pytest -m 'not soak and not slow' $(NOT_THERE)
+	$(MAKE) -j2 -O oldest-half oldest-rest
+
+oldest-half:
+	$(OLD_TEST) $(HALF:%=tests/test_%.py)
+
+oldest-rest:
+	$(OLD_TEST) $(NOT_THERE:%=--ignore=tests/test_%.py) $(HALF:%=--ignore=tests/test_%.py)
 
 soak: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/soak -m soak -s
