@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..config import Config, ConfigError, check
 from ..data import GROUPS, class_counts
 from ..evaluation import FILES
-from ..runs import Run, RunError, load_json, load_kept, save_json, write_atomic
+from ..runs import Run, RunError, load_json, load_kept, save_json, tidy, write_atomic
 from ._declared import PUBLISHED
 from ._grid import Cell, Study, is_tailed_twin
 from ._jobs import Job, cost, do_all
@@ -185,6 +185,7 @@ def _write(planned: Plan, out: Path, overrides: Mapping[str, Any], failed: list[
     import pandas
 
     out.mkdir(parents=True, exist_ok=True)
+    tidy(out)
     frame = pandas.DataFrame(list(_records(planned)), columns=COLUMNS)
     write_atomic(out / "results.csv", frame.to_csv(index=False, float_format="%.10g").encode())
     save_json(out / "study.json", _about(planned, overrides, failed))
