@@ -67,11 +67,12 @@ _ALL = (
         rows={
             **cross(
                 {name: {"guidance.estimator": name} for name in ESTIMATORS},
-                {space: {"guidance.space": space} for space in ("centred", "sqrt")},
+                {space: {"guidance.space": space, "guidance.memory": 0.7} for space in ("centred", "sqrt")},
             ),
             "merged, sqrt, hard": {
                 "guidance.estimator": "merged",
                 "guidance.space": "sqrt",
+                "guidance.memory": 0.7,
                 "guidance.assignment_confidence": 1.0,
             },
             "merged, sqrt, no memory": {
