@@ -23,6 +23,7 @@ from tase.data import (
     load_splits,
     tail_counts,
 )
+from tase.data._folders import list_folder
 
 
 def digits(**overrides):
@@ -429,6 +430,20 @@ def test_empty_or_broken_folders(tmp_path):
         load_splits(folder_config(root, tmp_path, test_per_class=2))
 
 
+def test_a_file_counts_once_whatever_leads_to_it(tmp_path):
+    outside, root = tmp_path / "outside", tmp_path / "root"
+    for folder in (outside, root / "ant", root / "bee"):
+        folder.mkdir(parents=True)
+    for file in (outside / "far.png", root / "bee" / "own.png"):
+        Image.new("RGB", (4, 4)).save(file)
+    (root / "ant" / "link.png").symlink_to(root / "bee" / "own.png")  # its own name comes later, and is kept
+    (root / "ant" / "one.png").symlink_to(outside / "far.png")
+    (root / "bee" / "two.png").symlink_to("../ant/one.png")
+    (root / "cat").symlink_to(root / "bee", target_is_directory=True)
+    listing = list_folder(root)
+    assert listing.paths == ("ant/one.png", "bee/own.png") and listing.labels.tolist() == [0, 1]
+
+
 def test_links_to_folders_above_end(tmp_path):
     root = write_tree(tmp_path / "pictures", {"ant": 3, "bee": 2})
     (root / "ant/back").symlink_to(root, target_is_directory=True)
@@ -507,7 +522,7 @@ def test_imagenet_tree_that_is_missing_or_too_large(imagenet, tmp_path):
 @pytest.mark.skipif(not Path("/usr/share/openclipart/png").is_dir(), reason="needs Debian's package openclipart-png")
 def test_openclipart_has_the_documented_counts(tmp_path):
     found = class_counts(preset("openclipart", overrides={"data.cache": str(tmp_path)}))
-    assert len(found["classes"]) == 22 and found["classes"][0] == "computer" and found["counts"][0] == 2158 - 30
-    assert found["n"] == 8121 - 14 * 30  # 14 categories of 91 and more give 30 each to the test
+    assert len(found["classes"]) == 22 and found["classes"][0] == "computer" and found["counts"][0] == 1797 - 30
+    assert found["n"] == 8121 - 1221 - 13 * 30  # links; 13 categories of 91 and more give 30 each to the test
     assert found["counts"][found["classes"].index("buttons")] == 3
-    assert [found["groups"].count(g) for g in GROUPS] == [6, 4, 12]  # thirds of the 14; the 8 others count as tail
+    assert [found["groups"].count(g) for g in GROUPS] == [5, 4, 13]  # thirds of the 13; the 9 others count as tail

@@ -50,13 +50,16 @@ class Listing:
 
 
 def list_folder(root: Path) -> Listing:
-    """The image files below `root`: a class is a folder directly in it, with all that is nested there; links are
-    followed.
+    """The image files below `root`: a class is a folder directly in it, with all that is nested there.
 
-    A folder without sub-folders that hold images has no labels. Files whose name is not that of an image are passed
-    over. Raises ConfigError where a folder cannot be read or there is no image at all.
+    Links are followed, but a file counts once, under its own name where that is below `root`: else the same image could
+    be trained on and tested. A folder without sub-folders that hold images has no labels. Files whose name is not that
+    of an image are passed over. Raises ConfigError where a folder cannot be read or there is no image at all.
     """
-    paths, passed = _walk(root)
+    every, passed = _walk(root)
+    paths = _once(root, every)
+    if len(paths) < len(every):
+        log.info("%s: %d files are links to others of them and are left out", root, len(every) - len(paths))
     nested = [path for path in paths if "/" in path]
     loose = len(paths) - len(nested)
     if nested and loose:
@@ -92,6 +95,17 @@ def _walk(root: Path) -> tuple[list[str], int]:
         passed += len(names) - len(images)
         paths += [prefix + name for name in images]
     return sorted(paths), passed
+
+
+def _once(root: Path, paths: list[str]) -> list[str]:
+    """The paths without those that lead to a file that another one leads to."""
+    places = {folder: os.path.realpath(os.path.join(root, folder)) for folder in {os.path.dirname(p) for p in paths}}
+    real = {path: os.path.join(places[os.path.dirname(path)], os.path.basename(path)) for path in paths}
+    real |= {path: os.path.realpath(file) for path, file in real.items() if os.path.islink(file)}
+    top = os.path.realpath(root)
+    first = {real[path]: path for path in reversed(paths)}
+    first |= {file: path for path, file in real.items() if file == os.path.join(top, *path.split("/"))}
+    return [path for path in paths if first[real[path]] == path]
 
 
 def match_list(
