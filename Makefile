@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # The lowest version that pyproject.toml allows of each library that the tests below need.
 OLD := .venv-oldest
 FLOORS := $(shell sed -n '/^dependencies/,/^]/s/.*"\(.*\)>=\(.*\)",/\1==\2/p' pyproject.toml | grep -v 'jupyter\|widgets\|umap')
-NOT_THERE := bench browser house notebooks widgets
+NOT_THERE := bench browser distributed house notebooks widgets
 HALF := cli evaluation reliability studies
 OLD_TEST = OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) $(OLD)/bin/python -m pytest -m 'not soak and not slow'
 
