@@ -343,6 +343,20 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+# The guidance's fields that are read by the guidances that do without pseudo-labels.
+_READS: dict[str, tuple[str, ...]] = {
+    "constant": ("tau_0",),
+    "ts": ("periods", "ts_range"),
+    "isogclr-tau": ("iso_start", "iso_range", "iso_r", "iso_step", "iso_momentum"),
+}
+
+
+def unread(method: str) -> set[str]:
+    """The fields of the guidance that the method does not read: the network learns the same whatever they are."""
+    names, reads = {field.name for field in dataclasses.fields(GuidanceConfig)}, _READS.get(METHODS[method][0])
+    return set() if reads is None else names - {*reads}
+
+
 # Fields that joined later, and what a configuration means that was saved without them.
 _BEFORE: dict[str, Any] = {"guidance.group_tau": [], "guidance.space": "centred", "guidance.memory": 0.0}
 
@@ -378,6 +392,16 @@ class Config:
     def refresh(self) -> int:
         """Epochs between two refreshes of the guidance."""
         return self.guidance.refresh or (20 if self.optim.epochs >= 1000 else 10)
+
+    @property
+    def learnt(self) -> Config:
+        """The same, with defaults for what the method does not read: clusters that are for its snapshots only.
+
+        Where this is equal, the network learns the same.
+        """
+        default = GuidanceConfig()
+        same = {name: getattr(default, name) for name in unread(self.method)}
+        return dataclasses.replace(self, guidance=dataclasses.replace(self.guidance, **same))
 
     def to_dict(self) -> dict[str, Any]:
         return json.loads(json.dumps(dataclasses.asdict(self)))

@@ -84,3 +84,11 @@ def test_any_value_gives_a_valid_configuration_or_one_error_naming_the_field(nam
         assert name in str(error) or "unknown" in str(error)
     else:
         assert Config.from_dict(config.to_dict()) == config
+
+
+def test_what_a_method_does_not_read_makes_no_other_method_of_it():
+    own = {"guidance.tau_0": 0.3, "guidance.clusters": 7, "guidance.tau_max": 0.9}
+    simclr, plain = (preset("digits-lt", "simclr", overrides=o) for o in (own, {"guidance.tau_0": 0.3}))
+    assert simclr.learnt == plain.learnt != preset("digits-lt", "simclr").learnt and simclr.identity != plain.identity
+    for method in ("tase", "mm-ts"):
+        assert preset("digits-lt", method, overrides=own).learnt == preset("digits-lt", method, overrides=own)

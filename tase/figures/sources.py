@@ -96,12 +96,12 @@ def title(config: Config) -> str:
 
 
 def _kin(config: Config) -> str:
-    return dataclasses.replace(config, seed=0, data=dataclasses.replace(config.data, split=-1)).identity
+    return dataclasses.replace(config.learnt, seed=0, data=dataclasses.replace(config.data, split=-1)).identity
 
 
 def _differences(config: Config, other: Config) -> list[str]:
     """The fields of `config` that differ from `other`, as "name=value", but seed and split."""
-    here, there = config.to_dict(), other.to_dict()
+    here, there = config.learnt.to_dict(), other.learnt.to_dict()
     if config.preset != other.preset:
         return [config.preset]
     found = []
