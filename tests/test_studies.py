@@ -443,8 +443,12 @@ def test_group_temperatures_need_true_labels_and_leave_older_identities(tiny):
     with pytest.raises(ConfigError, match="groups are not given"):
         tase.TASE(n=6, labels=torch.arange(6) % 3, group_tau=(0.1, 0.2, 0.3))
     assert tiny("oracle").identity != tiny("oracle", guidance__group_tau=(0.1, 0.2, 0.3)).identity
-    before = tiny("oracle").to_dict()  # as it was written when there was no such field
-    del before["guidance"]["group_tau"], before["record"], before["evaluation"]
-    del before["optim"]["device"], before["data"]["root"], before["data"]["cache"]
+    old = tiny("oracle", guidance__space="centred", guidance__memory=0.0)
+    before = old.to_dict()  # as it was written when there were no such fields
+    for name in ("group_tau", "space", "memory"):
+        del before["guidance"][name]
+    assert tase.Config.from_dict(before) == old
+    del before["record"], before["evaluation"], before["optim"]["device"], before["optim"]["image_memory"]
+    del before["data"]["root"], before["data"]["cache"]
     text = json.dumps(before, sort_keys=True)
-    assert tiny("oracle").identity == hashlib.sha256(text.encode()).hexdigest()[:12]
+    assert old.identity == hashlib.sha256(text.encode()).hexdigest()[:12] != tiny("oracle").identity
