@@ -114,7 +114,7 @@ class TemperatureExplorer:
         self.clusters = w.IntText(self.now.clusters, description="clusters k", **number)
         names = [("size of the clusters", "size"), ("merged clusters", "merged"), ("density", "density")]
         self.estimator = w.Dropdown(options=names, value=g.estimator, description="quantity from", style=wide)
-        self.merge_to = w.IntText(g.merge_to, description="merge to (0: k/6 to k/2)", **number)
+        self.merge_to = w.IntText(g.merge_to, description="merge to (0: many)", **number)
         self.as_saved = w.Button(description="clusters as saved", tooltip="undo the new clustering")
         self.busy = w.HTML()
         self.sample = w.BoundedIntText(
