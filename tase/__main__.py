@@ -9,7 +9,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from .config import METHODS, PRESETS, Config, ConfigError, fields, preset, unknown
 
@@ -112,6 +112,7 @@ def _study(args: argparse.Namespace) -> dict[str, Any]:
         raise unknown("study", args.name, studies.STUDIES)
     study = studies.STUDIES[args.name].only(args.rows, args.columns)
     study = study.with_headroom() if args.headroom else study
+    study = study.against(args.reference) if args.reference else study
     study = dataclasses.replace(study, protocols=tuple(args.protocols)) if args.protocols else study
     out = Path(args.out or "-".join(["studies/" + args.name, *args.preset]))
     where = {"overrides": _assignments(args.set), "on": args.on, "runs": args.runs or out / "runs"}
@@ -121,7 +122,8 @@ def _study(args: argparse.Namespace) -> dict[str, Any]:
             print(planned.describe(args.jobs))
         seconds, basis = studies.cost(planned.missing, args.jobs)
         return {"runs": len(planned.jobs), "missing": len(planned.missing), "seconds": seconds, "basis": basis}
-    found = studies.run_study(study, args.preset, _seeds(args.seeds), out, args.jobs, progress=not args.quiet, **where)
+    how = {"progress": not args.quiet, "keep": args.keep}
+    found = studies.run_study(study, args.preset, _seeds(args.seeds), out, args.jobs, **how, **where)
     return _told(found, args)
 
 
@@ -230,20 +232,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--no-footer", action="store_true", help="leave out the line with preset, subset, seeds and commit")
 
     p = verb("study", _study, "run a declared study: what is missing of its grid, then its tables and its figure")
-    p.add_argument("name", nargs="?", help="the study (none: list them)")
-    p.add_argument("--preset", nargs="+", default=[], help="one or more (default: the study's own, where it has some)")
-    p.add_argument("--seeds", default="5", help="how many, or from-to: 5 is 0-4 (default 5)")
-    p.add_argument("--jobs", type=int, default=1, help="runs at once, each with its share of the cores (default 1)")
-    p.add_argument("--out", help="the study's folder (default studies/NAME-PRESET)")
-    p.add_argument("--runs", help="folder of the runs, which studies can share (default OUT/runs)")
-    p.add_argument("--rows", nargs="+", default=[], metavar="ROW", help="only these rows (see --dry-run)")
-    p.add_argument("--columns", nargs="+", default=[], metavar="COLUMN", help="only these columns")
-    p.add_argument("--protocols", nargs="+", default=[], help="in place of the study's")
-    p.add_argument("--on", default="test", help="judge on test (default), or on val, to choose without seeing the test")
-    p.add_argument("--headroom", action="store_true", help="add SimCLR on the long tail and on a balanced set")
-    p.add_argument("--set", nargs="+", default=[], action="extend", metavar="FIELD=VALUE", help="for all cells")
-    p.add_argument("--dry-run", action="store_true", help="print the grid and what it costs; run nothing")
-    p.add_argument("--job", help=argparse.SUPPRESS)
+    _study_arguments(p)
 
     p = verb("info", _info, "class counts and groups of a preset")
     _with_config(p)
@@ -261,11 +250,30 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _study_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("name", nargs="?", help="the study (none: list them)")
+    p.add_argument("--preset", nargs="+", default=[], help="one or more (default: the study's own, where it has some)")
+    p.add_argument("--seeds", default="5", help="how many, or from-to: 5 is 0-4 (default 5)")
+    p.add_argument("--jobs", type=int, default=1, help="runs at once, each with its share of the cores (default 1)")
+    p.add_argument("--out", help="the study's folder (default studies/NAME-PRESET)")
+    p.add_argument("--runs", help="folder of the runs, which studies can share (default OUT/runs)")
+    p.add_argument("--rows", nargs="+", default=[], metavar="ROW", help="only these rows (see --dry-run)")
+    p.add_argument("--columns", nargs="+", default=[], metavar="COLUMN", help="only these columns")
+    p.add_argument("--protocols", nargs="+", default=[], help="in place of the study's")
+    p.add_argument("--reference", metavar="ROW", help="the row to which differences are taken, in place of the study's")
+    p.add_argument("--on", default="test", help="judge on test (default), or on val, to choose without seeing the test")
+    p.add_argument("--headroom", action="store_true", help="add SimCLR on the long tail and on a balanced set")
+    p.add_argument("--set", nargs="+", default=[], action="extend", metavar="FIELD=VALUE", help="for all cells")
+    p.add_argument("--keep", action="store_true", help="copy what tables need of the runs to OUT/runs (with --runs)")
+    p.add_argument("--dry-run", action="store_true", help="print the grid and what it costs; run nothing")
+    p.add_argument("--job", help=argparse.SUPPRESS)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; returns the exit status: 0, 2 for an error in what was asked, 130 when stopped."""
     args = _parser().parse_args(argv)
     warnings.formatwarning = lambda message, category, *_: f"{category.__name__}: {message}\n"
-    several = int(os.environ.get("WORLD_SIZE", 1)) > 1 and "MASTER_ADDR" in os.environ  # started by torchrun
+    several = _several()
     first, speaks = (not several or os.environ.get(name) == "0" for name in ("RANK", "LOCAL_RANK"))
     if not first:
         warnings.simplefilter("ignore")  # the first process says it
@@ -288,5 +296,23 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def _several() -> bool:
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1 and "MASTER_ADDR" in os.environ  # started by torchrun
+
+
+def command() -> NoReturn:
+    """What `tase` and `python -m tase` call: `main`, then the end of this process, at once where it is one of several.
+
+    gloo's threads outlive the team: as the interpreter was taken down, after all was written, a process now and then
+    hung (torch 2.4) or aborted (2.15). So it is not taken down there.
+    """
+    status = main()
+    if _several():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

@@ -18,6 +18,7 @@ part of the batch, and the first one's running means and variances are taken by 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 from collections.abc import Callable, Iterator
@@ -31,7 +32,7 @@ from torch import distributed as dist
 
 from .config import OptimConfig, check
 
-_alone = False  # inside of `lead`: the others do not take part in what the first process does there
+_together = False  # inside of `team`, but not of `lead`, where the first process does something alone
 PATIENCE = timedelta(minutes=30)  # for a process that lives but does not answer (the first may decode images)
 
 
@@ -51,7 +52,7 @@ def _launched(name: str, default: int) -> int:
 
 def world() -> int:
     """Processes in the team; 1 outside of `team`, and in what `lead` calls."""
-    return 1 if _alone else dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if _together else 1
 
 
 def rank() -> int:
@@ -79,18 +80,26 @@ def team(device: torch.device, batch: int) -> Iterator[None]:
 
     Raises ConfigError for a batch that is too small, and TeamError where the others cannot be reached.
     """
-    if not launched() or dist.is_initialized():
+    global _together
+    if not launched() or _together:
         yield
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    # Objects and flags always go through gloo: the processes agree without a look at the GPU.
-    with _reaching():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    if not dist.is_initialized():
+        # Objects and flags always go through gloo: the processes agree without a look at the GPU.
+        with _reaching():
+            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     least = 2 * dist.get_world_size()
     check(batch >= least, "optim.batch", batch, f"at least {least}, 2 for each process")
-    yield
-    dist.destroy_process_group()  # not after an error: the others may not answer any more
+    atexit.unregister(dist.destroy_process_group)  # not after an error: the others may not answer any more
+    _together = True
+    try:
+        yield
+        any_of(False)  # all have come here: nobody leaves while another waits for its message
+    finally:
+        _together = False
+    atexit.register(dist.destroy_process_group)
 
 
 @contextlib.contextmanager
@@ -155,18 +164,18 @@ def sum_gradients(module: nn.Module) -> None:
 
 def lead(function: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
     """What the function returns in the first process, where alone it is called; its error is raised in all."""
-    global _alone
+    global _together
     if world() == 1:
         return function(*inputs, **options)
     message: list[Any] = [None, None]
     if rank() == 0:
-        _alone = True
+        _together = False
         try:
             message[0] = on_cpu(function(*inputs, **options))
         except Exception as error:
             message[1] = error
         finally:
-            _alone = False
+            _together = True
     with _reaching():
         dist.broadcast_object_list(message, 0, device=torch.device("cpu"))
     if message[1] is not None:

@@ -105,6 +105,9 @@ def worker(folder):
         assert (distributed.lead(os.getpid) == os.getpid()) == (distributed.rank() == 0)
         assert distributed.any_of(distributed.rank() == 1, False) == [True, False]
         torch.save(distributed.on_cpu(found), Path(folder) / f"{distributed.rank()}.pt")
+    assert distributed.world() == 1  # what follows a training is done by one process, and waits for nobody
+    with distributed.team(torch.device("cpu"), 64):
+        assert distributed.world() > 1
 
 
 def error_of_all(folder):

@@ -17,7 +17,7 @@ from tase.data import ImageSet, Splits
 from tase.evaluation import Pixels, compare, evaluate, format_table, push_per_class, sgd_probe, to_markdown
 from tase.evaluation._protocols import MEASURE, Bench, load_lists, scores_of
 from tase.evaluation._sgd import pad_crop_flip
-from tase.models import build
+from tase.models import build, encode
 
 SCORES = {"all", "head", "mid", "tail", "std", "std_classes", "range_classes"}
 
@@ -125,14 +125,20 @@ def test_few_labels_matter_to_few_shot_only(tiny):
         MEASURE["few-shot"](Bench(Pixels(), lists))
 
 
-def test_baselines_are_shared_by_runs_on_the_same_images(trained):
+def test_baselines_are_shared_by_runs_of_a_split(trained):
     balanced, simclr, other = (run.results for run in trained)
-    assert simclr["baselines"] == other["baselines"]
-    assert (
-        balanced["baselines"]["pixels"]["linear"]["per_class"] == simclr["baselines"]["pixels"]["linear"]["per_class"]
-    )
-    assert balanced["baselines"]["pixels"]["lt-knn@1"] != simclr["baselines"]["pixels"]["lt-knn@1"]
-    assert len(list((trained[0].path.parent / ".baselines").iterdir())) == 4
+    assert simclr["baselines"] == other["baselines"] == balanced["baselines"]
+    assert len(list((trained[0].path.parent / ".baselines").iterdir())) == 2
+
+
+def test_the_balanced_control_has_the_long_tail_for_neighbours(trained):
+    balanced, simclr, _ = trained
+    assert balanced.results["tail"] == simclr.results["tail"] == simclr.results["subset"] != balanced.results["subset"]
+    tail, test = simclr.splits.train, balanced.splits.test
+    x, y = (encode(balanced.encoder(), images.images, balanced.config.views.size) for images in (tail, test))
+    hit = (probes.lt_knn(x, tail.labels, y, 1) == test.labels).double()
+    expected = [100 * hit[test.labels == c].mean() for c in range(10)]
+    np.testing.assert_allclose(balanced.results["protocols"]["lt-knn@1"]["per_class"], expected)
 
 
 def test_every_protocol_runs_on_pixels(tiny):
@@ -181,9 +187,9 @@ def test_only_evaluated_classes_are_seen(tiny):
     images = image_set([0, 1, 2, 3] * 5)
     splits = Splits(images, images, None, images, eval_classes=torch.tensor([1, 3]))
     lists = load_lists(config, splits, torch.device("cpu"))
-    assert lists.classes == 2 and set(lists.labels) == {"train", "probe", "test"}
+    assert lists.classes == 2 and set(lists.labels) == {"tail", "probe", "test"}
     assert all(set(y.tolist()) == {0, 1} and len(y) == 10 for y in lists.labels.values())
-    assert set(lists.images["train"].flatten(1).argmax(1).tolist()) == {1, 3}
+    assert set(lists.images["tail"].flatten(1).argmax(1).tolist()) == {1, 3}
     assert lists.groups.tolist() == images.groups[[1, 3]].tolist()
     bench = Bench(Pixels(), lists)
     assert bench.pair("val") == (None, None)

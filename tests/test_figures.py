@@ -144,6 +144,23 @@ def test_every_figure_is_readable_and_says_where_it_comes_from(name, which, requ
     assert ALL[name](request.getfixturevalue(which), footer=False).get_supxlabel() == ""
 
 
+def test_the_footer_names_what_all_runs_have_otherwise_than_the_preset(tmp_path):
+    common = {"optim__batch": 96}
+    runs = [
+        make_run(tmp_path / "a", "simclr", **common),
+        make_run(tmp_path / "b", "tase", guidance__tau_max=0.3, **common),
+    ]
+    assert sources.origin(runs).startswith("digits-lt · batch=96 · subset ")
+    assert sources.origin(runs[1:]).startswith("digits-lt · tau_max=0.3 · batch=96 · subset ")
+    five = make_run(
+        tmp_path / "c",
+        "tase",
+        **{f"optim__{name}": 3 for name in ("batch", "lr", "epochs")},
+        **{f"guidance__{name}": 7 for name in ("clusters", "restarts")},
+    )
+    assert sources.origin([five]).startswith("digits-lt · 5 fields set · subset ")
+
+
 @pytest.fixture(scope="module")
 def long_names(tmp_path_factory):
     """Four methods, class names that are words, one label with the field that differs."""

@@ -178,6 +178,16 @@ def test_a_slim_copy_draws_but_keeps_no_features(trained, tmp_path):
     assert size < 100_000
 
 
+def test_a_copy_for_tables_keeps_what_was_measured(trained, tmp_path):
+    kept = trained[2].slim(tmp_path / "first", tables_only=True).slim(tmp_path / "second", tables_only=True)
+    assert kept.results == trained[2].results and kept.finished and kept.identity == trained[2].identity
+    assert kept.history.quality == trained[2].history.quality[-1:]
+    for ask in (lambda: kept.history.tau, kept.features, kept.encoder):
+        with pytest.raises(RunError, match="slim copy"):
+            ask()
+    assert sum(p.stat().st_size for p in kept.path.rglob("*") if p.is_file()) < 20_000
+
+
 def test_a_run_shows_itself_and_escapes_names(trained, tmp_path):
     import shutil
 

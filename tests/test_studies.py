@@ -181,6 +181,30 @@ def test_the_second_time_nothing_is_trained(pair, tmp_path, runs, monkeypatch):
     pd.testing.assert_frame_equal(first.results, second.results)
 
 
+def test_a_study_goes_on_from_what_it_kept(pair, tmp_path, runs, monkeypatch):
+    first = run(pair, tmp_path, runs, keep=True)
+    assert sum(p.stat().st_size for p in (tmp_path / "runs").rglob("*") if p.is_file()) < 4 * 20_000
+    monkeypatch.setattr(jobs_module, "train", lambda *_, **__: pytest.fail("trained again"))
+    assert plan(pair, ["digits-lt"], [0, 1, 2], tmp_path / "runs", TINY).missing[0].config.seed == 2
+    second = run(pair, tmp_path, None)
+    assert second.done == 0
+    pd.testing.assert_frame_equal(first.results, second.results)
+    monkeypatch.undo()
+    other = run(dataclasses.replace(pair, protocols=("lt-svm",)), tmp_path, None)
+    assert len(other.failed) == 4 and "slim copy: it keeps no encoder" in other.failed[0]
+
+
+def test_points_of_few_rows_are_drawn_whole(pair, tmp_path, runs):
+    run(pair, tmp_path, runs)
+    figure = study_figure(tmp_path)
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    box = axes.get_window_extent().height
+    drawn = [line.get_ydata() for line in axes.lines if line.get_marker() == "o"]
+    rows = axes.transData.transform([(0, y) for ys in drawn for y in ys])[:, 1] - axes.get_window_extent().y0
+    assert len(rows) == 2 and rows.min() > 4 and rows.max() < box - 4
+
+
 def test_another_protocol_needs_no_training(pair, tmp_path, runs, monkeypatch):
     run(pair, tmp_path, runs, seeds=[0])
     monkeypatch.setattr("tase.training.train_step", lambda *_: pytest.fail("trained again"))
@@ -303,6 +327,7 @@ def test_differences_are_paired_and_intervals_are_students(tmp_path):
         ({"a": [50, 60, 70], "b": [51, 61.5, 73]}, None),  # 1.83 - 4.30 * 1.04 / sqrt(3) < 0
         ({"a": [50, 60, 70], "b": [55, 65.1, 75]}, "b"),
         ({"a": [50, 60, 70], "b": [55, 50, 90]}, None),
+        ({"a": [50, 60], "b": [50.02, 60.02]}, None),  # two seeds do not tell
         ({"a": [50, 60, 70], "b": [55, 65.1, 75], "c": [55.2, 64.8, 75.2]}, None),  # no winner between b and c
         ({"a": [50, 60, 70], "b": [55, 65.1, 75], "upper": [90, 90, 90]}, "b"),
     ],
@@ -311,6 +336,17 @@ def test_bold_only_where_the_interval_to_the_runner_up_is_above_zero(values, bol
     results, about = made_up(tmp_path, values)
     (block,) = blocks(results, about)
     assert {line[0].words for line in block.lines[1:] if line[2].bold} == ({bold} if bold else set())
+
+
+def test_differences_can_be_taken_to_another_row(pair, tmp_path, runs):
+    tables = [run(study, tmp_path / study.reference, runs) for study in (pair, pair.against("tase"))]
+    (gain,), (loss,) = (
+        [c.difference.mean for c in contrasts(t.results, t.about, "digits-lt", "lt-knn@1", "all") if c.difference.n]
+        for t in tables
+    )
+    assert gain == pytest.approx(-loss) and gain != 0
+    with pytest.raises(ConfigError, match="'unheard of'; known: simclr, tase"):
+        pair.against("unheard of")
 
 
 def test_headroom_is_balanced_minus_long_tail_of_the_same_seed(tmp_path, runs):

@@ -55,7 +55,11 @@ def test_a_proposal_with_the_runs_own_settings_is_what_training_saved(tiny, tmp_
     run = tase.train(config, tmp_path / "run", progress=False)
     now = pure.moment(run.history, len(run.history) - 1, config.guidance)
     new = pure.proposal(now, config.guidance)
-    np.testing.assert_allclose(new.tau, run.history.tau[-1], atol=2e-5)
+    # Ranks of two samples whose headness is equal but for rounding may be exchanged.
+    one_rank = (config.guidance.tau_max - config.guidance.tau_min) / len(new.tau)
+    np.testing.assert_allclose(
+        new.tau, run.history.tau[-1], atol=2e-5 + one_rank * (config.guidance.headness_map == "rank")
+    )
     np.testing.assert_allclose(new.weight, run.history.weight[-1], rtol=2e-5)
 
 

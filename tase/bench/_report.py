@@ -96,15 +96,16 @@ def bars(report: dict[str, Any]):
     rows = [(section, row) for section, found in report["sections"].items() for row in found if "seconds" in row]
     ratios = [(section, row) for section, row in rows if row.get("against", row["name"]) != row["name"]]
     parts = [row for section, row in rows if section == "step" and "spread" in row]
-    heights = [max(1, len(ratios)), len({row["case"] for row in parts}) + 2]
+    heights = [max(1, len(ratios))] + [len({row["case"] for row in parts}) + 2] * bool(parts)
     m = report["machine"]
     origin = [m["device"] if m["device_type"] == "cuda" else m["processor"], f"{m['threads']} threads"]
     origin += [f"torch {m['torch']}", m["commit"], *(["quick"] if report["quick"] else [])]
     with style():
         figure = new_figure(TEXT, 1.6 + 0.14 * sum(heights))
-        above, below = figure.subplots(2, 1, height_ratios=heights)
+        above, *below = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
         _ratio_bars(above, ratios)
-        _step_bars(below, parts)
+        for axes in below:
+            _step_bars(axes, parts)
         footer(figure, " · ".join(origin))
     return figure
 
@@ -118,6 +119,7 @@ def _ratio_bars(axes, ratios: list[tuple[str, Row]]) -> None:
     axes.bar_label(bars, [f"{x:.3g}" for x in values], padding=2, fontsize=7)
     axes.axvline(1, color=INK, lw=0.8)
     axes.set(xscale="log", xlabel="ratio of times")
+    axes.xaxis.set_minor_formatter("")  # within one decade these would overlap; the values stand at the bars
     axes.margins(x=0.25)
     axes.invert_yaxis()
 
@@ -132,5 +134,4 @@ def _step_bars(axes, parts: list[Row]) -> None:
                   color=CLASS_COLOURS[i])  # fmt: skip
         left = {case: left.get(case, 0) + share for case, share in own.items()}
     axes.set(xlim=(0, 1), xlabel="share of the training step")
-    if parts:
-        axes.legend(ncols=5, loc="upper center", bbox_to_anchor=(0.2, -0.55))
+    axes.legend(ncols=5, loc="upper center", bbox_to_anchor=(0.2, -0.55))

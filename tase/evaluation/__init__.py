@@ -7,13 +7,14 @@ Every protocol is measured three times: on the trained backbone, on the raw pixe
 initialised. Chance is no floor: raw pixels of digits are told apart at 96 %.
 """
 
-from ._measure import FILES, Pixels, evaluate, lacking, push_per_class
+from ._measure import FILES, Pixels, changes, evaluate, lacking, push_per_class
 from ._sgd import sgd_probe
 from ._table import compare, format_table, to_markdown
 
 __all__ = [
     "FILES",
     "Pixels",
+    "changes",
     "compare",
     "evaluate",
     "format_table",

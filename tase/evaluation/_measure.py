@@ -40,13 +40,13 @@ class Pixels(nn.Module):
 # ----------------------------------------------------------------------------------------------------------- baselines
 
 
-def _signature(kind: str, config: Config, splits: Splits, on: str) -> str:
+def _signature(kind: str, config: Config, splits: Splits, lists: Lists) -> str:
     """What a baseline's scores depend on: images, few labels, and for the untrained network how it is made."""
-    sets = [None if s is None else s.hash for s in (splits.train, splits.probe, splits.val, splits.test)]
+    sets = [lists.tail] + [None if s is None else s.hash for s in (splits.probe, splits.val, splits.test)]
     parts = [FORMAT, kind, sets, splits.eval_classes.tolist(), config.data.groups, config.data.few_shot_per_class]
     parts += [config.data.min_per_class, splits.train.groups.tolist(), config.evaluation.draws]
     parts += [config.views.size, config.views.flip > 0]
-    parts += [on] if on != "test" else []
+    parts += [lists.on] if lists.on != "test" else []
     if kind == "untrained":
         parts += [config.to_dict()["model"], config.seed]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
@@ -54,12 +54,12 @@ def _signature(kind: str, config: Config, splits: Splits, on: str) -> str:
 
 def _baseline(kind: str, run: Run, lists: Lists, names: Sequence[str], force: bool, bar) -> dict[str, Any]:
     """Scores of raw pixels or of the untrained network; runs side by side share them through a hidden folder."""
-    path = run.path.parent / ".baselines" / f"{kind}-{_signature(kind, run.config, run.splits, lists.on)}.json"
+    path = run.path.parent / ".baselines" / f"{kind}-{_signature(kind, run.config, run.splits, lists)}.json"
     saved = {} if force else load_kept(path)
     todo = missing(saved, names, run.config)
     bar.update(len(names) - len(todo))
     if todo:
-        shape = lists.images["train"].shape
+        shape = lists.images["tail"].shape
         module = (
             Pixels()
             if kind == "pixels"
@@ -148,7 +148,7 @@ def changes(config: Config) -> list[str]:
     return [f"{f}={here[s][f]}" for s, f in names]
 
 
-def _header(run: Run, splits: Splits) -> dict[str, Any]:
+def _header(run: Run, splits: Splits, lists: Lists) -> dict[str, Any]:
     config, train = run.config, splits.train
     return {
         "format": FORMAT,
@@ -161,6 +161,7 @@ def _header(run: Run, splits: Splits) -> dict[str, Any]:
         "changes": changes(config),
         "commit": run.commit,
         "subset": train.hash,
+        "tail": lists.tail,
         "classes": list(train.classes),
         "counts": train.counts.tolist(),
         "groups": train.groups.tolist(),
@@ -174,7 +175,9 @@ def _header(run: Run, splits: Splits) -> dict[str, Any]:
 def _usable(run: Run, on: str) -> dict[str, Any]:
     """What the results' file holds, where it was measured on this run; else nothing."""
     saved = load_kept(run.path / FILES[on])
-    return saved if (saved.get("format"), saved.get("identity")) == (FORMAT, run.config.identity) else {}
+    same = (saved.get("format"), saved.get("identity")) == (FORMAT, run.config.identity)
+    known = "tail" in saved or not run.config.data.balanced  # once, a control's `lt` protocols had its own neighbours
+    return saved if same and known else {}
 
 
 def _names(protocols: Iterable[str] | None, config: Config) -> list[str]:
@@ -225,7 +228,7 @@ def evaluate(
     trained = run.encoder(device)
     splits = run.splits
     lists = load_lists(run.config, splits, device, on)
-    results = saved or {**_header(run, splits), "on": on}
+    results = saved or {**_header(run, splits, lists), "on": on}
     with tqdm(total=3 * len(todo) + 2, desc=run.name, disable=not progress, dynamic_ncols=True) as bar:
         bench = Bench(trained, lists)
         results["protocols"] |= measured(bench, todo, bar)

@@ -11,8 +11,8 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from .. import probes
-from ..config import Config, ConfigError, check
-from ..data import ImageSet, Splits, few_shot_draws
+from ..config import Config, ConfigError, check, override
+from ..data import ImageSet, Splits, few_shot_draws, load_splits
 from ..models import encode
 from ..training import generator
 from ._sgd import FEW, FULL, sgd_probe
@@ -20,11 +20,16 @@ from ._sgd import FEW, FULL, sgd_probe
 
 @dataclass(frozen=True)
 class Lists:
-    """The lists of a split (train, probe, test, and val if there is one) without the classes that are not evaluated."""
+    """The lists of a split (tail, probe, test, and val if there is one) without the classes that are not evaluated.
+
+    `tail` is the long-tailed training set, for the balanced control that of its split: else a control would lead under
+    the `lt` protocols by its neighbours, whatever its features.
+    """
 
     images: dict[str, UInt8[Tensor, "n c h w"]]
     labels: dict[str, Int64[Tensor, "n"]]  # on the device, numbered 0..e-1
     probe: ImageSet
+    tail: str  # hash of the long-tailed set
     groups: Int64[Tensor, "e"]
     config: Config
     device: torch.device
@@ -57,7 +62,8 @@ def load_lists(config: Config, splits: Splits, device: torch.device, on: str = "
         on == "test" or splits.val is not None, "data.val_per_class", config.data.val_per_class, "above 0 to judge on"
     )
     judged = splits.test if on == "test" else splits.val
-    sets = {"train": splits.train, "probe": splits.probe, "val": splits.val, "test": judged}
+    tail = _long_tail(config, splits)
+    sets = {"tail": tail, "probe": splits.probe, "val": splits.val, "test": judged}
     kept = {name: _evaluated(images, splits.eval_classes) for name, images in sets.items() if images is not None}
     return Lists(
         images={name: images.images for name, images in kept.items()},
@@ -65,11 +71,19 @@ def load_lists(config: Config, splits: Splits, device: torch.device, on: str = "
             name: probes.renumbered(images.labels.to(device), splits.eval_classes) for name, images in kept.items()
         },
         probe=kept["probe"],
+        tail=tail.hash,
         groups=splits.train.groups.cpu()[splits.eval_classes.cpu()],
         config=config,
         device=device,
         on=on,
     )
+
+
+def _long_tail(config: Config, splits: Splits) -> ImageSet:
+    """The long-tailed training set of a split; loaded where the split is of the balanced control."""
+    if not config.data.balanced:
+        return splits.train
+    return load_splits(override(config, {"data.balanced": False}), parts=("train",)).train
 
 
 def _evaluated(images: ImageSet, eval_classes: Int64[Tensor, "e"]) -> ImageSet:
@@ -145,15 +159,15 @@ def _few_shot_sgd(b: Bench) -> dict[str, Outcome]:
 
 def _lt_knn(b: Bench) -> dict[str, Outcome]:
     ks = b.lists.config.evaluation.knn
-    return {f"lt-knn@{k}": Outcome([probes.lt_knn(*b.pair("train"), b.x("test"), k)], {}) for k in ks}
+    return {f"lt-knn@{k}": Outcome([probes.lt_knn(*b.pair("tail"), b.x("test"), k)], {}) for k in ks}
 
 
 def _lt_svm(b: Bench) -> dict[str, Outcome]:
-    return {"lt-svm": Outcome([probes.lt_svm(*b.pair("train"), b.x("test"))], {})}
+    return {"lt-svm": Outcome([probes.lt_svm(*b.pair("tail"), b.x("test"))], {})}
 
 
 def _lt_few_svm(b: Bench) -> dict[str, Outcome]:
-    predicted = probes.lt_few_svm(*b.pair("train"), b.x("test"), generator(0, "lt-few-svm"))
+    predicted = probes.lt_few_svm(*b.pair("tail"), b.x("test"), generator(0, "lt-few-svm"))
     return {"lt-few-svm": Outcome([predicted], {})}
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from ..config import Config
+from ..evaluation import changes
 from ..runs import Run, RunError
 from .style import Figure, footer
 
@@ -213,13 +214,19 @@ def _some(values: Iterable[str], at_most: int = 3) -> str:
     return ", ".join(unique[:at_most]) + more
 
 
+def set_besides(changes: Sequence[str]) -> list[str]:
+    """What was set besides the preset, for a line of origin: all of it, or how much where that is long."""
+    return list(changes) if len(changes) <= 4 else [f"{len(changes)} fields set"]
+
+
 def origin(runs: Sequence[Run], *notes: str) -> str:
-    """Where the numbers come from, in a line: preset, subset, seeds, `notes`, commit."""
+    """Where the numbers come from, in a line: preset, what all changed of it, subset, seeds, `notes`, commit."""
     subsets = [(r.results or {}).get("subset") or r.environment.get("subset", "?") for r in runs]
     commits = [(r.results or {}).get("commit") or r.commit for r in runs]
-    seeds = seeds_of(runs)
+    seeds, changed = seeds_of(runs), [changes(r.config) for r in runs]
     parts = [
         _some(r.config.preset for r in runs),
+        *set_besides([change for change in changed[0] if all(change in other for other in changed)]),
         f"subset {_some(subsets)}",
         f"{seeds} seed{'s' * (seeds > 1)}",
         *(note for note in notes if note),

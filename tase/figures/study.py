@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from ..studies import Contrast, contrasts, name_of, read_study, shown
-from .sources import Missing
+from ..studies import BALANCED, SIMCLR, Contrast, contrasts, name_of, read_study, shown
+from .sources import Missing, set_besides
 from .style import GROUP_COLOURS, INK, RUN_MARKS, SOFT, TEXT, Figure, footer, new_figure, save, style
 
 Found = dict[tuple[str, str], Contrast]  # (row, column) -> what one metric of a cell has come to
@@ -42,6 +42,8 @@ def study_figure(folder: str | Path, preset: str = "", note: bool = True) -> Fig
             seeds, subsets = cells["seed"].nunique(), cells["subset"].nunique()
             commits = ", ".join(cells["commit"].unique()[:3])
             where = f"{preset}, on {about['on']}" if accuracies else preset
+            changed = [f"{name}={value}" for name, value in about["overrides"].items()]
+            where = " · ".join([where, *set_besides(changed)])
             origin = f"{about['name']} · {where} · {subsets} subsets · {seeds} seeds"
             footer(figure, f"{origin} · intervals: 95 % · commit {commits}")
     return figure
@@ -67,9 +69,14 @@ def _grid(panels: Mapping[str, Sequence[str]], height: float, **options: Any) ->
 
 
 def _bars(panels: Mapping[str, Sequence[str]], found: Mapping, about: Mapping[str, Any]) -> Figure:
-    """All and Tail of every cell minus the reference's, as points with intervals; headroom on the same scale."""
-    places = [place for place, c in next(iter(found.values())).items() if c.difference.n or c.kind == HEADROOM]
-    figure = new_figure(TEXT, 1.0 + 0.24 * max(1, len(places)))
+    """All and Tail of every cell minus the reference's, as points with intervals; headroom on the same scale.
+
+    Against SimCLR the row of the balanced control is the headroom, and not drawn twice.
+    """
+    first = next(iter(found.values()))
+    told = about["reference"] == SIMCLR and any(row == BALANCED and c.difference.n for (row, _), c in first.items())
+    places = [place for place, c in first.items() if c.difference.n or (c.kind == HEADROOM and not told)]
+    figure = new_figure(TEXT, 1.15 + 0.24 * max(1, len(places)))
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     y = np.arange(len(places))
     for ax, (protocol, metrics) in zip(axes, panels.items()):
@@ -82,7 +89,7 @@ def _bars(panels: Mapping[str, Sequence[str]], found: Mapping, about: Mapping[st
         ax.axvline(0, color=SOFT, lw=0.6)
         ax.set(title=protocol, yticks=y, yticklabels=[", ".join(filter(None, place)) for place in places])
         _within(ax, [line.get_xdata() for line in ax.lines[:-1]])
-    axes[0].invert_yaxis()
+    axes[0].set_ylim(len(places) - 0.4, -0.6)  # downwards; points of the outer rows whole
     _below(axes, f"difference to {about['reference']}, in points")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
     return figure

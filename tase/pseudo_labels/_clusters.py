@@ -85,14 +85,15 @@ def spherical_kmeans(
         else centres[None]
     )
     starts = (F.normalize(start.to(h), dim=1) for start in starts)
-    best = max((_lloyd(h, _first(h, start), iterations) for start in starts), key=lambda found: found.total)
+    best = first = max((_lloyd(h, _first(h, start), iterations) for start in starts), key=lambda found: found.total)
     for _ in range(moves if clusters > 1 else 0):
         trials = (_lloyd(h, start, iterations, 1e-4) for start in _moves(h, best))
         better = next((trial for trial in trials if trial.total > best.total * (1 + 1e-5)), None)
         if better is None:
             break
         best = better
-    best = _lloyd(h, best, iterations)
+    if best is not first:  # a trial stops a little early
+        best = _lloyd(h, best, iterations)
     return gather(best.labels, len(h)), best.centres
 
 

@@ -60,7 +60,10 @@ class History:
         return list(self._snapshots())
 
     def _each(self, name: str) -> list[np.ndarray]:
-        return [arrays[name] for arrays in self._snapshots().values()]
+        try:
+            return [arrays[name] for arrays in self._snapshots().values()]
+        except KeyError:
+            raise RunError(f"{self.folder.parent} is a slim copy: it keeps no {name.replace('_', ' ')}") from None
 
     def _stack(self, name: str) -> np.ndarray:
         rows = self._each(name)
@@ -240,6 +243,8 @@ class Run:
         from ..models import load_backbone
 
         if not (self.path / "encoder.pt").exists():
+            if self.finished and not (self.path / "checkpoint.pt").exists():
+                raise RunError(f"{self.path} is a slim copy: it keeps no encoder; train the run anew in another folder")
             raise RunError(f"{self.path} has no encoder yet: its training has not finished (train with resume=True)")
         try:
             return load_backbone(self.path / "encoder.pt", device)
@@ -262,32 +267,22 @@ class Run:
         saved = load_npz(path)
         return saved["features"].astype(np.float32), saved["labels"]
 
-    def slim(self, out: str | Path) -> Run:
-        """Copy to `out` what figures need and stay small: no weights, no features."""
+    def slim(self, out: str | Path, tables_only: bool = False) -> Run:
+        """Copy to `out` what figures need and stays small: no weights, no features. `tables_only`: what tables need."""
         out = Path(out)
         (out / "history").mkdir(parents=True, exist_ok=True)
-        for name in (
-            "config.json",
-            "environment.json",
-            "status.json",
-            "metrics.jsonl",
-            "results.json",
-            "results_val.json",
-            "events.jsonl",
-            "history/labels.npz",
-        ):
+        names = ["config.json", "environment.json", "status.json", "results.json", "results_val.json", "events.jsonl"]
+        names += ["clusterings.json"] if tables_only else ["metrics.jsonl", "history/labels.npz"]
+        for name in names:
             if (self.path / name).exists():
                 shutil.copyfile(self.path / name, out / name)
-        if (self.path / "layouts").exists():
+        if (self.path / "layouts").exists() and not tables_only:
             shutil.copytree(self.path / "layouts", out / "layouts", dirs_exist_ok=True)
-        for path in (self.path / "history").glob("epoch_*.npz"):
-            kept = {key: value for key, value in load_npz(path).items() if key != "features"}
-            small = {k: v.astype(np.float16) if v.dtype == np.float32 else v for k, v in kept.items()}
-            small["pseudo_label"] = small["pseudo_label"].astype(
-                np.int16 if small["cluster_sizes"].size < 2**15 else np.int32
-            )
+        snapshots = sorted((self.path / "history").glob("epoch_*.npz"))
+        for path in snapshots[-1:] if tables_only else snapshots:
+            arrays = load_npz(path, leave=("features",))
             buffer = io.BytesIO()
-            np.savez_compressed(buffer, **small)
+            np.savez_compressed(buffer, **({"quality": arrays["quality"]} if tables_only else _small(arrays)))
             write_atomic(out / "history" / path.name, buffer.getvalue())
         return Run(out)
 
@@ -315,3 +310,10 @@ class Run:
         left = "style='text-align:left'"
         cells = (f"<tr><th {left}>{escape(k)}</th><td {left}>{escape(str(v))}</td></tr>" for k, v in rows.items())
         return f"<table><caption>{escape(str(self.path))}</caption>{''.join(cells)}</table>"
+
+
+def _small(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A snapshot's arrays in half precision, pseudo-labels in as few bytes as the clusters need."""
+    small = {k: v.astype(np.float16) if v.dtype == np.float32 else v for k, v in arrays.items()}
+    kind = np.int16 if small["cluster_sizes"].size < 2**15 else np.int32
+    return small | {"pseudo_label": small["pseudo_label"].astype(kind)}

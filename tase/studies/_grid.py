@@ -103,6 +103,11 @@ class Study:
             parts["columns"] = {column: self.columns[column] for column in self.columns if column in columns}
         return dataclasses.replace(self, **parts)
 
+    def against(self, reference: str) -> Study:
+        """The study with another row to take differences to; raises ConfigError for an unknown one."""
+        _known("row", [reference], {**self.rows, **self.extras})
+        return dataclasses.replace(self, reference=reference)
+
     def config(self, cell: Cell | None, name: str, seed: int, overrides: Mapping[str, Any] | None = None) -> Config:
         """A cell's configuration on the preset `name`: preset, method, `base`, `overrides`, then the cell's changes.
 
@@ -134,5 +139,4 @@ def _known(what: str, names: Iterable[str], known: Iterable[str]) -> None:
 
 def is_tailed_twin(tailed: Config, balanced: Config) -> bool:
     """Whether the two runs differ in the balance of their training set only."""
-    data = dataclasses.replace(balanced.data, balanced=False)
-    return tailed == dataclasses.replace(balanced, data=data) and balanced.data.balanced
+    return balanced.data.balanced and tailed == override(balanced, {"data.balanced": False})

@@ -159,12 +159,14 @@ def run_study(
     on: str = "test",
     runs: str | Path | None = None,
     progress: bool = True,
+    keep: bool = False,
 ) -> Outcome:
     """Do what is missing of a study, `jobs` runs at once, and write its tables into the folder `out`.
 
-    The runs are in `runs` (None: OUT/runs; several studies can share one). With `on="val"` runs are judged on
-    validation images. May be stopped at any moment: the same call goes on. Runs that fail are named in `failed`, the
-    tables are of the others. Raises ConfigError for unknown names and impossible values.
+    The runs are in `runs` (None: OUT/runs; several studies can share one). `keep` copies what tables need of them to
+    OUT/runs, small enough for a repository, from where the study can go on with more seeds or rows. With `on="val"`
+    runs are judged on validation images. May be stopped at any moment: the same call goes on. Runs that fail are named
+    in `failed`, the tables are of the others. Raises ConfigError for unknown names and impossible values.
     """
     from tqdm.auto import tqdm
 
@@ -177,6 +179,9 @@ def run_study(
         with tqdm(total=total, desc=study.name, unit="epoch", disable=not progress, dynamic_ncols=True) as bar:
             failed = do_all(missing, jobs, bar)
     _write(planned, out, overrides or {}, failed)
+    for job in planned.jobs if keep else ():
+        if job.run and job.folder.parent.resolve() != (out / "runs").resolve():
+            job.run.slim(out / "runs" / job.folder.name, tables_only=True)
     results, about = read_study(out)
     return Outcome(out, results, about, len(missing) - len(failed), failed)
 

@@ -64,7 +64,8 @@ def reference_of(column: str, cells: Mapping[tuple[str, str], Any], about: Mappi
 def _best(cells: Mapping[tuple[str, str], Values], about: Mapping[str, Any]) -> set[tuple[str, str]]:
     """The best competitors, where the interval of the paired difference to the runner-up is above zero.
 
-    They compete within a column where each column has its own reference, else all with all.
+    Two seeds do not tell: their differences, of counts of images, may be the same by chance. Competitors are those
+    within a column where each column has its own reference, else all.
     """
     own = (about["reference"], "") not in cells and not about["reference_column"]
     fields: dict[str, list[tuple[str, str]]] = {}
@@ -76,7 +77,7 @@ def _best(cells: Mapping[tuple[str, str], Values], about: Mapping[str, Any]) -> 
         first, *rest = sorted(competitors, key=lambda cell: -summary(list(cells[cell].values())).mean)
         if rest:
             lead = _paired(cells[first], cells[rest[0]])
-            found |= {first} if lead.mean - lead.ci95 > 0 else set()
+            found |= {first} if lead.n >= 3 and lead.mean - lead.ci95 > 0 else set()
     return found
 
 
