@@ -303,8 +303,8 @@ def _several() -> bool:
 def command() -> NoReturn:
     """What `tase` and `python -m tase` call: `main`, then the end of this process, at once where it is one of several.
 
-    gloo's threads outlive the team: as the interpreter was taken down, after all was written, a process now and then
-    hung (torch 2.4) or aborted (2.15). So it is not taken down there.
+    gloo's threads outlive the team, and after an error nobody has waited for them (`distributed._settle`): a process
+    whose interpreter is taken down may then hang or abort. So it is not taken down there.
     """
     status = main()
     if _several():

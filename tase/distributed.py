@@ -21,6 +21,9 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import pickle
+import time
+import weakref
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -33,6 +36,7 @@ from torch import distributed as dist
 from .config import OptimConfig, check
 
 _together = False  # inside of `team`, but not of `lead`, where the first process does something alone
+_lent: list[weakref.ref[Tensor]] = []  # what gloo's threads were given, and may not have let go of
 PATIENCE = timedelta(minutes=30)  # for a process that lives but does not answer (the first may decode images)
 
 
@@ -97,6 +101,7 @@ def team(device: torch.device, batch: int) -> Iterator[None]:
     try:
         yield
         any_of(False)  # all have come here: nobody leaves while another waits for its message
+        _settle()
     finally:
         _together = False
     atexit.register(dist.destroy_process_group)
@@ -111,6 +116,25 @@ def _reaching() -> Iterator[None]:
         raise TeamError(f"process {rank()} cannot reach the others; go on with --resume ({why})") from error
 
 
+def _lend(x: Tensor) -> Tensor:
+    """The same memory as a tensor that nobody but the group holds, so that `_settle` sees it let go of."""
+    _lent[:] = [lent for lent in _lent if lent() is not None]
+    x = x.detach()
+    _lent.append(weakref.ref(x))
+    return x
+
+
+def _settle(seconds: float = 10) -> None:
+    """Wait until the group's threads have let go of every tensor.
+
+    A thread of gloo drops its tensors after it has told us that the work is done, and needs the interpreter for it: an
+    interpreter that is being taken down aborts the process there (torch 2.15), or waits for that thread for ever (2.4).
+    """
+    deadline = time.monotonic() + seconds
+    while any(lent() is not None for lent in _lent) and time.monotonic() < deadline:
+        time.sleep(0.001)
+
+
 def share(n: int, of: int | None = None, at: int | None = None) -> slice:
     """The part of n rows that process `at` (this one) of `of` (the team) works on; parts differ by one row at most."""
     of, at = world() if of is None else of, (rank() if world() > 1 else 0) if at is None else at
@@ -122,7 +146,7 @@ def total(x: Tensor) -> Tensor:
     if world() > 1:
         x = x.clone()
         with _reaching():
-            dist.all_reduce(x)
+            dist.all_reduce(_lend(x))
     return x
 
 
@@ -139,7 +163,7 @@ class _Gather(torch.autograd.Function):
         own[: len(x)] = x
         parts = [torch.empty_like(own) for _ in sizes]
         with _reaching():
-            dist.all_gather(parts, own)
+            dist.all_gather([_lend(part) for part in parts], _lend(own))
         return torch.cat([part[:size] for part, size in zip(parts, sizes)])
 
     @staticmethod
@@ -167,20 +191,29 @@ def lead(function: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
     global _together
     if world() == 1:
         return function(*inputs, **options)
-    message: list[Any] = [None, None]
+    answer, error = None, None
     if rank() == 0:
         _together = False
         try:
-            message[0] = on_cpu(function(*inputs, **options))
-        except Exception as error:
-            message[1] = error
+            answer = on_cpu(function(*inputs, **options))
+        except Exception as raised:
+            error = raised
         finally:
             _together = True
+    answer, error = _from_the_first((answer, error))
+    if error is not None:
+        raise error
+    return answer
+
+
+def _from_the_first(message: Any) -> Any:
+    """The first process's message, in all; pickled. Does not look at the GPU."""
+    written = torch.frombuffer(bytearray(pickle.dumps(message)), dtype=torch.uint8)
+    length = int(total(torch.tensor(len(written) if rank() == 0 else 0)))
+    sent = written if rank() == 0 else written.new_empty(length)
     with _reaching():
-        dist.broadcast_object_list(message, 0, device=torch.device("cpu"))
-    if message[1] is not None:
-        raise message[1]
-    return message[0]
+        dist.broadcast(_lend(sent), 0)
+    return pickle.loads(sent.numpy().tobytes())
 
 
 def on_cpu(state: Any) -> Any:
@@ -198,4 +231,4 @@ def same_buffers(module: nn.Module) -> None:
     if world() > 1:
         with _reaching():
             for buffer in module.buffers():
-                dist.broadcast(buffer, 0)
+                dist.broadcast(_lend(buffer), 0)
