@@ -45,7 +45,8 @@ def study_figure(folder: str | Path, preset: str = "", note: bool = True) -> Fig
             changed = [f"{name}={value}" for name, value in about["overrides"].items()]
             where = " · ".join([where, *set_besides(changed)])
             origin = f"{about['name']} · {where} · {subsets} subsets · {seeds} seeds"
-            footer(figure, f"{origin} · intervals: 95 % · commit {commits}")
+            spread = "means" if about["figure"] == "heat" else "intervals: 95 %"
+            footer(figure, f"{origin} · {spread} · commit {commits}")
     return figure
 
 
