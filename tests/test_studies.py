@@ -205,6 +205,16 @@ def test_points_of_few_rows_are_drawn_whole(pair, tmp_path, runs):
     assert len(rows) == 2 and rows.min() > 4 and rows.max() < box - 4
 
 
+def test_curves_are_of_paired_differences(pair, tmp_path, runs):
+    found = run(dataclasses.replace(pair, figure="curve"), tmp_path, runs)
+    cells = found.results.query("kind == 'cell' and protocol == 'lt-knn@1' and metric == 'all'")
+    values = cells.pivot_table(index=["seed", "split"], columns="row", values="value")
+    ax = next(ax for ax in study_figure(tmp_path).axes if ax.get_title("left") == "lt-knn@1")
+    difference = (values["tase"] - values["simclr"]).mean()
+    assert difference != 0 and ax.lines[0].get_ydata().tolist() == pytest.approx([0, difference])
+    assert ax.get_ylabel() == "All, minus\nsimclr"
+
+
 def test_another_protocol_needs_no_training(pair, tmp_path, runs, monkeypatch):
     run(pair, tmp_path, runs, seeds=[0])
     monkeypatch.setattr("tase.training.train_step", lambda *_: pytest.fail("trained again"))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
+from ..probes import Summary, summary
 from ..studies import BALANCED, SIMCLR, Contrast, contrasts, name_of, read_study, shown
 from .sources import Missing, set_besides
 from .style import GROUP_COLOURS, INK, RUN_MARKS, SOFT, TEXT, Figure, footer, new_figure, save, style
@@ -21,8 +22,9 @@ HEADROOM = "headroom"
 def study_figure(folder: str | Path, preset: str = "", note: bool = True) -> Figure:
     """The figure of a study's folder on one preset (its first), a column per protocol; error bars: 95 % intervals.
 
-    bars: paired difference to the reference of every cell, for All and Tail; heat: mean of every cell; curve: mean over
-    what is varied, a line per row. Raises Missing where nothing has been measured.
+    bars: paired difference to the reference of every cell, for All and Tail; heat: mean of every cell; curve: the same
+    difference over what is varied, a line per row (the mean, as long as the reference is not measured). Raises Missing
+    where nothing has been measured.
     """
     results, about = read_study(folder)
     preset = preset or about["presets"][0]
@@ -137,14 +139,19 @@ def _write_values(ax: Axes, values: np.ndarray) -> None:
 
 
 def _curve(panels: Mapping[str, Sequence[str]], found: Mapping, about: Mapping[str, Any]) -> Figure:
-    """The mean over what is varied, a line per row; rows outside the columns are level lines."""
+    """Differences to the reference over what is varied, a line per row; rows outside the columns are level lines.
+
+    Seeds have tails of their own, and differ more than methods do: their means would hide what is paired.
+    """
     crossed = about["columns"] != [""]
     name, ticks = _axis(about["columns"] if crossed else about["rows"])
     x = np.array([float(tick) for tick in ticks]) if name else np.arange(len(ticks)) + 0.0
+    compared = any(c.difference.n for cells in found.values() for c in cells.values())
     figure, axes = _grid(panels, 3.6, sharex=True)
     for j, (protocol, metrics) in enumerate(panels.items()):
         for ax, metric in zip(axes[:, j], metrics):
-            _lines(ax, x, found[protocol, metric], about, crossed)
+            _lines(ax, x, _against(found[protocol, metric], about["reference"], compared), about, crossed)
+            _near(ax, 0.1 if protocol == "pseudo-labels" else 1.0)
             if not name:
                 ax.set_xticks(x, ticks)
             elif x.min() > 0 and x.max() / x.min() >= 8:
@@ -152,7 +159,7 @@ def _curve(panels: Mapping[str, Sequence[str]], found: Mapping, about: Mapping[s
                 ax.set_xticks([x.min(), x.max()], [f"{x.min():g}", f"{x.max():g}"])
                 ax.minorticks_off()
     for ax, metric in zip(axes[:, 0], next(iter(panels.values()))):
-        ax.set_ylabel(name_of(metric))
+        ax.set_ylabel(f"{name_of(metric)}, minus\n{about['reference']}" if compared else name_of(metric))
     _below(axes[-1], name)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     if len(labels) > 1:
@@ -160,23 +167,36 @@ def _curve(panels: Mapping[str, Sequence[str]], found: Mapping, about: Mapping[s
     return figure
 
 
-def _lines(ax: Axes, x: np.ndarray, cells: Found, about: Mapping[str, Any], crossed: bool) -> None:
+def _against(cells: Found, reference: str, compared: bool) -> dict[tuple[str, str], Summary]:
+    """What is drawn of every cell: its paired difference, 0 for the reference itself; or its mean over seeds."""
+    cells = {place: c for place, c in cells.items() if c.kind == "cell"}
+    if not compared:
+        return {place: c.over for place, c in cells.items()}
+    itself = {place: summary([0.0] * c.over.n) for place, c in cells.items() if place[0] == reference}
+    return itself | {place: c.difference for place, c in cells.items() if c.difference.n}
+
+
+def _lines(ax: Axes, x: np.ndarray, cells: Mapping[tuple[str, str], Summary], about: Mapping[str, Any], crossed: bool):
     lines = {row: [(row, column) for column in about["columns"]] for row in about["rows"]}
     if not crossed:
         lines = {about["name"]: [(row, "") for row in about["rows"]]}
     for (row, places), (colour, mark) in zip(lines.items(), RUN_MARKS * len(lines)):
-        over = [cells[place].over if place in cells else None for place in places]
+        over = [cells.get(place) for place in places]
         mean = np.array([o.mean if o else np.nan for o in over])
         half = np.nan_to_num([o.ci95 if o else 0 for o in over])
         ax.plot(x, mean, color=colour, marker=mark, ms=3, label=row)
         ax.fill_between(x, mean - half, mean + half, color=colour, alpha=0.15, lw=0)
     for row, dash in zip(about["extras"], ("--", ":", "-.")):
         if (row, "") in cells:
-            ax.axhline(cells[row, ""].over.mean, color=SOFT, ls=dash, lw=0.9, label=row)
-    means = np.array([c.over.mean for c in cells.values() if c.kind != HEADROOM])
-    room = max(0.1 if np.abs(means).max() <= 1 else 1.0, np.ptp(means) / 2)
+            ax.axhline(cells[row, ""].mean, color=SOFT, ls=dash, lw=0.9, label=row)
+
+
+def _near(ax: Axes, least: float) -> None:
+    """Keep the lines readable: of the bands, show half of what the means span above and below, and `least` anyway."""
+    means = np.concatenate([line.get_ydata() for line in ax.lines])
+    room = max(least, (np.nanmax(means) - np.nanmin(means)) / 2)
     low, high = ax.get_ylim()
-    ax.set_ylim(max(low, means.min() - room), min(high, means.max() + room))
+    ax.set_ylim(max(low, np.nanmin(means) - room), min(high, np.nanmax(means) + room))
 
 
 def _axis(labels: Sequence[str]) -> tuple[str, list[str]]:
