@@ -215,6 +215,21 @@ def test_curves_are_of_paired_differences(pair, tmp_path, runs):
     assert ax.get_ylabel() == "All, minus\nsimclr"
 
 
+def test_a_map_is_of_paired_differences_to_one_cell_outside_its_columns(tmp_path, runs):
+    study = dataclasses.replace(quick("group-tau", ["head 0.5", "simclr"], ["tail 0.2"]), reference="simclr")
+    found = run(study, tmp_path, runs)
+    cells = found.results.query("kind == 'cell' and protocol == 'lt-knn@1' and metric == 'all'")
+    values = cells.pivot_table(index=["seed", "split"], columns="row", values="value")
+    difference = (values["head 0.5"] - values["simclr"]).mean()
+    figure = study_figure(tmp_path)
+    ax = next(ax for ax in figure.axes if ax.get_title("left").startswith("lt-knn@1"))
+    assert difference != 0 and ax.images[0].get_array().item() == pytest.approx(difference)
+    assert ax.texts[0].get_text().startswith(f"{difference:+.1f}\n± ")
+    assert figure.get_suptitle() == "difference to simclr, in points"
+    line = next(line for line in markdown_tables(found.markdown)[0] if line[0] == "head 0.5")
+    assert line[-2].startswith(f"{difference:+.1f} ± ")
+
+
 def test_another_protocol_needs_no_training(pair, tmp_path, runs, monkeypatch):
     run(pair, tmp_path, runs, seeds=[0])
     monkeypatch.setattr("tase.training.train_step", lambda *_: pytest.fail("trained again"))

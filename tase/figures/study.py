@@ -22,9 +22,9 @@ HEADROOM = "headroom"
 def study_figure(folder: str | Path, preset: str = "", note: bool = True) -> Figure:
     """The figure of a study's folder on one preset (its first), a column per protocol; error bars: 95 % intervals.
 
-    bars: paired difference to the reference of every cell, for All and Tail; heat: mean of every cell; curve: the same
-    difference over what is varied, a line per row (the mean, as long as the reference is not measured). Raises Missing
-    where nothing has been measured.
+    bars: paired difference to the reference of every cell, for All and Tail; heat: the same as a map (means where each
+    column has a reference of its own); curve: the same over what is varied, a line per row. As long as the reference is
+    not measured maps and curves show means. Raises Missing where nothing has been measured.
     """
     results, about = read_study(folder)
     preset = preset or about["presets"][0]
@@ -47,7 +47,8 @@ def study_figure(folder: str | Path, preset: str = "", note: bool = True) -> Fig
             changed = [f"{name}={value}" for name, value in about["overrides"].items()]
             where = " · ".join([where, *set_besides(changed)])
             origin = f"{about['name']} · {where} · {subsets} subsets · {seeds} seeds"
-            spread = "means" if about["figure"] == "heat" else "intervals: 95 %"
+            means = about["figure"] == "heat" and not _one_reference(found, about)
+            spread = "means" if means else "intervals: 95 %"
             footer(figure, f"{origin} · {spread} · commit {commits}")
     return figure
 
@@ -111,31 +112,59 @@ def _within(ax: Axes, means: Sequence[np.ndarray]) -> None:
 
 
 def _heat(panels: Mapping[str, Sequence[str]], found: Mapping, about: Mapping[str, Any]) -> Figure:
-    """The mean of every cell, a map per protocol and metric."""
+    """A map per protocol and metric: of every cell the difference to the one reference, on one scale; or its mean."""
     (x_name, columns), (y_name, rows) = _axis(about["columns"]), _axis(about["rows"])
-    figure, axes = _grid(panels, 0.9 + 2 * (0.4 + 0.2 * len(rows)), sharex=True, sharey=True)
+    compared = _one_reference(found, about)
+    drawn = {panel: _against(cells, about["reference"], compared) for panel, cells in found.items()}
+    figure, axes = _grid(panels, 1.0 + 2 * (0.4 + (0.3 if compared else 0.2) * len(rows)), sharex=True, sharey=True)
+    reach = max([0.5, *(abs(over.mean) for cells in drawn.values() for over in cells.values())]) if compared else None
     for j, (protocol, metrics) in enumerate(panels.items()):
         for ax, metric in zip(axes[:, j], metrics):
-            cells = found[protocol, metric]
-            places = [[cells.get((row, column)) for column in about["columns"]] for row in about["rows"]]
-            means = np.array([[c.over.mean if c else np.nan for c in line] for line in places])
-            ax.imshow(means, cmap="Blues", aspect="auto")
-            _write_values(ax, means)
-            beside = [f"{row} {cells[row, ''].over.mean:.1f}" for row in about["extras"] if (row, "") in cells]
+            cells = drawn[protocol, metric]
+            _map(ax, [[cells.get((row, column)) for column in about["columns"]] for row in about["rows"]], reach)
+            beside = [
+                row for row in about["extras"] if (row, "") in cells and not (compared and row == about["reference"])
+            ]
+            form = "+.1f" if compared else ".1f"
+            beside = [f"{_short(row, about)} {cells[row, ''].mean:{form}}" for row in beside]
             ax.set_title("\n".join([protocol] * (metric == metrics[0]) + beside))
             ax.set(xticks=range(len(columns)), xticklabels=columns, yticks=range(len(rows)), yticklabels=rows)
     for ax, metric in zip(axes[:, 0], next(iter(panels.values()))):
         ax.set_ylabel(f"{name_of(metric)}\n{y_name}".strip())
     _below(axes[-1], x_name)
+    if compared:
+        column = about["reference_column"]
+        at = f", {column}" if (about["reference"], column) in next(iter(found.values())) and column else ""
+        figure.suptitle(f"difference to {about['reference']}{at}, in points", fontsize="medium")
     return figure
 
 
-def _write_values(ax: Axes, values: np.ndarray) -> None:
-    low, high = np.nanmin(values), np.nanmax(values)
-    form = ".2f" if max(abs(low), abs(high)) <= 1 else ".1f"
-    for (i, j), value in np.ndenumerate(values):
-        dark = value - low > 0.6 * (high - low)
-        ax.text(j, i, f"{value:{form}}", ha="center", va="center", fontsize=7, color="white" if dark else INK)
+def _one_reference(found: Mapping, about: Mapping[str, Any]) -> bool:
+    """Whether all cells were compared with the same one: a map of differences to many would not be one."""
+    cells = next(iter(found.values()))
+    one = about["reference_column"] or (about["reference"], "") in cells
+    return bool(one) and any(c.difference.n for cells in found.values() for c in cells.values())
+
+
+def _short(row: str, about: Mapping[str, Any]) -> str:
+    return row.removeprefix(f"{about['reference']}, ")
+
+
+def _map(ax: Axes, cells: Sequence[Sequence[Summary | None]], reach: float | None) -> None:
+    """Means on a scale of their own, or, within `reach` of 0, differences with their intervals."""
+    means = np.array([[c.mean if c else np.nan for c in line] for line in cells])
+    low, high = (np.nanmin(means), np.nanmax(means)) if reach is None else (-reach, reach)
+    ax.imshow(means, cmap="Blues" if reach is None else "RdBu", vmin=low, vmax=high, aspect="auto")
+    form = ".2f" if max(abs(low), abs(high)) <= 1 and reach is None else ".1f"
+    for (i, j), value in np.ndenumerate(means):
+        if np.isnan(value):
+            continue
+        part = (value - low) / ((high - low) or 1.0)
+        dark = part > 0.6 if reach is None else abs(part - 0.5) > 0.3
+        half = cells[i][j].ci95 if reach is not None else np.nan
+        words = f"{value:{form}}" if reach is None else f"{value:+{form}}"
+        words += "" if np.isnan(half) else f"\n± {half:{form}}"
+        ax.text(j, i, words, ha="center", va="center", fontsize=7, color="white" if dark else INK)
 
 
 def _curve(panels: Mapping[str, Sequence[str]], found: Mapping, about: Mapping[str, Any]) -> Figure:

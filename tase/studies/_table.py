@@ -57,7 +57,7 @@ def contrasts(results: pandas.DataFrame, about: Mapping[str, Any], preset: str, 
 
 def reference_of(column: str, cells: Mapping[tuple[str, str], Any], about: Mapping[str, Any]):
     """The cell with which those of a column are compared, or None where it has not been measured."""
-    places = [(about["reference"], c) for c in (column, about["reference_column"])]
+    places = [(about["reference"], c) for c in (column, about["reference_column"], "")]
     return next((place for place in places if place in cells), None)
 
 
