@@ -16,6 +16,8 @@ from ..distributed import gather, share, total
 
 # Elements of a block of rows: large enough for matrix products to be fast, small enough to stay near the processor.
 BLOCK = 2**20
+# k-means stops when no more than this share of the labels changes: none, of fewer than 10,000.
+SETTLED = 1e-4
 
 
 def rows_of(columns: int) -> int:
@@ -66,11 +68,11 @@ def spherical_kmeans(
     """Clusters of directions: k-means under cosine similarity with k-means++ seeding (Dhillon & Modha 2001).
 
     Only the direction of a row counts; the centres are of unit length. Starts from `centres`, or is seeded `restarts`
-    times and keeps the best. An empty cluster takes the sample farthest from its centre. Stops when no assignment
-    changes, then moves single centres to where they serve better, `moves` times at most (0: Lloyd's algorithm alone,
-    about three times as fast, a little worse). Several processes share the samples: each gives all of them and works on
-    its part, sums are summed over all. Draws from `generator`, on any device (None: a fixed one). Raises
-    ConfigError if there are more clusters than rows.
+    times and keeps the best. An empty cluster takes the sample farthest from its centre. Stops when not one in 10,000
+    changes its cluster, then moves single centres to where they serve better, `moves` times at most (0: Lloyd's
+    algorithm alone, about three times as fast, a little worse). Several processes share the samples: each gives all of
+    them and works on its part, sums are summed over all. Draws from `generator`, on any device (None: a fixed one).
+    Raises ConfigError if there are more clusters than rows.
     """
     check(
         1 <= clusters <= len(features),
@@ -85,15 +87,13 @@ def spherical_kmeans(
         else centres[None]
     )
     starts = (F.normalize(start.to(h), dim=1) for start in starts)
-    best = first = max((_lloyd(h, _first(h, start), iterations) for start in starts), key=lambda found: found.total)
+    best = max((_lloyd(h, _first(h, start), iterations) for start in starts), key=lambda found: found.total)
     for _ in range(moves if clusters > 1 else 0):
-        trials = (_lloyd(h, start, iterations, 1e-4) for start in _moves(h, best))
+        trials = (_lloyd(h, start, iterations) for start in _moves(h, best))
         better = next((trial for trial in trials if trial.total > best.total * (1 + 1e-5)), None)
         if better is None:
             break
         best = better
-    if best is not first:  # a trial stops a little early
-        best = _lloyd(h, best, iterations)
     return gather(best.labels, len(h)), best.centres
 
 
@@ -124,7 +124,7 @@ class _Clusters(NamedTuple):
 
     labels: Tensor  # [r] the nearest centre
     similarity: Tensor  # [r] cosine to it
-    near: Tensor  # [k, r] cosine of each sample to each centre
+    near: Tensor  # [r, k] cosine of each sample to each centre
     centres: Tensor  # [k, d]
     members: Tensor  # [r] the cluster in whose sum the sample is
     sums: Tensor  # [k, d] float64, of all processes
@@ -134,36 +134,51 @@ class _Clusters(NamedTuple):
 def _first(h: Float[Tensor, "n d"], centres: Float[Tensor, "k d"]) -> _Clusters:
     """All samples assigned to the given centres, which then move to the means."""
     own = h[share(len(h))]
-    near = centres @ own.T
-    best = near.max(0)
-    members = _filled(best.indices, best.values, len(centres), len(h))
+    near = own.new_empty(len(own), len(centres))
+    members = _filled(*_nearest(own, centres, near), len(centres), len(h))
     sums = total(torch.zeros_like(centres).index_add_(0, members, own))
     centres = F.normalize(sums, dim=1)
-    near = torch.mm(centres, own.T, out=near)
-    return _Clusters(*near.max(0)[::-1], near, centres, members, sums.double())
+    return _Clusters(*_nearest(own, centres, near), near, centres, members, sums.double())
 
 
-def _lloyd(h: Float[Tensor, "n d"], found: _Clusters, iterations: int, tolerance: float = 0.0) -> _Clusters:
-    """Average and assign until no label changes, or only the share `tolerance` of them.
+def _nearest(
+    own: Float[Tensor, "r d"], centres: Float[Tensor, "k d"], near: Float[Tensor, "r k"], touched: Tensor | None = None
+) -> tuple[Int64[Tensor, "r"], Float[Tensor, "r"]]:
+    """The nearest centre of each row and the cosine to it; `near` gets the cosines to the centres `touched` (all).
+
+    In blocks of rows: what was just multiplied is still near the processor when its maximum is sought.
+    """
+    some = touched is not None and 2 * len(touched) < len(centres)
+    few = centres[touched] if some else centres
+    found = []
+    for rows, cosines in zip(*(x.split(len(x) if x.is_cuda else rows_of(own.shape[1])) for x in (own, near))):
+        if some:
+            cosines.index_copy_(1, touched, rows @ few.T)
+        else:
+            torch.mm(rows, few.T, out=cosines)
+        found.append(cosines.max(1))
+    return torch.cat([best.indices for best in found]), torch.cat([best.values for best in found])
+
+
+def _lloyd(h: Float[Tensor, "n d"], found: _Clusters, iterations: int) -> _Clusters:
+    """Average and assign until no more labels change than the share `SETTLED` of them.
 
     Only what changed is computed again: the sums of the clusters that samples left or joined, and the cosines to them.
+    Writes into `near` and `centres` of what it is given.
     """
     own, k = h[share(len(h))], len(found.centres)
-    labels, similarity, near, centres, members, sums, _ = found._replace(
-        near=found.near.clone(), centres=found.centres.clone(), sums=found.sums.clone()
-    )
+    labels, similarity, near, centres, members, sums, _ = found._replace(sums=found.sums.clone())
     for _ in range(iterations):
         now = _filled(labels, similarity, k, len(h))
         moved = (now != members).nonzero()[:, 0]
         left, joined, rows = members[moved], now[moved], own[moved]
         crossed = total(torch.cat([left, joined]).bincount(minlength=k))
-        if int(crossed.sum()) <= 2 * tolerance * len(h):
+        if int(crossed.sum()) <= 2 * SETTLED * len(h):
             break
         sums += total(torch.zeros_like(centres).index_add_(0, joined, rows).index_add_(0, left, rows, alpha=-1))
         members, touched = now, crossed.nonzero()[:, 0]
         centres[touched] = F.normalize(sums[touched], dim=1).to(h)
-        near.index_copy_(0, touched, centres[touched] @ own.T)
-        similarity, labels = near.max(0)
+        labels, similarity = _nearest(own, centres, near, touched)
     reached = total(similarity.sum(dtype=torch.float64)).item()
     return _Clusters(labels, similarity, near, centres, members, sums, reached)
 
@@ -183,14 +198,14 @@ def _moves(h: Float[Tensor, "n d"], found: _Clusters, tries: int = 3) -> Iterato
     Lloyd's algorithm cannot do that: a large class cut in two, a small one lost in a neighbour, would stay so.
     """
     labels, similarity, near, centres = found[:4]
-    second = near.scatter(0, labels[None], -2.0).amax(0)
+    second = near.scatter(1, labels[:, None], -2.0).amax(1)
     missed = total(h.new_zeros(len(centres)).index_add_(0, labels, similarity - second)).argmin()
     labels, similarity = gather(labels, len(h)), gather(similarity, len(h))
     lowest = h.new_ones(len(centres)).scatter_reduce_(0, labels, similarity, "amin")
     for cluster in lowest.argsort()[:tries]:
         moved = h[similarity.masked_fill(labels != cluster, 2.0).argmin()]
-        now = near.index_copy(0, missed[None], (h[share(len(h))] @ moved)[None])
-        best = now.max(0)
+        now = near.index_copy(1, missed[None], (h[share(len(h))] @ moved)[:, None])
+        best = now.max(1)
         there = centres.index_copy(0, missed[None], moved[None])
         yield found._replace(labels=best.indices, similarity=best.values, near=now, centres=there)
 
