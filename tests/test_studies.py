@@ -230,6 +230,12 @@ def test_a_map_is_of_paired_differences_to_one_cell_outside_its_columns(tmp_path
     assert line[-2].startswith(f"{difference:+.1f} ± ")
 
 
+def test_what_cannot_be_judged_is_not_trained(pair, tmp_path):
+    with pytest.raises(ConfigError, match="holds no validation images out"):
+        plan(pair, ["digits-lt"], [0], tmp_path, {**TINY, "data.val_per_class": 0}, on="val")
+    assert len(plan(pair, ["digits-lt"], [0], tmp_path, {**TINY, "data.val_per_class": 0}).missing) == 2
+
+
 def test_another_protocol_needs_no_training(pair, tmp_path, runs, monkeypatch):
     run(pair, tmp_path, runs, seeds=[0])
     monkeypatch.setattr("tase.training.train_step", lambda *_: pytest.fail("trained again"))

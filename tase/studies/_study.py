@@ -84,7 +84,8 @@ def plan(
     """Every cell on every preset (none given: the study's own) with every seed, and the run in `runs` that it needs.
 
     A run in the folder `runs` is found by its configuration, whatever its name. Cells that the data cannot give (no
-    image left for a class) are left out. Raises ConfigError where that leaves nothing, and for unknown names.
+    image left for a class, none to validate on) are left out. Raises ConfigError where that leaves nothing, and for
+    unknown names.
     """
     presets, seeds = tuple(presets) or study.presets, tuple(seeds)
     check(bool(presets), "--preset", presets, f"given: the study '{study.name}' has none of its own")
@@ -95,6 +96,9 @@ def plan(
         config = study.config(cell, preset, seed, overrides)
         try:
             class_counts(config)
+            held = config.data.rule != "ldam" and config.data.val_per_class > 0
+            allowed = f"test: {preset} holds no validation images out (data.val_per_class, data.rule)"
+            check(on == "test" or held or not study.protocols, "--on", on, allowed)
         except ConfigError as error:
             left_out[f"{cell.name} on {preset}: {error}"] = error
             continue
