@@ -120,7 +120,7 @@ def _ratio_bars(axes, ratios: list[tuple[str, Row]]) -> None:
     axes.axvline(1, color=INK, lw=0.8)
     axes.set(xscale="log", xlabel="ratio of times")
     axes.xaxis.set_minor_formatter("")  # within one decade these would overlap; the values stand at the bars
-    axes.margins(x=0.25)
+    axes.margins(x=0.4)
     axes.invert_yaxis()
 
 

@@ -70,7 +70,7 @@ def spherical_kmeans(
     Only the direction of a row counts; the centres are of unit length. Starts from `centres`, or is seeded `restarts`
     times and keeps the best. An empty cluster takes the sample farthest from its centre. Stops when not one in 10,000
     changes its cluster, then moves single centres to where they serve better, `moves` times at most (0: Lloyd's
-    algorithm alone, about three times as fast, a little worse). Several processes share the samples: each gives all of
+    algorithm alone, two to seven times as fast, a little worse). Several processes share the samples: each gives all of
     them and works on its part, sums are summed over all. Draws from `generator`, on any device (None: a fixed one).
     Raises ConfigError if there are more clusters than rows.
     """
