@@ -7,15 +7,21 @@ from __future__ import annotations
 
 import importlib
 
+from . import guidance  # noqa: F401 (without torch: it makes the methods known by name)
+
 __version__ = "0.1.0"
 
 _ROOM_OF = {
     "Config": "config",
     "ConfigError": "config",
+    "ESTIMATORS": "config",
     "METHODS": "config",
-    "PRESETS": "config",
+    "PROTOCOLS": "config",
+    "SOURCES": "config",
+    "option": "config",
     "override": "config",
-    "preset": "config",
+    "PRESETS": "presets",
+    "preset": "presets",
     "ImageSet": "data",
     "Splits": "data",
     "class_counts": "data",
@@ -29,6 +35,7 @@ _ROOM_OF = {
     "PseudoLabels": "pseudo_labels",
     "spherical_kmeans": "pseudo_labels",
     "Guidance": "guidance",
+    "Method": "guidance",
     "TASE": "guidance",
     "build_guidance": "guidance",
     "Run": "runs",

@@ -11,7 +11,8 @@ import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .config import METHODS, PRESETS, Config, ConfigError, fields, preset, unknown
+from .config import METHODS, Config, ConfigError, fields, unknown
+from .presets import PRESETS, preset
 
 DEMO = (  # name of the run, method, balanced?
     ("simclr-balanced", "simclr", True),
@@ -22,7 +23,7 @@ DEMO = (  # name of the run, method, balanced?
 
 def _field_help() -> str:
     lines = ["fields for --set, with the defaults that a preset starts from:", ""]
-    for name, (_, default, text) in fields().items():
+    for name, (_, default, text, _) in fields().items():
         shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
         lines.append(f"  {name}={'' if shown is None else shown}\n      {text}")
     lines += ["", f"presets: {', '.join(PRESETS)}", f"methods: {', '.join(METHODS)}"]
@@ -48,9 +49,9 @@ def _say(text: str = "") -> None:
 
 
 def _train(args: argparse.Namespace) -> dict[str, Any]:
+    config = _config(args)  # checked before torch is loaded
     from .training import train
 
-    config = _config(args)
     out = args.out or f"runs/{args.preset}-{args.method}-{args.seed}"
     run = train(config, out, resume=args.resume, progress=not args.quiet)
     if run is None:  # one of several processes: the first one speaks

@@ -268,8 +268,7 @@ def features(t: Training, images: ImageSet | None = None) -> Tensor:
 
 def due(t: Training) -> bool:
     """Whether the guidance takes fresh features before the current epoch."""
-    warm = round(t.config.guidance.warmup * t.config.optim.epochs)
-    return t.epoch % t.config.refresh == 0 or t.epoch in (warm, t.config.optim.epochs)
+    return t.config.is_refresh(t.epoch)
 
 
 def refresh(t: Training) -> Tensor:
@@ -466,7 +465,7 @@ def _before_epoch(t: Training, writer: RunWriter) -> None:
     t.guidance.start_epoch(t.epoch)
     if due(t) and t.config.record.snapshots:
         lead(writer.snapshot, t.epoch, **snapshot(t, refresh(t)))
-    elif due(t) and t.guidance.USES_FEATURES:
+    elif due(t) and t.guidance.uses_features:
         refresh(t)
 
 

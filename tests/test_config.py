@@ -2,12 +2,16 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tase.config import METHODS, PRESETS, Config, ConfigError, fields, override, preset
+from tase.config import METHODS, Config, ConfigError, Registry, fields, override
+from tase.presets import PRESETS, preset
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -24,14 +28,14 @@ def test_every_preset_with_every_method_survives_json(name, method):
         ({"name": "cifr10-lt"}, "unknown preset 'cifr10-lt'; did you mean 'cifar10-lt'?"),
         ({"method": "tse"}, "unknown method 'tse'; did you mean 'tase'?"),
         ({"overrides": {"guidance.tau_mx": 1}}, "did you mean 'guidance.tau_max'?"),
-        ({"overrides": {"guidance.tau_min": 0}}, "guidance.tau_min = 0.0 is not possible: it must be above 0"),
+        ({"overrides": {"guidance.tau_min": 0}}, "invalid guidance.tau_min = 0.0: must be above 0"),
         ({"overrides": {"guidance.tau_max": 0.05}}, "at least guidance.tau_min = 0.1"),
         ({"overrides": {"data.rho": 0.5}}, "data.rho = 0.5"),
         ({"overrides": {"data.source": "cifar"}}, "did you mean 'cifar"),
         ({"overrides": {"optim.batch": 1}}, "optim.batch = 1"),
-        ({"overrides": {"optim.epochs": "many"}}, "optim.epochs = 'many' is not possible: it must be a whole number"),
+        ({"overrides": {"optim.epochs": "many"}}, "invalid optim.epochs = 'many': must be a whole number"),
         ({"overrides": {"optim.lr": "nan"}}, "optim.lr"),
-        ({"overrides": {"optim.compile": "yes"}}, "optim.compile = 'yes' is not possible: it must be true or false"),
+        ({"overrides": {"optim.compile": "yes"}}, "invalid optim.compile = 'yes': must be true or false"),
         ({"overrides": {"views.scale": "0.5"}}, "2 values"),
         ({"overrides": {"evaluation.protocols": "linear,few-shots"}}, "did you mean 'few-shot'?"),
         ({"seed": -1}, "seed = -1"),
@@ -64,11 +68,14 @@ def test_identity_is_of_what_decides_the_result():
 
 
 def test_every_field_has_help_and_can_be_set_to_its_own_default():
-    for name, (_, default, text) in fields().items():
-        assert text
-        if "." in name:
-            shown = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
-            assert override(Config(), {name: shown}) == Config()
+    for method in METHODS:
+        config = Config(method=method)
+        for name, field in fields(method).items():
+            assert field.help
+            if "." in name:
+                default = field.default
+                shown = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+                assert override(config, {name: shown}) == config
 
 
 def test_configurations_cannot_be_changed_in_place():
@@ -86,9 +93,64 @@ def test_any_value_gives_a_valid_configuration_or_one_error_naming_the_field(nam
         assert Config.from_dict(config.to_dict()) == config
 
 
-def test_what_a_method_does_not_read_makes_no_other_method_of_it():
-    own = {"guidance.tau_0": 0.3, "guidance.clusters": 7, "guidance.tau_max": 0.9}
+def test_a_method_has_its_own_options_only():
+    assert "guidance.tau_max" not in fields("simclr") and "guidance.tau_0" in fields("simclr")
+    with pytest.raises(ConfigError, match="'guidance.tau_max' of method 'simclr': it is an option of .*tase"):
+        preset("digits-lt", "simclr", overrides={"guidance.tau_max": 0.3})
+    tase = preset("digits-lt", overrides={"guidance.tau_max": 0.3, "guidance.clusters": 7})
+    simclr = override(tase, {"method": "simclr"})
+    assert simclr.guidance == METHODS["simclr"].guidance.Options(clusters=7)
+
+
+def test_the_training_identity_leaves_out_what_only_snapshots_show():
+    own = {"guidance.tau_0": 0.3, "guidance.clusters": 7}
     simclr, plain = (preset("digits-lt", "simclr", overrides=o) for o in (own, {"guidance.tau_0": 0.3}))
-    assert simclr.learnt == plain.learnt != preset("digits-lt", "simclr").learnt and simclr.identity != plain.identity
+    assert simclr.training_identity == plain.training_identity and simclr.identity != plain.identity
+    assert simclr.training_identity != preset("digits-lt", "simclr").training_identity
     for method in ("tase", "mm-ts"):
-        assert preset("digits-lt", method, overrides=own).learnt == preset("digits-lt", method, overrides=own)
+        config = preset("digits-lt", method, overrides={"guidance.clusters": 7})
+        assert config.training_identity == config.identity
+
+
+def test_a_file_of_an_older_format_opens_without_the_options_of_other_methods():
+    saved = preset("digits-lt", "simclr").to_dict()
+    saved["guidance"] |= {"tau_max": 0.4, "iso_r": 0.4}
+    saved["views"]["backend"] = "batched"
+    assert Config.from_dict(saved) == preset("digits-lt", "simclr")
+    del saved["guidance"]["space"], saved["guidance"]["memory"]
+    assert (old := Config.from_dict(saved).guidance).space == "centred" and old.memory == 0
+    saved["views"]["backend"] = "torchvision"
+    with pytest.raises(ConfigError, match="views.backend"):
+        Config.from_dict(saved)
+
+
+def test_when_the_guidance_is_refreshed():
+    config = preset("digits-lt", overrides={"optim.epochs": 50, "guidance.refresh": 20, "guidance.warmup": 0.3})
+    assert [e for e in range(51) if config.is_refresh(e)] == [0, 15, 20, 40, 50]
+    assert [config.next_refresh(e) for e in (0, 14, 15, 39, 40, 50)] == [15, 15, 20, 40, 50, 50]
+
+
+def test_a_registry_imports_built_in_entries_when_they_are_used_and_takes_more():
+    known = Registry("shape", {"path": "os.path:join"})
+    assert list(known) == ["path"] and known["path"]("a", "b") == os.path.join("a", "b")
+    known["square"] = 4
+    assert known["square"] == 4
+    with pytest.raises(ConfigError, match="unknown shape 'sqare'; did you mean 'square'?"):
+        known["sqare"]
+
+
+def test_a_wrong_field_is_matched_on_its_last_part_first():
+    with pytest.raises(ConfigError, match="did you mean 'guidance.tau_max'"):
+        preset("digits-lt", overrides={"tau_max": 0.3})
+
+
+def test_a_wrong_configuration_is_reported_before_torch_is_loaded():
+    code = "import sys, tase.__main__ as m; assert m.main(sys.argv[1:]) == 2; assert 'torch' not in sys.modules"
+    for wrong in ("tau_mx=1", "guidance.tau_min=0", "data.source=cifr", "evaluation.protocols=liner"):
+        ended = subprocess.run(
+            [sys.executable, "-c", code, "train", "--preset", "digits-lt", "--set", wrong],
+            capture_output=True,
+            text=True,
+        )
+        assert ended.returncode == 0, ended.stderr
+        assert len(ended.stderr.strip().splitlines()) == 1

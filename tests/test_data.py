@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tase.config import ConfigError, preset
+from tase.config import ConfigError
 from tase.data import (
     GROUPS,
     ImageSet,
@@ -24,6 +24,7 @@ from tase.data import (
     tail_counts,
 )
 from tase.data._folders import list_folder
+from tase.presets import preset
 
 
 def digits(**overrides):

@@ -17,9 +17,10 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
 from tase import figures, runs
-from tase.config import ConfigError, preset
+from tase.config import ConfigError
 from tase.figures import sources
 from tase.figures.quantity import slope
+from tase.presets import preset
 
 
 def make_run(folder, method="tase", seed=0, classes=10, snapshots=4, labelled=True, evaluated=True, **overrides):

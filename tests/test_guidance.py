@@ -1,5 +1,6 @@
 import math
 import warnings
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -8,9 +9,10 @@ from test_pseudo_labels import centred, gen, mixture, random_p
 from torch.nn import functional as F
 
 from tase import guidance as room
-from tase.config import METHODS, ConfigError, preset
-from tase.guidance import GUIDANCES, MMTS, TASE, Constant, Guidance, ISogCLRTau, TemperatureSchedule, build_guidance
+from tase.config import METHODS, ConfigError, option
+from tase.guidance import MMTS, TASE, Constant, Guidance, ISogCLRTau, TemperatureSchedule, build_guidance
 from tase.losses import nt_xent
+from tase.presets import preset
 from tase.pseudo_labels import PseudoLabels, by_size, quality
 
 
@@ -157,7 +159,7 @@ def test_equal_clusters_warn_and_give_the_middle():
     torch.testing.assert_close(guide.tau, torch.full((40,), 0.3))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        simclr = Constant(40, PseudoLabels(40, clusters=4))
+        simclr = Constant(40, clusters=4)
         simclr.update(features, 0)  # does not use it
 
 
@@ -189,7 +191,7 @@ def test_wrong_options_are_named(options, message):
 
 
 def test_temperature_schedule():
-    guide = TemperatureSchedule(4, epochs=100, periods=5, low=0.1, high=1.0)
+    guide = TemperatureSchedule(4, epochs=100, periods=5, ts_range=(0.1, 1.0))
     for epoch in range(100):
         guide.start_epoch(epoch)
         expected = 0.1 + 0.9 * (1 + math.cos(2 * math.pi * epoch / 20)) / 2
@@ -228,7 +230,7 @@ def test_mm_ts_with_equal_clusters_is_the_middle():
 
 def test_isogclr_against_a_scalar_reference():
     n, b, r, step, momentum = 12, 5, 0.4, 0.03, 0.9
-    guide = ISogCLRTau(n, r=r, step=step, momentum=momentum)
+    guide = ISogCLRTau(n, iso_r=r, iso_step=step, iso_momentum=momentum)
     taus, gradients = [0.1] * n, [0.0] * n
     for turn in range(4):
         index = torch.randperm(n, generator=gen(turn))[:b]
@@ -258,16 +260,16 @@ def test_isogclr_gradient_is_that_of_its_objective():
         return tau * (out.per_anchor - math.log(out.others) + 0.4)
 
     numeric = (objective(0.3 + 1e-6) - objective(0.3 - 1e-6)) / 2e-6
-    guide = ISogCLRTau(4, start=0.3, momentum=0.0)
+    guide = ISogCLRTau(4, iso_start=0.3, iso_momentum=0.0)
     guide.after_step(torch.arange(4), nt_xent(z[:4], z[4:], 0.3))
     torch.testing.assert_close(guide.gradient.double(), numeric.reshape(2, 4).mean(0), atol=1e-5, rtol=1e-5)
 
 
 def test_isogclr_is_clamped():
-    guide = ISogCLRTau(2, step=100.0)
+    guide = ISogCLRTau(2, iso_step=100.0)
     z = torch.eye(2)
     for r, bound in ((-5.0, 1.0), (50.0, 0.05)):
-        guide.r = r
+        guide.steer(ISogCLRTau.Options(iso_step=100.0, iso_r=r))
         guide.after_step(torch.arange(2), nt_xent(z, z, guide.tau))
         assert guide.tau.tolist() == pytest.approx([bound] * 2)
 
@@ -322,8 +324,7 @@ def test_build_reads_the_config():
     guide = built("tase", 100, **{"guidance.warmup": 0.2, "guidance.ramp": 0.05, "optim.epochs": 100})
     assert (guide.warmup, guide.ramp, guide.pseudo.clusters) == (20, 5, 8)
     assert built("simclr", 200, **{"guidance.clusters": 0, "guidance.tau_0": 0.3}).pseudo.clusters == 20
-    assert built("ts", 100).period == 30
-    assert {cls for cls, _ in METHODS.values()} == set(GUIDANCES)
+    assert built("ts", 100).epochs == 150 and built("ts", 100).options.periods == 5
 
 
 def test_oracle_needs_labels():
@@ -344,23 +345,24 @@ def test_state_is_a_copy_and_checked():
 
 def test_the_guidance_of_the_documentation_works(tmp_path):
     """The example in the module's docstring, run as it stands."""
-    example = room.__doc__[room.__doc__.index("    class Centred") : room.__doc__.index("    guide = Centred")]
-    space = {"Guidance": Guidance, "torch": torch}
+    example = room.__doc__[room.__doc__.index("    class Centred") : room.__doc__.index("    METHODS[")]
+    space = {"Guidance": Guidance, "torch": torch, "dataclass": dataclass, "option": option}
     exec("\n".join(line[4:] for line in example.splitlines()), space)
     assert len(example.strip().splitlines()) <= 30
     x, _ = mixture((60, 30, 10))
-    guide = space["Centred"](100, pseudo=PseudoLabels(100, clusters=5, generator=gen()))
+    guide = space["Centred"](100, clusters=5, generator=gen())
     guide.update(x, 0)
     assert guide.tau.min() > 0.0999 and guide.tau.std() > 0.001 and guide.tau.max() <= 0.4
     step(guide, 0)
     assert guide.weight.std() > 0
-    other = space["Centred"](100, pseudo=PseudoLabels(100, clusters=5))
+    other = space["Centred"](100, clusters=5)
     other.load_state_dict(guide.state_dict())
     assert torch.equal(other.loss, guide.loss) and torch.equal(other.weight, guide.weight)
 
 
-def test_no_pseudo_labels_at_all():
-    guide = Constant(7, tau=0.3)
-    guide.update(torch.randn(7, 3, generator=gen()), 0)
+def test_before_any_update_there_are_no_clusters():
+    guide = Constant(7, tau_0=0.3)
     assert (guide.tau == np.float32(0.3)).all() and (guide.pseudo_label == -1).all() and len(guide.cluster_sizes) == 0
+    guide.update(torch.randn(7, 3, generator=gen()), 0)
+    assert (guide.tau == np.float32(0.3)).all() and (guide.weight == 1).all()
     assert centred(torch.zeros(3, 2)).shape == (3, 2)

@@ -12,8 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from tase.config import ConfigError, preset
+from tase.config import ConfigError
 from tase.data import class_counts, decode_folder, load_images, load_splits, read_image
+from tase.presets import preset
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 

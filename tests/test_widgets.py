@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import tase
-from tase.config import ConfigError, GuidanceConfig
+from tase.config import ConfigError
+from tase.guidance import TASE
 from tase.pseudo_labels import centred
 from tase.runs import RunError
 from tase.widgets import LiveTraining, RunExplorer, TemperatureExplorer, benchmark_explorer, layouts
@@ -114,7 +115,7 @@ def test_the_command_line_says_the_configuration_exactly(tiny):
     changes = dict(word.split("=", 1) for word in words[words.index("--set") + 1 : words.index("--out")])
     assert tase.preset(config.preset, config.method, config.seed, changes) == config
     assert words[-1] == "--resume" and "'some folder'" in pure.command_line(config, "some folder")
-    proposed = pure.proposed_config(tiny(method="simclr"), GuidanceConfig(tau_max=0.3))
+    proposed = pure.proposed_config(tiny(method="simclr"), TASE.Options(tau_max=0.3))
     assert proposed.method == "tase" and proposed.guidance.tau_max == 0.3
 
 
@@ -230,7 +231,7 @@ def test_clusters_are_made_anew_and_can_be_taken_back(explorer):
 
 def test_bad_input_gives_one_line_and_the_explorer_stays_alive(explorer):
     explorer.clusters.value = 100_000
-    assert "clusters k = 100000 is not possible: it must be at most the number of images" in said(explorer)
+    assert "clusters invalid k = 100000: must be at most the number of images" in said(explorer)
     explorer.clusters.value = 0
     assert "at least 1" in said(explorer)
     explorer.reset_clusters()

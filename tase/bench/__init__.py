@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from ..config import check_choice, preset
+from ..config import check_choice
+from ..presets import preset
 from ..runs import load_json, save_json
 from ..training import choose_device
 from ._measure import Bench, Row

@@ -12,8 +12,8 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from .. import training
-from ..config import preset
 from ..losses import nt_xent
+from ..presets import preset
 from ..views import two_views
 from ._measure import Bench, Row, Stopwatch, compared, measure, some_images, summary
 from ._rivals import reference_loop

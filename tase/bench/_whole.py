@@ -15,8 +15,8 @@ from unittest.mock import patch
 import torch
 
 from .. import training
-from ..config import preset
 from ..data import Splits, load_splits
+from ..presets import preset
 from ._measure import Bench, Row, compared, measure, some_images
 
 TRAINING = "import torch, tase; tase.train, tase.preset, tase.two_views, tase.nt_xent, tase.TASE, tase.Run"

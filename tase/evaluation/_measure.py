@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .. import probes
-from ..config import METHODS, PRESETS, PROTOCOLS, Config, check_choice, preset
+from .. import presets, probes
+from ..config import PROTOCOLS, Config, check_choice
 from ..data import ImageSet, Splits
 from ..losses import nt_xent
 from ..models import Network
@@ -129,9 +129,7 @@ def _push(run: Run, images: ImageSet, device: torch.device) -> dict[str, Any] | 
     network = initial_network(run.config, shape[1], min(shape[2:]), device)
     network.load_state_dict(state["network"], strict=True)
     tau, weight = (torch.from_numpy(values[-1]).to(device) for values in (run.history.tau, run.history.weight))
-    guidance = run.config.guidance
-    scaled = guidance.scale_by_tau and METHODS[run.config.method][0] == "tase"
-    scale = tau / guidance.tau_0 if scaled else None
+    scale = run.config.guidance_class.loss_scale(run.config.guidance, tau)
     return {"per_class": push_per_class(network, images, tau, weight, run.config, scale).tolist()}
 
 
@@ -140,12 +138,7 @@ def _push(run: Run, images: ImageSet, device: torch.device) -> dict[str, Any] | 
 
 def changes(config: Config) -> list[str]:
     """The fields that decide the result and differ from the preset and method, as "field=value"; not seed and split."""
-    base = preset(config.preset, config.method) if config.preset in PRESETS else Config(method=config.method)
-    here, there = config.to_dict(), base.to_dict()
-    hidden = {"data.split", "data.root", "data.cache", "data.balanced", "optim.device"}
-    sections = ("data", "views", "model", "guidance", "optim")
-    names = [(s, f) for s in sections for f in here[s] if here[s][f] != there[s][f] and f"{s}.{f}" not in hidden]
-    return [f"{f}={here[s][f]}" for s, f in names]
+    return [f"{name.partition('.')[2]}={value}" for name, value in presets.changes(config).items()]
 
 
 def _header(run: Run, splits: Splits, lists: Lists) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import probes
-from ..config import METHODS, ConfigError, unread
+from ..config import METHODS, ConfigError
 from ..runs import Run
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def _labelled(entries: list[tuple[str | None, Result]]) -> list[tuple[str, Resul
 
 def _label(result: Result, shared: set[str]) -> str:
     name = result["method"] + (", balanced" if result["balanced"] else "")
-    unseen = unread(result["method"]) if result["method"] in METHODS else ()
+    unseen = METHODS[result["method"]].guidance.snapshot_only() if result["method"] in METHODS else ()
     own = [change for change in result["changes"] if change not in shared and change.split("=")[0] not in unseen]
     return f"{name} ({', '.join(own)})" if own else name
 

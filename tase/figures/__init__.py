@@ -80,7 +80,7 @@ def all_figures(
         "figure5_push": lambda some: push(some, footer=footer),
     }
     for run in runs:
-        if METHODS[run.config.method][0] in ("tase", "mm-ts", "isogclr-tau"):
+        if run.config.guidance_class.per_sample:
             together[f"figure4_dynamics_{_short(run, runs)}"] = partial(_dynamics_of, run, footer)
     written: list[Path] = []
     for name, draw in together.items():

@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from ..config import METHODS
 from ..data import GROUPS
 from ..runs import Run
 from .sources import Missing, as_runs, has_tail, sign, title
@@ -92,7 +91,7 @@ def _quality(ax: Axes, epoch: np.ndarray, quality: list[dict], pseudo_label: Int
 def _mark_warmup(ax: Axes, run: Run, named: bool) -> None:
     """Shade the epochs before the guidance begins."""
     end = run.config.guidance.warmup * run.config.optim.epochs
-    if METHODS[run.config.method][0] == "tase" and end > 0:
+    if run.config.guidance_class.steerable and end > 0:
         ax.axvspan(0, end, color="#F1F1F1", lw=0, zorder=-1)
         if named:
             ax.text(end / 2, 0.97, "warm-up", ha="center", va="top", color=SOFT, transform=ax.get_xaxis_transform())

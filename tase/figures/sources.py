@@ -16,19 +16,6 @@ from ..evaluation import changes
 from ..runs import Run, RunError
 from .style import Figure, footer
 
-METHOD_NAMES = {
-    "simclr": "SimCLR",
-    "ts": "TS",
-    "mm-ts": "MM-TS",
-    "isogclr-tau": "iSogCLR-τ",
-    "tase": "TASE",
-    "tase-tau": "TASE, τ only",
-    "tase-weight": "TASE, w only",
-    "oracle": "TASE, oracle",
-    "shuffled": "TASE, shuffled",
-    "reversed": "TASE, reversed",
-}
-
 
 class Missing(RunError):
     """A run lacks what a figure needs; the message says what, and how to get it. `run` is that run, where it is one."""
@@ -90,27 +77,23 @@ def has_tail(counts: Int64[np.ndarray, "..."]) -> bool:
 
 def title(config: Config) -> str:
     """Method and kind of training set in words: "SimCLR, balanced"."""
-    name = METHOD_NAMES.get(config.method, config.method)
+    name = config.method_title
     if config.data.rule == "none":
         return name
     return f"{name}, {'balanced' if is_balanced(config) else 'long tail'}"
 
 
 def _kin(config: Config) -> str:
-    return dataclasses.replace(config.learnt, seed=0, data=dataclasses.replace(config.data, split=-1)).identity
+    return dataclasses.replace(config, seed=0, data=dataclasses.replace(config.data, split=-1)).training_identity
 
 
 def _differences(config: Config, other: Config) -> list[str]:
     """The fields of `config` that differ from `other`, as "name=value", but seed and split."""
-    here, there = config.learnt.to_dict(), other.learnt.to_dict()
     if config.preset != other.preset:
         return [config.preset]
-    found = []
-    for section in ("data", "views", "model", "guidance", "optim"):
-        for field, value in here[section].items():
-            if value != there[section][field] and field not in ("split", "root", "cache", "device"):
-                found.append(f"{field}={value:g}" if isinstance(value, float) else f"{field}={value}")
-    return found
+    unused = {f"guidance.{name}" for name in config.guidance_class.snapshot_only()}
+    found = {name.partition(".")[2]: value for name, value in config.changes(other).items() if name not in unused}
+    return [f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in found.items()]
 
 
 def labels_of(configs: Sequence[Config]) -> list[str]:

@@ -16,7 +16,7 @@ taken, a snapshot is left out, what can be made again is made again, anything el
 """
 
 from ._checkpoint import load_checkpoint, save_checkpoint
-from ._control import STEERABLE, Control, request, steered
+from ._control import Control, request, steered
 from ._files import (
     FORMAT,
     RunError,
@@ -34,7 +34,6 @@ from ._writer import RunWriter, commit, environment
 
 __all__ = [
     "FORMAT",
-    "STEERABLE",
     "Control",
     "request",
     "steered",

@@ -13,10 +13,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from ..config import METHODS, Config, ConfigError, check, check_choice, override, unknown
+from ..config import Config, ConfigError, check, check_choice, override, unknown
 from ._files import load_kept, read_lines, save_json, write_atomic
 
-STEERABLE = tuple(f"guidance.{name}" for name in ("tau_min", "tau_max", "gamma", "w_max", "headness_map", "reversed"))
 ACTIONS = ("run", "pause", "stop")
 
 
@@ -52,11 +51,11 @@ def steered(config: Config, events: list[dict[str, Any]]) -> Config:
 
 def _check(config: Config, events: list[dict[str, Any]], changes: dict[str, Any]) -> None:
     """Raise ConfigError unless the fields can be steered, to these values, after the events."""
+    steerable = [f"guidance.{name}" for name in config.guidance_class.steerable]
+    check(bool(steerable) or not changes, "set", changes, f"empty: {config.method} has no guidance to steer")
     for name in changes:
-        if name not in STEERABLE:
-            raise unknown("field to steer", name, STEERABLE)
-    guided = METHODS[config.method][0] == "tase"
-    check(guided or not changes, "set", changes, f"empty: {config.method} has no guidance to steer")
+        if name not in steerable:
+            raise unknown("field to steer", name, steerable)
     steered(config, [*events, {"set": changes}])
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..config import PRESETS, Config, override, preset, unknown
+from ..config import Config, fields, override, unknown
+from ..presets import PRESETS, preset
 
 # A label -> the fields ("section.name", or "method") that it sets.
 Axis = Mapping[str, Mapping[str, Any]]
@@ -118,7 +119,10 @@ class Study:
         changes = cell.changes if cell else {}
         plain = {field: value for field, value in changes.items() if not isinstance(value, Times)}
         settled = {**self.base, **(overrides or {}), **plain}
-        config = preset(name, settled.pop("method", "tase"), seed, settled)
+        method = settled.pop("method", "tase")
+        known = fields(method)  # a cell whose method lacks an override's field does without it
+        kept = {field: value for field, value in settled.items() if field in known or field not in (overrides or {})}
+        config = preset(name, method, seed, kept)
         multiples = {field: value for field, value in changes.items() if field not in plain}
         for dotted, times in multiples.items():
             section, leaf = dotted.split(".")

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..config import preset
 from ..data import ImageSet, Splits
+from ..presets import preset
 from ..runs import Run, save_json, save_npz
 
 

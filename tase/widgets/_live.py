@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..config import METHODS, Config
+from ..config import Config
 from ..figures.style import INK, style
 from ..runs import Run, RunError, load_kept
 from ._panels import colour_of
@@ -278,7 +278,7 @@ class LiveTraining:
         for name, states in at.items():
             off = state not in states
             if name == "steer":
-                off = off or METHODS[self.config.method][0] not in ("tase", "mm-ts", "isogclr-tau")
+                off = off or not self.config.guidance_class.steerable
             button = getattr(self, f"{name}_button")
             if button.disabled != off:
                 button.disabled = off

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64
 
-from ..config import METHODS, Config, ConfigError, GuidanceConfig, override, preset
+from ..config import Config, ConfigError, override
 from ..data import GROUPS
-from ..guidance import temperature_and_weight
+from ..guidance import TASE, temperature_and_weight
+from ..presets import preset
 from ..pseudo_labels import PseudoLabels, Quantity, clipped_rank
 from ..runs import History
 
@@ -51,7 +52,7 @@ def sample_groups(history: History, n: int) -> Int64[np.ndarray, " n"]:
     return groups[labels].astype(np.int64)
 
 
-def moment(history: History, t: int, settings: GuidanceConfig) -> Moment:
+def moment(history: History, t: int, settings: TASE.Options) -> Moment:
     """Snapshot `t` as training saved it."""
     headness, sizes = history.headness[t].astype(np.float64), history.cluster_sizes[t].astype(np.float64)
     n, log_sizes = len(headness), history.log_sizes(t)
@@ -71,7 +72,7 @@ def moment(history: History, t: int, settings: GuidanceConfig) -> Moment:
 
 
 def reclustered(
-    saved: Moment, features: Float[np.ndarray, "m d"], index: Int64[np.ndarray, " m"], settings: GuidanceConfig
+    saved: Moment, features: Float[np.ndarray, "m d"], index: Int64[np.ndarray, " m"], settings: TASE.Options
 ) -> Moment:
     """The moment with new clusters of the images `index` [m], whose features are given: only these are in it.
 
@@ -102,7 +103,7 @@ def reclustered(
     )
 
 
-def proposal(now: Moment, settings: GuidanceConfig) -> Proposal:
+def proposal(now: Moment, settings: TASE.Options) -> Proposal:
     """tau and w of equations (4) to (6) for the saved headness, after the ramp."""
     a = torch.from_numpy(now.headness)
     sizes = None if now.log_sizes is None else torch.from_numpy(now.log_sizes)
@@ -226,9 +227,9 @@ def command_line(config: Config, out: str | Path) -> str:
     return shlex.join(["python", "-m", "tase", *train_arguments(config, out)])
 
 
-def proposed_config(config: Config, settings: GuidanceConfig) -> Config:
+def proposed_config(config: Config, settings: TASE.Options) -> Config:
     """The run's configuration with the settings tried; a method that they do not reach becomes `tase`."""
-    method = config.method if METHODS[config.method][0] == "tase" else "tase"
+    method = config.method if config.guidance_class.steerable else "tase"
     return dataclasses.replace(config, method=method, guidance=settings)
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..config import Config, GuidanceConfig, check
+from ..config import Config, check
+from ..guidance import TASE
 from ..pseudo_labels import centred
 from ..runs import Run, RunError
 from ._panels import TemperaturePicture
@@ -186,7 +187,7 @@ class TemperatureExplorer:
 
     # ---- what happens
 
-    def settings(self) -> GuidanceConfig:
+    def settings(self) -> TASE.Options:
         """The settings of all controls; raises ConfigError for values that cannot be."""
         low, high = self.tau.value
         return dataclasses.replace(
@@ -227,7 +228,7 @@ class TemperatureExplorer:
         self._write_command()
         self.message.say(self._remark(settings, new.spread) or about_push)
 
-    def _remark(self, settings: GuidanceConfig, spread: float) -> str:
+    def _remark(self, settings: TASE.Options, spread: float) -> str:
         if settings.tau_min == settings.tau_max:
             return f"A range of zero width: every sample gets τ = {settings.tau_min:g}; only the weights differ."
         if spread_line(spread):
