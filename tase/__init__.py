@@ -18,6 +18,7 @@ _ROOM_OF = {
     "METHODS": "config",
     "PROTOCOLS": "config",
     "SOURCES": "config",
+    "applicable": "config",
     "option": "config",
     "override": "config",
     "PRESETS": "presets",

@@ -11,7 +11,7 @@ import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .config import METHODS, Config, ConfigError, fields, unknown
+from .config import METHODS, Config, ConfigError, applicable, fields, unknown
 from .presets import PRESETS, preset
 
 DEMO = (  # name of the run, method, balanced?
@@ -166,7 +166,7 @@ def _demo(args: argparse.Namespace) -> dict[str, Any]:
     overrides = _assignments(args.set)
     runs = []
     for name, method, balanced in DEMO:
-        config = preset(args.preset, method, args.seed, {"data.balanced": balanced, **overrides})
+        config = preset(args.preset, method, args.seed, {"data.balanced": balanced, **applicable(overrides, method)})
         runs.append(train(config, out / name, resume=True, progress=not args.quiet))
     for run in runs:
         evaluate(run, progress=not args.quiet)

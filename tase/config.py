@@ -27,6 +27,7 @@ __all__ = [
     "PROTOCOLS",
     "Registry",
     "SOURCES",
+    "applicable",
     "check",
     "check_choice",
     "fields",
@@ -441,6 +442,14 @@ def override(config: Config, overrides: Mapping[str, Any]) -> Config:
     config = dataclasses.replace(config, **top)
     parts = {name: dataclasses.replace(getattr(config, name), **values) for name, values in sections.items()}
     return dataclasses.replace(config, **parts)
+
+
+def applicable(overrides: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """Return the overrides that this method has, to set several methods alike; ConfigError for what no method has."""
+    for name in overrides:
+        if name != "preset" and not any(name in fields(other) for other in METHODS):
+            raise unknown("field", name, {name for other in METHODS for name in fields(other)})
+    return {name: value for name, value in overrides.items() if name in fields(method) or name == "preset"}
 
 
 def _unknown_field(name: str, method: str, known: Iterable[str]) -> ConfigError:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import tase
+from tase.config import applicable
 
 # One thread here and in the processes that tests start: results are bit-equal only at equal numbers of threads.
 torch.set_num_threads(1)
@@ -34,7 +35,7 @@ def tiny():
 
     def make(method="tase", seed=0, **overrides):
         dotted = {name.replace("__", "."): value for name, value in overrides.items()}
-        return tase.preset("digits-lt", method=method, seed=seed, overrides={**TINY, **dotted})
+        return tase.preset("digits-lt", method=method, seed=seed, overrides={**applicable(TINY, method), **dotted})
 
     return make
 
@@ -45,7 +46,9 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     runs = []
     for name, method, balanced in (("balanced", "simclr", True), ("simclr", "simclr", False), ("tase", "tase", False)):
-        config = tase.preset("digits-lt", method=method, overrides={**TINY, "data.balanced": balanced})
+        config = tase.preset(
+            "digits-lt", method=method, overrides={**applicable(TINY, method), "data.balanced": balanced}
+        )
         runs.append(tase.train(config, folder / name, progress=False))
         tase.evaluate(runs[-1], progress=False)
     return runs

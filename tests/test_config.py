@@ -154,3 +154,30 @@ def test_a_wrong_configuration_is_reported_before_torch_is_loaded():
         )
         assert ended.returncode == 0, ended.stderr
         assert len(ended.stderr.strip().splitlines()) == 1
+
+
+# Of the version in which one configuration held the options of all methods: kept runs are found by them.
+IDENTITIES = {
+    "digits-lt/tase": "079c44712c3b",
+    "fashion-mnist-lt-small/simclr": "de2eb387349a",
+    "fashion-mnist-lt-small/ts": "46bf8ce44c82",
+    "fashion-mnist-lt-small/mm-ts": "bef4873822af",
+    "fashion-mnist-lt-small/isogclr-tau": "889c8b9b13b1",
+    "fashion-mnist-lt-small/tase": "fb168c6a1856",
+    "fashion-mnist-lt-small/tase-tau": "af7b2671e1b1",
+    "fashion-mnist-lt-small/tase-weight": "43ba4492b0ef",
+    "fashion-mnist-lt-small/oracle": "6cbb36eed4ae",
+    "fashion-mnist-lt-small/shuffled": "f1160e69180c",
+    "fashion-mnist-lt-small/reversed": "97e5feee34df",
+    "fashion-mnist-lt/tase": "29ccdabdfb87",
+    "openclipart/tase": "d49a7f446122",
+    "cifar10-lt/tase": "ded74da6cb6b",
+    "cifar100-lt/tase": "79a74640c14c",
+    "imagenet100-lt/tase": "1131d1146b14",
+    "folder/tase": "726bb75a2661",
+}
+
+
+@pytest.mark.parametrize("name", IDENTITIES)
+def test_identities_stay_what_they_were(name):
+    assert preset(*name.split("/")).identity == IDENTITIES[name]

@@ -266,7 +266,7 @@ def test_a_batch_too_small_for_its_processes_is_an_error(monkeypatch):
     for name, value in {"RANK": "0", "WORLD_SIZE": "4", "MASTER_ADDR": "x", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
     with (
-        pytest.raises(tase.ConfigError, match=r"optim\.batch = 7 .* at least 8"),
+        pytest.raises(tase.ConfigError, match=r"optim\.batch = 7: .*at least 8"),
         distributed.team(torch.device("cpu"), 7),
     ):
         pass

@@ -148,7 +148,7 @@ def test_scale_by_tau():
     guide.update(x, 0)
     index = torch.tensor([3, 500, 7])
     torch.testing.assert_close(guide.scale(index), guide.tau[index] / 0.25)
-    assert TASE(20, clusters=2).scale(index) is None
+    assert TASE(20, clusters=2).scale(torch.tensor([3, 7])) is None
 
 
 def test_equal_clusters_warn_and_give_the_middle():

@@ -107,7 +107,7 @@ def test_kmeans_survives_degenerate_features(features, k):
 
 
 def test_more_clusters_than_images_names_the_field():
-    with pytest.raises(config.ConfigError, match=r"guidance\.clusters = 13 .* 12"):
+    with pytest.raises(config.ConfigError, match=r"guidance\.clusters = 13: .*12"):
         spherical_kmeans(torch.randn(12, 4, generator=gen()), 13)
     with pytest.raises(config.ConfigError, match=r"guidance\.clusters = 13"):
         PseudoLabels(12, clusters=13)

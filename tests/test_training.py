@@ -203,7 +203,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_likely_field(overrides, l
 
 
 def test_impossible_sizes_name_the_field(tiny, tmp_path):
-    with pytest.raises(ConfigError, match=r"optim.batch = 1000 .* 405"):
+    with pytest.raises(ConfigError, match=r"optim.batch = 1000: .*405"):
         train(tiny(optim__batch=1000), tmp_path / "a", progress=False)
     with pytest.raises(ConfigError, match=r"guidance.clusters = 500"):
         train(tiny(guidance__clusters=500), tmp_path / "b", progress=False)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..config import Config, fields, override, unknown
+from ..config import Config, applicable, override, unknown
 from ..presets import PRESETS, preset
 
 # A label -> the fields ("section.name", or "method") that it sets.
@@ -118,11 +118,10 @@ class Study:
             raise unknown("preset", name, PRESETS)
         changes = cell.changes if cell else {}
         plain = {field: value for field, value in changes.items() if not isinstance(value, Times)}
-        settled = {**self.base, **(overrides or {}), **plain}
-        method = settled.pop("method", "tase")
-        known = fields(method)  # a cell whose method lacks an override's field does without it
-        kept = {field: value for field, value in settled.items() if field in known or field not in (overrides or {})}
-        config = preset(name, method, seed, kept)
+        settled = dict(plain)
+        method = settled.pop("method", self.base.get("method", "tase"))
+        base = {field: value for field, value in self.base.items() if field != "method"}
+        config = preset(name, method, seed, {**base, **applicable(overrides or {}, method), **settled})
         multiples = {field: value for field, value in changes.items() if field not in plain}
         for dotted, times in multiples.items():
             section, leaf = dotted.split(".")
