@@ -15,22 +15,28 @@ has a checksum: its own (checkpoints, JSON) or its zip's (snapshots, encoder). D
 taken, a snapshot is left out, what can be made again is made again, anything else is a RunError.
 """
 
-from ._checkpoint import load_checkpoint, save_checkpoint
-from ._control import Control, request, steered
-from ._files import (
-    FORMAT,
+from ..files import (
     RunError,
     load_json,
-    load_kept,
     load_npz,
+    load_optional_json,
+    load_optional_npz,
     read_lines,
     save_json,
     save_npz,
     tidy,
     write_atomic,
 )
-from ._reader import History, Run
+from ._checkpoint import load_checkpoint, save_checkpoint
+from ._control import Control, request, steered
+from ._reader import FORMAT, History, Run
 from ._writer import RunWriter, commit, environment
+
+
+def load_kept(path):
+    """Read a .json or .npz file that can be made again."""
+    return (load_optional_npz if path.suffix == ".npz" else load_optional_json)(path)
+
 
 __all__ = [
     "FORMAT",

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import os
 import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ._files import RunError, write_atomic, writing
-
-_MARK = b"sha256:"
+from ..files import RunError, load_pt, save_pt, writing
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
     """Write `checkpoint.pt`, its own checksum at its end; the one before it becomes `checkpoint.previous.pt`."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    payload = buffer.getvalue()
     current, previous = folder / "checkpoint.pt", folder / "checkpoint.previous.pt"
     fresh = folder / "checkpoint.new.pt"
-    write_atomic(fresh, payload + _MARK + hashlib.sha256(payload).hexdigest().encode())
+    save_pt(fresh, state)
     with writing(current):
         if current.exists():
             os.replace(current, previous)
@@ -31,14 +22,7 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
 
 
 def _read_checkpoint(path: Path) -> dict[str, Any]:
-    data = path.read_bytes()
-    payload, mark, digest = data[: -64 - len(_MARK)], data[-64 - len(_MARK) : -64], data[-64:]
-    if mark != _MARK or hashlib.sha256(payload).hexdigest().encode() != digest:
-        raise RunError(f"{path} is cut off, damaged, or no checkpoint of this library")
-    try:
-        state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever reading makes of foreign bytes
-        raise RunError(f"{path} holds something else than a checkpoint") from error
+    state = load_pt(path, "checkpoint of this library")
     if not isinstance(state, dict) or "epoch" not in state:
         raise RunError(f"{path} holds something else than a checkpoint")
     return state

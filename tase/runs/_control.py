@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import Config, ConfigError, check, check_choice, override, unknown
-from ._files import load_kept, read_lines, save_json, write_atomic
+from ..files import load_optional_json, read_lines, save_json, write_atomic
 
 ACTIONS = ("run", "pause", "stop")
 
@@ -36,7 +36,7 @@ def request(folder: str | Path, config: Config, action: str = "run", set: dict[s
 
 def _waiting(folder: Path) -> dict[str, Any]:
     """Fields of a request that no refresh has taken yet: a later request does not drop them."""
-    before = load_kept(folder / "control.json")
+    before = load_optional_json(folder / "control.json")
     taken = {event.get("id") for event in read_lines(folder / "events.jsonl")}
     return {} if before.get("id") in taken else before.get("set", {})
 
@@ -69,7 +69,7 @@ class Control:
 
     def _now(self, patience: float = 0.0) -> dict[str, Any]:
         if time.monotonic() - self._looked >= patience:
-            self._request = load_kept(self.folder / "control.json")
+            self._request = load_optional_json(self.folder / "control.json")
             self._looked = time.monotonic()
         return self._request
 

@@ -15,14 +15,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..config import Config, ConfigError
+from ..files import RunError, load_json, load_npz, load_optional_json, read_lines, write_atomic
 from ._control import request
-from ._files import FORMAT, RunError, load_json, load_kept, load_npz, read_lines, write_atomic
 
 if TYPE_CHECKING:
     import pandas
     from torch import nn
 
     from ..data import ImageSet, Splits
+
+FORMAT = 2  # of a run's folder; 1 had JSON without checksums
 
 
 class History:
@@ -174,7 +176,7 @@ class Run:
         return self.path.name
 
     def _json(self, name: str) -> dict[str, Any]:
-        return load_kept(self.path / name)
+        return load_optional_json(self.path / name)
 
     @property
     def environment(self) -> dict[str, Any]:

@@ -17,15 +17,14 @@ import torch
 
 from ..config import Config
 from ..distributed import launched
-from ..models import load_backbone
-from ._control import Control
-from ._files import (
-    FORMAT,
+from ..files import (
+    InUse,
     RunError,
     append_line,
+    hold,
     load_json,
-    load_kept,
     load_npz,
+    load_optional_json,
     read_lines,
     save_json,
     save_npz,
@@ -33,6 +32,9 @@ from ._files import (
     write_atomic,
     writing,
 )
+from ..models import load_backbone
+from ._control import Control
+from ._reader import FORMAT
 
 if TYPE_CHECKING:
     from ..data import ImageSet
@@ -74,25 +76,6 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _lock(folder: Path):
-    """Hold the folder's lock; the system lets go of it when the process ends, however it ends."""
-    try:
-        import fcntl
-    except ImportError:  # not on Windows
-        return None
-    file = open(folder / ".lock", "a+")  # noqa: SIM115 (held for the whole run)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not os.path.samestat(os.fstat(file.fileno()), os.stat(file.name)):  # removed as we opened it
-            raise BlockingIOError
-    except OSError as error:
-        file.close()
-        raise RunError(
-            f"{folder} is in use: another process trains in it; wait for it, or choose another folder"
-        ) from error
-    return file
-
-
 def _ours(path: Path) -> bool:
     """Whether a run that was killed before it had a configuration may have left this."""
     return path.name in (".lock", "history") or (path.name[0] == "." and path.suffix == ".tmp")
@@ -103,7 +86,7 @@ class RunWriter:
 
     def __init__(self, folder: str | Path, config: Config, resume: bool = False):
         self.folder, self.config, self.resume = Path(folder), config, resume
-        self.held, self.begun = None, False
+        self.held, self.begun = contextlib.ExitStack(), False
 
     def __enter__(self) -> RunWriter:
         self._claim()
@@ -115,8 +98,7 @@ class RunWriter:
         elif kind is not None and kind is not KeyboardInterrupt:
             with contextlib.suppress(RunError):  # a full disk, a folder that is gone: what went wrong first is told
                 self.status("failed", error=f"{kind.__name__}: {error}")
-        if self.held:
-            self.held.close()
+        self.held.close()
 
     def _leave(self) -> None:
         """Nothing was written: leave the folder as it was found."""
@@ -143,18 +125,23 @@ class RunWriter:
             raise RunError(f"{self.folder} holds other files; choose an empty or a new folder")
         with writing(self.folder):
             (self.folder / "history").mkdir(parents=True, exist_ok=True)
-            self.held = _lock(self.folder)
+            try:
+                self.held.enter_context(hold(self.folder / ".lock"))
+            except InUse as error:
+                raise RunError(
+                    f"{self.folder} is in use: another process trains in it; wait for it, or choose another folder"
+                ) from error
         self.control = Control(self.folder, self.config)
         self.control.clear()
 
     def finished(self, images: ImageSet) -> bool:
         """Whether the folder holds this run, finished; raises RunError where it was begun on other images."""
-        before = load_kept(self.folder / "environment.json").get("subset", images.hash)
+        before = load_optional_json(self.folder / "environment.json").get("subset", images.hash)
         if before != images.hash:
             raise RunError(
                 f"{self.folder} was begun on other images (subset {before}, now {images.hash}); choose another folder"
             )
-        return load_kept(self.folder / "status.json").get("state") == "finished" and self._whole()
+        return load_optional_json(self.folder / "status.json").get("state") == "finished" and self._whole()
 
     def _whole(self) -> bool:
         """Whether encoder and last snapshot are, which can be made again from the checkpoint if that is there."""
@@ -175,7 +162,7 @@ class RunWriter:
         tidy(self.folder)
         saved = {"format": FORMAT, "identity": self.config.identity, "config": self.config.to_dict()}
         save_json(self.folder / "config.json", saved)
-        if not load_kept(self.folder / "environment.json"):
+        if not load_optional_json(self.folder / "environment.json"):
             facts = {**environment(device), "subset": images.hash, "images": len(images)}
             save_json(self.folder / "environment.json", facts)
         if images.labels is not None:

@@ -1,0 +1,249 @@
+"""Files that are whole or not there, and the lock of a folder. Reading a file never executes what is in it.
+
+A file is written to a temporary name and renamed, so a reader never sees half of one. Checksums show damage: a
+JSON object has its own, .pt files have one at their end, .npz files one of each array (their zip's CRC).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import warnings
+import zipfile
+from collections.abc import Callable, Container, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PT_MARK = b"sha256:"  # a .pt file ends with this and 64 hexadecimal digits; torch.load reads it nonetheless
+
+
+class RunError(RuntimeError):
+    """A run's folder or file cannot be used; the message says why and what to do."""
+
+
+class InUse(RunError):
+    """Another process holds the lock."""
+
+
+# -------------------------------------------------------------------------------------------------------------- writing
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an OSError (full disk, folder gone) into a RunError with the file's name and the reason."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror or error}; what was saved before is kept") from error
+
+
+def write_atomic(path: str | Path, data: bytes) -> None:
+    """Write `data` to a temporary name in the same folder, flush it to the disk, and rename it to `path`.
+
+    Raises RunError if that fails; `path` is then as it was.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with writing(path):
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def tidy(folder: Path) -> None:
+    """Remove the temporary files of processes that were killed while they wrote in the folder."""
+    for path in folder.rglob(".*.tmp"):
+        pid = path.name.split(".")[-2]
+        try:
+            os.kill(int(pid) if pid.isdigit() else 2**30, 0)  # signal 0 only looks whether the process is there
+        except ProcessLookupError:
+            path.unlink(missing_ok=True)
+        except OSError:  # a process of another user: it may still write
+            pass
+
+
+@contextlib.contextmanager
+def hold(path: str | Path, wait: float = 1.0) -> Iterator[None]:
+    """Hold the lock file `path`; the system frees it when the process ends, however it ends.
+
+    Waits up to `wait` seconds (-1: without end): `is_held` takes the lock for a moment. Raises InUse, a RunError, if
+    another holder keeps it, and RunError if the file cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(str(path), thread_local=False)
+    with writing(Path(path)):
+        try:
+            lock.acquire(timeout=wait)
+        except Timeout as error:
+            raise InUse(f"{Path(path).parent} is in use by another process; wait for it, or choose another") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_held(path: str | Path) -> bool:
+    """Return whether some process holds the lock file `path` (False on a disk that cannot be written)."""
+    try:
+        if Path(path).exists():
+            with hold(path, wait=0):
+                pass
+    except InUse:
+        return True
+    except RunError:
+        pass
+    return False
+
+
+# ----------------------------------------------------------------------------------------------------------------- JSON
+
+
+def save_json(path: str | Path, value: Any) -> None:
+    """Write `value` as JSON, an object with its own checksum; NaN and infinities become null, since JSON has none."""
+    value = _finite(value)
+    if isinstance(value, dict):
+        value.pop("checksum", None)
+        value["checksum"] = _checksum(value)  # the last of its keys
+    write_atomic(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+
+def load_json(path: str | Path) -> Any:
+    """Read the value of `save_json`, or any JSON file; raises RunError if it is cut off or altered."""
+    try:
+        value = json.loads(Path(path).read_text())
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{path} is damaged: not JSON ({error})") from error
+    if not isinstance(value, dict) or not value:
+        return value
+    *_, (key, last) = value.items()
+    rest = {k: v for k, v in value.items() if k != key}
+    if (key == "checksum") != (last == _checksum(rest)):  # also if the damage is in this key
+        raise RunError(f"{path} is damaged: it does not have its checksum (delete that line if you edited it)")
+    return rest if key == "checksum" else value
+
+
+def _checksum(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    if isinstance(value, (float, np.floating)):
+        return float(value) if np.isfinite(value) else None
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def append_line(path: Path, value: Any) -> None:
+    """Add a line of JSON to a file; raises RunError if that fails."""
+    with writing(path), open(path, "a") as file:
+        file.write(json.dumps(_finite(value)) + "\n")
+
+
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write a JSON-lines file as a whole."""
+    write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read the objects of a JSON-lines file; a last line that is still being written is left out."""
+    rows = []
+    if path.exists():
+        for line in path.read_text(errors="replace").splitlines():
+            with contextlib.suppress(ValueError, RecursionError):
+                rows.append(json.loads(line))
+    return [row for row in rows if isinstance(row, dict)]
+
+
+# ------------------------------------------------------------------------------------------------- arrays and tensors
+
+
+@contextlib.contextmanager
+def _reading(path: str | Path, what: str) -> Iterator[None]:
+    """Turn any error that damaged or foreign bytes cause into a RunError."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise RunError(f"{path} is cut off, damaged, or no {what}") from error
+
+
+def save_npz(path: str | Path, compress: bool = False, **arrays: np.ndarray) -> None:
+    """Write arrays of numbers and text as .npz."""
+    buffer = io.BytesIO()
+    (np.savez_compressed if compress else np.savez)(buffer, **arrays)
+    write_atomic(path, buffer.getvalue())
+
+
+def load_npz(path: str | Path, leave: Container[str] = ()) -> dict[str, np.ndarray]:
+    """Read the arrays of `save_npz` but those in `leave`; raises RunError if it is cut off, altered or has objects."""
+    with _reading(path, ".npz of numbers and texts"), np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files if name not in leave}  # reading checks each array's CRC
+
+
+def save_pt(path: str | Path, value: Any) -> None:
+    """Write tensors and plain values as .pt, with the checksum of the whole file at its end."""
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    payload = buffer.getvalue()
+    write_atomic(path, payload + PT_MARK + hashlib.sha256(payload).hexdigest().encode())
+
+
+def load_pt(path: str | Path, what: str = "file of tensors", device: Any = "cpu") -> Any:
+    """Read the value of `save_pt` onto `device`; raises RunError if it is cut off, altered, or no `what`.
+
+    A file without a checksum at its end (once, encoders had none) is checked by the CRCs of its zip.
+    """
+    import torch
+
+    with _reading(path, what):
+        data = Path(path).read_bytes()
+        payload, mark, digest = data[: -64 - len(PT_MARK)], data[-64 - len(PT_MARK) : -64], data[-64:]
+        if mark == PT_MARK:
+            if hashlib.sha256(payload).hexdigest().encode() != digest:
+                raise ValueError("the checksum is wrong")
+        else:
+            payload = data
+            if zipfile.ZipFile(io.BytesIO(payload)).testzip():
+                raise ValueError("a CRC is wrong")
+        return torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
+
+
+# ------------------------------------------------------------------------------------- files that can be made again
+
+
+def load_optional_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object that can be made again: {} if it is missing, and if it is damaged, with a warning."""
+    return _optional(load_json, path)
+
+
+def load_optional_npz(path: Path) -> dict[str, np.ndarray]:
+    """Read arrays that can be made again: {} if the file is missing, and if it is damaged, with a warning."""
+    return _optional(load_npz, path)
+
+
+def _optional(load: Callable[[Path], Any], path: Path) -> dict[str, Any]:
+    try:
+        found = load(path) if path.exists() else {}
+        if isinstance(found, dict):
+            return found
+        raise RunError(f"{path} is damaged: no JSON object")
+    except RunError as error:
+        warnings.warn(f"{error}; going on without it", stacklevel=4)
+        return {}
