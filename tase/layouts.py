@@ -1,0 +1,261 @@
+"""Two-dimensional layouts of features: PCA, t-SNE, UMAP; over the snapshots of runs so aligned that points move.
+
+    xy = layout(features, "tsne")                             # [n, d] -> [n, 2]
+    film = snapshot_layouts(run, "tsne", points=2000)         # every snapshot, cached in the run's folder
+    other = snapshot_layouts(run2, "tsne", points=2000).turned_to(film)
+
+A layout has no orientation and no scale of its own. A sequence is therefore started from the layout before (so that
+points keep their places), scaled to a root mean square radius of 1, and rotated (orthogonal Procrustes).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+
+from .config import check_choice
+from .pseudo_labels import centred
+from .runs import Run, RunError, load_kept, save_npz
+
+LAYOUTS = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}  # kind -> its name in titles
+
+
+def layout(
+    features: Float[np.ndarray, "n d"],
+    kind: str = "tsne",
+    seed: int = 0,
+    start: Float[np.ndarray, "n 2"] | None = None,
+) -> Float[np.ndarray, "n 2"]:
+    """Lay out features in the plane by the cosine between them; the same features and seed give the same layout.
+
+    t-SNE and UMAP begin at PCA, or at `start`, where the same images were a snapshot before: they then take fewer
+    steps. Fewer than 10 images are laid out by PCA. Raises ConfigError for an unknown kind.
+    """
+    check_choice("kind", kind, LAYOUTS)
+    x = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)  # [n, d], unit length
+    if kind == "pca" or len(x) < 10:
+        return pca_layout(x)
+    embed = {"tsne": tsne_layout, "umap": umap_layout}[kind]
+    return embed(x, pca_layout(x) if start is None else start, seed, warm=start is not None)
+
+
+def pca_layout(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n 2"]:
+    """Project on the two directions of largest variance."""
+    x = x - x.mean(0)
+    _, axes = np.linalg.eigh(x.T.astype(np.float64) @ x)  # ascending: the last two are the largest
+    xy = x @ axes[:, :-3:-1]
+    return np.pad(xy, ((0, 0), (0, 2 - xy.shape[1]))).astype(np.float32)  # features of one dimension lie on a line
+
+
+def tsne_layout(
+    x: Float[np.ndarray, "n d"], start: Float[np.ndarray, "n 2"], seed: int, warm: bool
+) -> Float[np.ndarray, "n 2"]:
+    """Run scikit-learn's t-SNE from `start`; `warm`: it is nearly right already."""
+    from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
+
+    # A layout that is nearly right needs fewer steps, and no exaggeration, which would pull it apart.
+    steps = {"max_iter": 300, "early_exaggeration": 1.5} if warm else {}
+    init = scaled_to(start, 10.0 if warm else 1e-4)
+    model = TSNE(init=init, perplexity=min(30.0, (len(x) - 1) / 3), random_state=seed, **steps)
+    with threadpool_limits(1):  # sums in one order: the same layout on any number of cores
+        return model.fit_transform(x.astype(np.float32)).astype(np.float32)
+
+
+def umap_layout(
+    x: Float[np.ndarray, "n d"], start: Float[np.ndarray, "n 2"], seed: int, warm: bool
+) -> Float[np.ndarray, "n 2"]:
+    """Run umap-learn from `start`; torch keeps its number of threads."""
+    threads = torch.get_num_threads()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # umap's remarks on its own dependencies
+        from umap import UMAP
+
+        model = UMAP(
+            n_neighbors=min(15, len(x) - 1),
+            init=scaled_to(start, 4.0),
+            n_epochs=100 if warm else 300,
+            random_state=seed,
+            n_jobs=1,
+        )
+        try:
+            return model.fit_transform(x).astype(np.float32)
+        finally:
+            torch.set_num_threads(threads)  # numba sets it for the whole process; a resumed training would differ
+
+
+def scaled_to(xy: Float[np.ndarray, "n 2"], deviation: float) -> Float[np.ndarray, "n 2"]:
+    """Scale `xy` to a standard deviation."""
+    return (xy / max(float(xy.std()), 1e-12) * deviation).astype(np.float32)
+
+
+# ------------------------------------------------------------------------------------------------------------ alignment
+
+
+def normalised(xy: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2"]:
+    """Centre `xy` and scale it to a root mean square radius of 1."""
+    xy = xy - xy.mean(0)
+    return (xy / max(np.sqrt((xy**2).sum(1).mean()), 1e-12)).astype(np.float32)
+
+
+def rotation(xy: Float[np.ndarray, "n 2"], target: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "2 2"]:
+    """Find the rotation or reflection that brings xy nearest to target, both centred (orthogonal Procrustes)."""
+    u, _, v = np.linalg.svd(xy.T @ target)
+    return (u @ v).astype(np.float32)
+
+
+def turned(xy: Float[np.ndarray, "n 2"], target: Float[np.ndarray, "n 2"] | None) -> Float[np.ndarray, "n 2"]:
+    """Normalise `xy` and turn it as near to `target` as it can be."""
+    xy = normalised(xy)
+    return xy if target is None else xy @ rotation(xy, target)
+
+
+def aligned_layouts(
+    features: Iterable[Float[np.ndarray, "n d"]], kind: str = "tsne", seed: int = 0
+) -> list[Float[np.ndarray, "n 2"]]:
+    """Lay out the same n images in each of `features`, each started from the one before and turned to it."""
+    return list(_film(features, kind, seed, {}).values())
+
+
+def _film(features, kind: str, seed: int, cached: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
+    """Map the checksum of all features so far -> the layout of the last of them, which depends on all of them."""
+    found: dict[int, np.ndarray] = {}
+    key, before = 0, None
+    for x in features:
+        key = zlib.crc32(np.ascontiguousarray(x), key)
+        before = cached[key] if key in cached else turned(layout(x, kind, seed, before), before)
+        found[key] = before
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------ layouts of runs
+
+
+@dataclass(frozen=True)
+class Layouts:
+    """Places `xy` [s, m, 2] of the same images `index` [m] at the epochs [s]; each centred, of root mean square 1."""
+
+    epoch: Int64[np.ndarray, " s"]
+    index: Int64[np.ndarray, " m"]
+    xy: Float[np.ndarray, "s m 2"]
+
+    def at(self, epoch: int) -> Float[np.ndarray, "m 2"]:
+        """Return the layout of the last epoch that is not later."""
+        return self.xy[max(0, int(np.searchsorted(self.epoch, epoch, side="right")) - 1)]
+
+    def turned_to(self, other: Layouts) -> Layouts:
+        """Turn all layouts by the one rotation that brings their last nearest to the other run's last."""
+        common, here, there = np.intersect1d(self.index, other.index, return_indices=True)
+        if len(common) < 2:
+            return self
+        turn = rotation(normalised(self.xy[-1][here]), normalised(other.xy[-1][there]))
+        return dataclasses.replace(self, xy=self.xy @ turn)
+
+
+def snapshot_layouts(
+    run: Run,
+    kind: str = "tsne",
+    points: int = 2000,
+    progress: Callable[[int, int], None] | None = None,
+    wanted: Callable[[], bool] = lambda: True,
+) -> Layouts:
+    """Lay out every snapshot of a run (its centred features, as clustering sees them), at most `points` images.
+
+    Cached in `layouts/epochs-<kind>.npz` in the run's folder: new snapshots are added, and a slim copy shows what is
+    cached. `progress(done, all)` hears of each snapshot; `wanted()` False ends it early. Raises RunError where the run
+    keeps neither features nor layouts.
+    """
+    check_choice("kind", kind, LAYOUTS)
+    path = Path(run.path) / "layouts" / f"epochs-{kind}.npz"
+    old = load_kept(path)
+    index, snapshots = common_images(run, points)
+    try:
+        run.history.features(snapshots[0])
+    except RunError:
+        if not old:
+            raise
+        return Layouts(old["epoch"], old["index"], old["xy"])
+    cached = dict(zip(old["source"].tolist(), old["xy"])) if old else {}
+    film = _film(_centred_over_time(run, index, snapshots, progress, wanted), kind, 0, cached)
+    result = Layouts(run.history.epoch[snapshots[: len(film)]], index, np.stack(list(film.values())))
+    if kind != "pca" and not film.keys() <= cached.keys():  # PCA takes no longer than reading it
+        path.parent.mkdir(exist_ok=True)
+        save_npz(path, epoch=result.epoch, index=index, xy=result.xy, source=np.array(list(film)))
+    return result
+
+
+def common_images(run: Run, points: int) -> tuple[Int64[np.ndarray, " m"], list[int]]:
+    """Return images whose features every usable snapshot keeps (at most `points`, drawn once), and those snapshots."""
+    h = run.history
+    kept = [h.feature_index(t) for t in range(len(h))]
+    usable = [t for t, index in enumerate(kept) if len(index)]
+    if not usable:
+        raise RunError(f"{run.path} keeps no features (record.features): there is no embedding to show")
+    index = kept[usable[0]]
+    for t in usable[1:]:
+        index = np.intersect1d(index, kept[t])
+    if len(index) > points:
+        index = np.sort(np.random.default_rng(0).permutation(index)[:points])
+    return index, usable
+
+
+def _centred_over_time(run, index, snapshots, progress, wanted) -> Iterator[Float[np.ndarray, "m d"]]:
+    """Yield the images' centred features of each snapshot; ends early, but not before the first, when not wanted."""
+    for done, t in enumerate(snapshots):
+        if done and progress:
+            progress(done, len(snapshots))
+        if done and not wanted():
+            return
+        x = run.history.features(t)[np.searchsorted(run.history.feature_index(t), index)]
+        yield centred(torch.from_numpy(x)).numpy()
+    if progress:
+        progress(len(snapshots), len(snapshots))
+
+
+def run_layout(
+    run: Run, kind: str = "tsne", points: int = 3000
+) -> tuple[Float[np.ndarray, "m 2"], Int64[np.ndarray, " m"], str]:
+    """Lay out a run's test features, or the training images' where there are none, from a cache in its folder.
+
+    Returns xy [m, 2], classes [m] (-1 without labels), and "test" or "training". At most `points` images, drawn once.
+    Cached in `layouts/<kind>.npz`, made again when the features have changed; a slim copy has no features and uses
+    what is cached. Raises RunError where there is neither, and for fewer than 10 images.
+    """
+    check_choice("kind", kind, LAYOUTS)
+    path = Path(run.path) / "layouts" / f"{kind}.npz"
+    cached: dict[str, Any] = load_kept(path)
+    features, labels, what = _last_features(run)
+    if features is None:
+        if not cached:
+            raise RunError(f"{run.path} keeps no features: evaluate it (python -m tase evaluate {run.path})")
+        return cached["xy"], cached["labels"], str(cached["what"])
+    source = zlib.crc32(features.tobytes(), points)
+    if not cached or int(cached["source"]) != source:
+        pick = np.sort(np.random.default_rng(0).permutation(len(features))[:points])
+        if len(pick) < 10:
+            raise RunError(f"{len(pick)} images are too few for a layout: it needs at least 10")
+        xy = layout(features[pick], kind)
+        cached = {"xy": xy, "labels": labels[pick], "what": np.array(what), "source": np.array(source)}
+        path.parent.mkdir(exist_ok=True)
+        save_npz(path, **cached)
+    return cached["xy"], cached["labels"], str(cached["what"])
+
+
+def _last_features(run: Run) -> tuple[np.ndarray | None, np.ndarray | None, str]:
+    if run.test_features is not None:
+        return *run.test_features, "test"
+    try:
+        features = run.features()
+    except (RuntimeError, OSError):  # no snapshot of all images yet, or a slim copy
+        return None, None, ""
+    labels = run.history.labels
+    return features, np.full(len(features), -1, dtype=np.int64) if labels is None else labels, "training"
