@@ -1,4 +1,4 @@
-"""The command line: `python -m tase VERB`; `--json` prints one JSON object, progress goes to stderr."""
+"""The command line: `tase VERB`; `--json` prints one JSON object, progress goes to stderr."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
+from . import __version__
 from .config import METHODS, Config, ConfigError, applicable, fields, unknown
 from .presets import PRESETS, preset
 
@@ -21,13 +22,20 @@ DEMO = (  # name of the run, method, balanced?
 )
 
 
-def _field_help() -> str:
-    lines = ["fields for --set, with the defaults that a preset starts from:", ""]
-    for name, (_, default, text, _) in fields().items():
-        shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
-        lines.append(f"  {name}={'' if shown is None else shown}\n      {text}")
-    lines += ["", f"presets: {', '.join(PRESETS)}", f"methods: {', '.join(METHODS)}"]
+def _field_help(method: str) -> str:
+    lines = [f"fields for --set with method {method}, and the defaults that a preset starts from:", ""]
+    for name, field in fields(method).items():
+        default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+        lines.append(f"  {name}={default}\n      {field.help}")
     return "\n".join(lines)
+
+
+class _HelpFields(argparse.Action):
+    """Print every field of the chosen method (`--method M --help-fields`) and end."""
+
+    def __call__(self, parser, args, values, option_string=None):
+        print(_field_help(getattr(args, "method", "tase")))
+        parser.exit()
 
 
 def _assignments(pairs: list[str]) -> dict[str, str]:
@@ -54,11 +62,12 @@ def _train(args: argparse.Namespace) -> dict[str, Any]:
 
     out = args.out or f"runs/{args.preset}-{args.method}-{args.seed}"
     run = train(config, out, resume=args.resume, progress=not args.quiet)
-    if run is None:  # one of several processes: the first one speaks
+    if run is None:  # not rank 0, which reports
         return {}
     last = run.metrics.iloc[-1].dropna().to_dict()
     if not args.json:
-        _say(f"{run}\nnext: python -m tase evaluate {out}")
+        judged = run.splits.test is not None and run.splits.test.labels is not None
+        _say(f"{run}\nnext: tase {'evaluate' if judged else 'report'} {out}")
     return {"run": str(out), "identity": config.identity, **last}
 
 
@@ -141,9 +150,21 @@ def _told(found, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _info(args: argparse.Namespace) -> dict[str, Any]:
+    if not args.run_folder:
+        return _info_preset(args)
+    from .runs import Run
+
+    run = Run(args.run_folder)
+    facts = run.describe()
+    if not args.json:
+        print("\n".join(f"{name:12} {value}" for name, value in facts.items()))
+    return facts
+
+
+def _info_preset(args: argparse.Namespace) -> dict[str, Any]:
+    config = _config(args)
     from .data import class_counts
 
-    config = _config(args)
     info = {"preset": args.preset, **class_counts(config)}
     if not args.json:
         data = config.data
@@ -154,6 +175,29 @@ def _info(args: argparse.Namespace) -> dict[str, Any]:
         for name, count, group in zip(info["classes"], info["counts"], info["groups"]):
             print(f"  {name[:18]:18} {group:4} {count:6,} {'#' * max(1, round(50 * count / peak))}")
     return info
+
+
+def _report(args: argparse.Namespace) -> dict[str, Any]:
+    from .report import report
+    from .runs import Run
+
+    out = args.out or str(Path(args.runs[0]) / "report.html")
+    path = report(*(Run(folder) for folder in args.runs), out=out)
+    if not args.json:
+        _say(f"{path} ({path.stat().st_size / 2**20:.1f} MiB): open it in a browser")
+    return {"report": str(path)}
+
+
+def _rare(args: argparse.Namespace) -> dict[str, Any]:
+    from .report import rare
+    from .runs import Run
+
+    table = rare(Run(args.run_folder))
+    if args.csv:
+        table.to_csv(args.csv if args.csv != "-" else sys.stdout, index=False)
+    elif not args.json:
+        print(table.head(20).to_string(index=False))
+    return {"rows": len(table), "rarest": table.head(20).to_dict("records")}
 
 
 def _demo(args: argparse.Namespace) -> dict[str, Any]:
@@ -176,9 +220,9 @@ def _demo(args: argparse.Namespace) -> dict[str, Any]:
         print(f"\n{table}\n\nfigures: {out / 'figures'} ({len(written)} files)")
         print(
             "\nnext:\n"
-            "  make lab                                             the notebooks, on these runs\n"
-            "  python -m tase train --preset fashion-mnist-lt-small  a larger preset (see also: info, --help)\n"
-            "  python -m tase train --preset folder --set data.root=MY_IMAGES   your own images\n"
+            "  make lab                                    the notebooks, on these runs\n"
+            "  tase train --preset fashion-mnist-lt-small  a larger preset (see also: info, --help)\n"
+            "  tase train --preset folder --set data.root=MY_IMAGES   your own images\n"
             "One run per method on 405 images shows that everything works; it does not rank the methods."
         )
     return {"runs": [str(run.path) for run in runs], "results": [run.results for run in runs]}
@@ -194,17 +238,18 @@ def _bench(args: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
-def _with_config(parser: argparse.ArgumentParser, default: str | None = None) -> None:
-    parser.add_argument("--preset", default=default, required=default is None, help=f"one of {', '.join(PRESETS)}")
+def _with_config(parser: argparse.ArgumentParser, default: str | None = None, required: bool = True) -> None:
+    needed = required and default is None
+    parser.add_argument("--preset", default=default, required=needed, help=f"one of {', '.join(PRESETS)}")
     parser.add_argument("--method", default="tase", help=f"one of {', '.join(METHODS)} (default tase)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the run (default 0)")
-    parser.add_argument("--set", nargs="+", default=[], action="extend", metavar="FIELD=VALUE", help="see below")
-    parser.epilog = _field_help()
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--set", nargs="+", default=[], action="extend", metavar="FIELD=VALUE", help="override fields")
+    parser.add_argument("--help-fields", nargs=0, action=_HelpFields, help="list the fields of --method, then end")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m tase", description=__doc__)
+    parser = argparse.ArgumentParser(prog="tase", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"tase {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     def verb(name: str, run, help: str) -> argparse.ArgumentParser:
@@ -235,8 +280,17 @@ def _parser() -> argparse.ArgumentParser:
     p = verb("study", _study, "run a declared study: what is missing of its grid, then its tables and its figure")
     _study_arguments(p)
 
-    p = verb("info", _info, "class counts and groups of a preset")
-    _with_config(p)
+    p = verb("info", _info, "describe a run, or the class counts and groups of a preset")
+    p.add_argument("run_folder", nargs="?", metavar="RUN", help="the run's folder (or --preset)")
+    _with_config(p, default="digits-lt")
+
+    p = verb("report", _report, "write one HTML file to explore one or two runs without a kernel or a network")
+    p.add_argument("runs", nargs="+", metavar="RUN")
+    p.add_argument("-o", "--out", help="the file (default RUN/report.html)")
+
+    p = verb("rare", _rare, "list which images a run takes for rare, common, blank or twice there")
+    p.add_argument("run_folder", metavar="RUN")
+    p.add_argument("--csv", nargs="?", const="-", metavar="FILE", help="write all images as CSV (no FILE: to stdout)")
 
     p = verb("bench", _bench, "measure speed and memory against named rivals")
     p.add_argument("--quick", action="store_true", help="small sizes, few rounds: under 45 s on two idle cores")
