@@ -154,6 +154,12 @@ class Guidance:
         sizes = self.pseudo.log_sizes
         return torch.zeros(0, device=self.device) if sizes is None else sizes.float()
 
+    def own_generator(self, purpose: str) -> torch.Generator:
+        """Return a stream of the run's own for `purpose`, which disturbs no other and is the same on every device."""
+        from ..streams import generator
+
+        return generator(self.pseudo.generator.initial_seed(), purpose)
+
     # Hooks, in the order in which training calls them.
 
     def modules(self, network: nn.Module) -> nn.Module | None:
@@ -211,6 +217,8 @@ class Guidance:
 
 
 def _copied(value: Any, device: torch.device | None = None) -> Any:
+    if isinstance(value, dict):
+        return {name: _copied(v, device) for name, v in value.items()}
     return value.detach().clone().to(device or value.device) if isinstance(value, torch.Tensor) else value
 
 
