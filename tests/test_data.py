@@ -19,11 +19,12 @@ from tase.data import (
     class_counts,
     few_shot_draws,
     group_classes,
+    list_folder,
     load_images,
     load_splits,
+    rank_in_class,
     tail_counts,
 )
-from tase.data._folders import list_folder
 from tase.presets import preset
 
 
@@ -300,7 +301,7 @@ def test_a_failed_download_names_the_command(tmp_path, monkeypatch):
         raise OSError("no network")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("tase.data._sources.DEBIAN_FASHION", tmp_path / "not-installed")
+    monkeypatch.setattr("tase.data.sources.DEBIAN_FASHION", tmp_path / "not-installed")
     monkeypatch.setattr("torchvision.datasets.FashionMNIST", fail)
     with pytest.raises(ConfigError, match="(?s)download failed: no network.*FashionMNIST.*download=True"):
         load_images("fashion-mnist", cache=str(tmp_path / "cache"))
@@ -356,7 +357,7 @@ def test_cifar_that_is_missing_or_broken(tmp_path):
     with pytest.raises(ConfigError, match="(?s)CIFAR10.*download=True"):
         load_images("cifar10", root=tmp_path)
     write_cifar(tmp_path, 10)
-    with pytest.raises(ConfigError, match="(?s)whole CIFAR10.*download=True"):
+    with pytest.raises(ConfigError, match="(?s)readable CIFAR10.*download=True"):
         load_images("cifar10", root=tmp_path)
 
 

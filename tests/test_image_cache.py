@@ -195,7 +195,7 @@ def test_nothing_readable(folder):
 
 
 def test_a_file_that_claims_too_many_pixels(folder, monkeypatch):
-    monkeypatch.setattr("tase.data._cache.MAX_PIXELS", 99)
+    monkeypatch.setattr("tase.data.folders.MAX_PIXELS", 99)
     with pytest.raises(ConfigError, match="10 x 10 pixels; the limit is 99"):
         load(folder)
 
@@ -212,7 +212,7 @@ def test_pillows_own_limit_is_put_back(folder):
 @pytest.fixture
 def counted(monkeypatch):
     """The names of the files that are decoded from here on."""
-    import tase.data._cache as cache
+    import tase.data.folders as cache
 
     seen, original = [], cache.read_image
 
@@ -252,7 +252,7 @@ def test_size_and_fit_have_caches_of_their_own(folder, counted):
 
 def interrupt_at(monkeypatch, name):
     """Stop, as by Ctrl-C, when the file is reached; chunks of one file each, in one thread."""
-    import tase.data._cache as cache
+    import tase.data.folders as cache
 
     original = cache.read_image
 

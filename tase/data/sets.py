@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import logging
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -146,9 +147,7 @@ class Mapped:
 
     dtype, ndim, device = torch.uint8, 4, torch.device("cpu")
 
-    def __init__(
-        self, source: UInt8[Tensor, "m c h w"], index: Int64[Tensor, "n"], target: torch.device | str = "cpu"
-    ):
+    def __init__(self, source: UInt8[Tensor, "m c h w"], index: Int64[Tensor, "n"], target: torch.device | str = "cpu"):
         self.source, self.index, self.target = source, index, torch.device(target)
         self.shape = torch.Size((len(index), *source.shape[1:]))
 
@@ -211,11 +210,6 @@ def batches(images: Tensor | Mapped, parts: Iterable[slice | Tensor]) -> Iterato
         yield from (images[part] for part in parts)
         return
     with ThreadPoolExecutor(1, "images") as reader:
-        waiting = None
-        for part in parts:
-            reading = reader.submit(images.read, part)
-            if waiting is not None:
-                yield waiting.result().to(images.target, non_blocking=True)
-            waiting = reading
-        if waiting is not None:
-            yield waiting.result().to(images.target, non_blocking=True)
+        reads = (reader.submit(images.read, part) for part in parts)
+        for reading, _next in itertools.pairwise(itertools.chain(reads, [None])):  # by now the next read has begun
+            yield reading.result().to(images.target, non_blocking=True)

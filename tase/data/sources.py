@@ -1,164 +1,279 @@
-"""The sources: digits, Fashion-MNIST, CIFAR, ImageNet-100, and any folder of images."""
+"""Data sources: digits, Fashion-MNIST, CIFAR, ImageNet-100, any folder of images; and how to add one.
+
+A source is one function in `tase.SOURCES`. It takes the section `data` of the configuration (a `DataConfig`) and
+returns the training images and the official test images (None if there are none), each as an `ImageSet` of pixels with
+labels and class names, or as a `Listing` of files, which are then decoded and cached:
+
+    def rings(data):
+        images, labels = draw_rings(400)                  # uint8 [n, c, h, w], int64 [n] from 0
+        return tase.ImageSet(images, labels, classes=("thin", "thick")), None
+
+    def scans(data):
+        return list_folder(Path(data.root) / "scans"), None
+
+    tase.SOURCES["rings"] = rings                         # then: --set data.source=rings
+
+What is known before the data are read is optional: `@facts(classes=..., n_max={"sdclr": 450})` above the function lets
+`tase info` count a long-tailed subset without the data and gives rules `sdclr` and `ldam` their size. The function
+raises ConfigError where its data are missing, with the command that gets them (`missing` makes it).
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gzip
 import os
-import struct
 import zlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Int64, UInt8
+from jaxtyping import Bool, UInt8
 from torch import Tensor
 
-from ..config import SOURCES, ConfigError, DataConfig, check, check_choice, unknown
-from ._cache import cache_folder, decode_folder, known_bad
-from ._folders import Listing, list_folder, match_list
-from ._rules import read_index_file, read_path_file
-from ._sets import ImageSet, check_labels, short_hash
+from ..config import SOURCES, Config, ConfigError, DataConfig, check, override
+from .folders import Listing, cache_folder, decode_folder, known_unreadable, list_folder
+from .sets import ImageSet, short_hash
 
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
-# Classes known without the data. CIFAR-100 and ImageNet-100 by number, until their data are read.
-CLASSES: dict[str, tuple[str, ...]] = {
-    "digits": tuple("0123456789"),
-    "fashion-mnist": (
-        "T-shirt/top",
-        "Trouser",
-        "Pullover",
-        "Dress",
-        "Coat",
-        "Sandal",
-        "Shirt",
-        "Sneaker",
-        "Bag",
-        "Ankle boot",
-    ),
-    "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
-    "cifar100": tuple(str(c) for c in range(100)),
-    "imagenet100": tuple(str(c) for c in range(100)),
-}
-SIZES = {"digits": 8, "fashion-mnist": 28, "cifar10": 32, "cifar100": 32}
-FILE_SIZES = {"folder": 64, "imagenet100": 256}  # where data.image_size is 0
+NUMBERS = tuple(str(c) for c in range(100))  # class names of CIFAR-100 and ImageNet-100 until their data are read
+
+Images = ImageSet | Listing  # of pixels, or of files to be decoded
+Reader = Callable[[DataConfig], tuple[Images, Images | None]]
+
+
+def facts(
+    classes: tuple[str, ...] = (), n_max: Mapping[str, int] | None = None, image_size: int = 64
+) -> Callable[[Reader], Reader]:
+    """Attach to a source what is known before its data are read.
+
+    `classes`: their names; `n_max`: images of the largest class by rule; `image_size`: side in pixels to which files
+    are decoded where `data.image_size` is 0.
+    """
+
+    def attach(reader: Reader) -> Reader:
+        reader.classes, reader.n_max, reader.image_size = classes, n_max or {}, image_size
+        return reader
+
+    return attach
+
+
+def missing(what: str, places: list[Path], command: str, why: object = "") -> ConfigError:
+    """Make the error for data that are not in `places`, with the command that gets them."""
+    reason = f" ({why})" if why else ""
+    return ConfigError(
+        f"data.root: no {what} in {', '.join(map(str, places))}{reason}; get the data with:\n  {command}"
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
 
 
 @dataclass(frozen=True)
 class Source:
-    """All training images, the official test images where there are any, and which images a published list names."""
+    """Hold the training images, the official test (or None), and which training images a published list names."""
 
-    train: ImageSet
-    test: ImageSet | None
+    train: Images
+    test: Images | None
     listed: Bool[Tensor, "n"] | None
 
 
 def load_images(source: str, root: str = "", **fields) -> ImageSet:
-    """All training images of a source, with their labels where it has labels, as an ImageSet (uint8 [n, c, h, w]).
+    """Load all training images of a source, with labels where it has labels: an ImageSet of uint8 [n, c, h, w].
 
-    `source` is one of config.SOURCES, `root` the folder of its data (empty: its usual place), `fields` are others of
+    `source` is a name in `SOURCES`, `root` the folder of its data (empty: its usual place), `fields` are others of
     section `data` of the configuration, such as image_size (pixels), fit, on_bad_image, cache. A flat folder of images
     has no labels. Raises ConfigError for unknown names, and for data that are missing, with the command that gets them.
     """
-    known = {f.name for f in dataclasses.fields(DataConfig)}
-    for name in fields:
-        if name not in known:
-            raise unknown("field", f"data.{name}", [f"data.{k}" for k in known])
-    check_choice("data.source", source, SOURCES)
-    data = DataConfig(**{"source": source, "root": str(root), "rule": "none", **fields})
+    given = {"source": source, "root": root, "rule": "none", **fields}
+    texts = {k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in given.items()}
+    data = override(Config(), {f"data.{name}": value for name, value in texts.items()}).data
     return dataclasses.replace(load_source(data).train, group_rule=data.groups)
 
 
 def load_source(data: DataConfig) -> Source:
-    """Everything a source holds. Raises ConfigError for data that are missing or broken."""
-    if data.source in FILE_SIZES:
-        return _folder_source(data)
-    check(data.image_size in (0, SIZES[data.source]), "data.image_size", data.image_size, f"0, or {SIZES[data.source]}")
-    read = {"digits": _digits, "fashion-mnist": _fashion, "cifar10": _cifar, "cifar100": _cifar}[data.source]
-    (images, labels), test, classes = read(data)
-    train = _image_set(data, images, labels, classes, "train")
-    listed = read_index_file(data.list_file, len(train)) if data.rule == "file" else None
-    return Source(train, None if test is None else _image_set(data, *test, classes, "test"), listed)
+    """Load a source, its files decoded. Raises ConfigError for data that are missing or broken."""
+    source = _open(data)
+    train, good = _image_set(source.train, data, "train")
+    test = None if source.test is None else _image_set(source.test, data, "test")[0]
+    return Source(train, test, None if source.listed is None else source.listed[good])
 
 
-def list_source(data: DataConfig) -> tuple[Int64[Tensor, "n"], tuple[str, ...], bool, Bool[Tensor, "n"] | None]:
-    """Labels, classes, whether there is an official test, and the listed images, without decoding files.
-
-    Files known from an earlier decoding to be unreadable are left out where `data.on_bad_image` is skip.
-    """
-    if data.source not in FILE_SIZES:
-        source = load_source(data)
-        return source.train.labels, source.train.classes, source.test is not None, source.listed
-    listing, test, listed = _listings(data)
-    good = torch.ones(len(listing.paths), dtype=torch.bool)
-    if data.on_bad_image == "skip":
-        good[known_bad(listing.files, _file_size(data), data.fit, cache_folder(data.cache))] = False
-    labels = torch.zeros(len(good), dtype=torch.int64) if listing.labels is None else listing.labels
-    return labels[good], listing.classes, test is not None, None if listed is None else listed[good]
+def list_source(data: DataConfig) -> Source:
+    """List a source without decoding its files; those known to be unreadable are left out if they are to be skipped."""
+    source = _open(data)
+    if not isinstance(source.train, Listing) or data.on_bad_image != "skip":
+        return source
+    good = torch.ones(len(source.train), dtype=torch.bool)
+    good[known_unreadable(source.train.files, _file_size(data), data.fit, cache_folder(data.cache))] = False
+    return Source(source.train.keep(good), source.test, None if source.listed is None else source.listed[good])
 
 
-def _image_set(data: DataConfig, images: Tensor, labels: Tensor, classes: tuple[str, ...], part: str) -> ImageSet:
+def _open(data: DataConfig) -> Source:
+    reader = SOURCES[data.source]
     try:
-        check_labels(labels, len(images), len(classes))
+        train, test = reader(data)
+    except ConfigError:
+        raise
     except ValueError as error:
         raise ConfigError(f"data.root = {data.root!r} holds broken data of '{data.source}': {error}") from error
-    facts = f"{data.source} {part} {list(images.shape)}".encode()
-    return ImageSet(
-        images=images,
-        labels=labels,
-        classes=classes,
-        counts=torch.bincount(labels, minlength=len(classes)),
-        hash=short_hash(facts, labels.numpy().astype("<i8").tobytes()),
-        name=f"{data.source}/{part}",
-    )
+    listed = None
+    if data.rule == "file" and isinstance(train, Listing) and data.list_file.endswith(".txt"):
+        train, listed = match_list(train, data.list_file)
+    elif data.rule == "file":
+        listed = read_index_file(data.list_file, len(train))
+    if isinstance(test, Listing):
+        test = test.of_classes(train.classes)
+    _check_opened(train, data, getattr(reader, "classes", ()))
+    return Source(train, test, listed)
 
 
-def _digits(data: DataConfig):
-    """scikit-learn's 1,797 digits, 8x8, 17 grey levels spread over 0 to 255; no official test set."""
+def _check_opened(train: Images, data: DataConfig, known: tuple[str, ...]) -> None:
+    if known:
+        allowed = f"{data.source} with its {len(known)} classes, or with a data.list_file that names {len(known)}"
+        check(
+            len(train.classes) == len(known), "data.root", data.root, f"{allowed}; it has {len(train.classes)} classes"
+        )
+    if isinstance(train, ImageSet):
+        side = train.images.shape[-1]
+        check(data.image_size in (0, side), "data.image_size", data.image_size, f"0, or {side}")
+
+
+def _image_set(images: Images, data: DataConfig, part: str) -> tuple[ImageSet, Bool[Tensor, "n"]]:
+    """Return a part of a source as pixels, with name, counts and hash, and the mask of the images that are readable."""
+    made = _of_files if isinstance(images, Listing) else _of_pixels
+    images, identity, good = made(images, data, part)
+    counts = None if images.labels is None else torch.bincount(images.labels, minlength=len(images.classes))
+    return dataclasses.replace(images, name=f"{data.source}/{part}", counts=counts, hash=identity), good
+
+
+def _of_pixels(images: ImageSet, data: DataConfig, part: str) -> tuple[ImageSet, str, Bool[Tensor, "n"]]:
+    # Labels tell the sets of one source apart without reading the pixels; without labels the pixels have to.
+    content = images.images.numpy() if images.labels is None else images.labels.numpy().astype("<i8")
+    identity = short_hash(f"{data.source} {part} {list(images.images.shape)}".encode(), content.tobytes())
+    return images, identity, torch.ones(len(images), dtype=torch.bool)
+
+
+def _of_files(listing: Listing, data: DataConfig, part: str) -> tuple[ImageSet, str, Bool[Tensor, "n"]]:
+    size = _file_size(data)
+    pixels, good = decode_folder(listing.files, size, data.fit, data.on_bad_image, cache_folder(data.cache))
+    listing = listing.keep(good)
+    shape = f"{data.source} {part} {size} {data.fit} {list(pixels.shape)}"
+    rows = [f"{path}\0{os.stat(file).st_size}" for path, file in zip(listing.paths, listing.files, strict=True)]
+    identity = short_hash(shape.encode(), "\n".join(rows).encode("utf-8", "surrogateescape"))
+    return ImageSet(pixels, listing.labels, listing.classes, paths=listing.paths), identity, good
+
+
+def _file_size(data: DataConfig) -> int:
+    return data.image_size or getattr(SOURCES[data.source], "image_size", 64)
+
+
+# --------------------------------------------------------------------------------------------------- arrays of pixels
+
+
+@facts(classes=tuple("0123456789"))
+def digits(data: DataConfig) -> tuple[ImageSet, None]:
+    """Read scikit-learn's 1,797 digits, 8x8, 17 grey levels spread over 0 to 255; no official test."""
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
-    images = torch.from_numpy(digits.images).mul(255 / 16).round().to(torch.uint8)[:, None]
-    return (images, torch.from_numpy(digits.target).long()), None, CLASSES["digits"]
+    found = load_digits()
+    pixels = torch.from_numpy(found.images).mul(255 / 16).round().to(torch.uint8)[:, None]  # [n, 1, 8, 8]
+    return ImageSet(pixels, torch.from_numpy(found.target).long(), digits.classes), None
 
 
-def _missing(what: str, looked: list[Path], command: str, why: object = "") -> ConfigError:
-    places = ", ".join(str(place) for place in looked)
-    reason = f" ({why})" if why else ""
-    return ConfigError(f"data.root: no {what} in {places}{reason}; get the data with:\n  {command}")
-
-
-def _fashion(data: DataConfig):
-    """Fashion-MNIST (Xiao et al. 2017), 28x28: 60,000 and 10,000 images, from the four idx files."""
-    home = cache_folder(data.cache)
-    roots = [Path(data.root).expanduser()] if data.root else [DEBIAN_FASHION, Path("data"), home]
-    folders = [root / sub for root in roots for sub in ("", "FashionMNIST/raw", "raw")]
-    found = next((f for f in folders if _idx_file(f, "train-images-idx3-ubyte")), None)
-    target = roots[-1]
-    command = (
-        "sudo apt install dataset-fashion-mnist        (Debian, Ubuntu), or\n  "
-        f'python -c "from torchvision.datasets import FashionMNIST; FashionMNIST({str(target)!r}, download=True)"'
+@facts(
+    classes=(
+        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+        *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
     )
-    if found is None and not data.root:
-        found = _download_fashion(target, roots, command)
-    if found is None:
-        raise _missing("Fashion-MNIST", roots, command)
+)
+def fashion_mnist(data: DataConfig) -> tuple[ImageSet, ImageSet]:
+    """Read Fashion-MNIST (Xiao et al. 2017), 28x28: 60,000 and 10,000 images, from its four idx files."""
+    places = _places(data, DEBIAN_FASHION)
+    debian = "sudo apt install dataset-fashion-mnist        (Debian, Ubuntu), or\n  "
+    command = debian + _download_command("FashionMNIST", places[-1])
+    folders = [place / inner for place in places for inner in ("", "FashionMNIST/raw", "raw")]
+    folder = next((f for f in folders if _idx_file(f, "train-images-idx3-ubyte")), None)
+    if folder is None:
+        _download("FashionMNIST", data, places, command)
+        folder = places[-1] / "FashionMNIST/raw"
+    with _reading("Fashion-MNIST", folder, command):
+        parts = [
+            (_read_idx(folder, f"{part}-images-idx3-ubyte"), _read_idx(folder, f"{part}-labels-idx1-ubyte"))
+            for part in ("train", "t10k")
+        ]
+    train, test = (ImageSet(pixels[:, None], labels.long(), fashion_mnist.classes) for pixels, labels in parts)
+    return train, test
+
+
+@facts(
+    classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+    n_max={"sdclr": 4500, "ldam": 5000},
+)
+def cifar10(data: DataConfig) -> tuple[ImageSet, ImageSet]:
+    """Read CIFAR-10 (Krizhevsky 2009), 32x32: 50,000 and 10,000 images."""
+    return _cifar("CIFAR10", data)
+
+
+@facts(classes=NUMBERS, n_max={"sdclr": 450, "ldam": 500})
+def cifar100(data: DataConfig) -> tuple[ImageSet, ImageSet]:
+    """Read CIFAR-100 (Krizhevsky 2009), 32x32: 50,000 and 10,000 images."""
+    return _cifar("CIFAR100", data)
+
+
+def _cifar(kind: str, data: DataConfig) -> tuple[ImageSet, ImageSet]:
+    """Read the python version of CIFAR through torchvision, which verifies the files."""
+    from torchvision import datasets
+
+    reader, places = getattr(datasets, kind), _places(data)
+    place = next((p for p in places if (p / reader.base_folder).is_dir()), None)
+    command = _download_command(kind, place or places[-1])
+    if place is None:
+        _download(kind, data, places, command)
+        place = places[-1]
+    with _reading(kind, place, command):
+        parts = [reader(str(place), train=part) for part in (True, False)]
+    train, test = (
+        ImageSet(
+            torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(),
+            torch.tensor(part.targets, dtype=torch.int64),
+            tuple(part.classes),
+        )
+        for part in parts
+    )
+    return train, test
+
+
+def _places(data: DataConfig, *usual: Path) -> list[Path]:
+    """Return the folders to look in; data are downloaded to the last one."""
+    return [Path(data.root).expanduser()] if data.root else [*usual, Path("data"), cache_folder(data.cache)]
+
+
+def _download_command(kind: str, place: Path) -> str:
+    return f'python -c "from torchvision.datasets import {kind}; {kind}({str(place)!r}, download=True)"'
+
+
+def _download(kind: str, data: DataConfig, places: list[Path], command: str) -> None:
+    """Download a data set to the last of `places`; raises ConfigError if that fails, or if the user chose data.root."""
+    from torchvision import datasets
+
+    if data.root:
+        raise missing(kind, places, command)
     try:
-        images = [_read_idx(found, f"{part}-images-idx3-ubyte")[:, None] for part in ("train", "t10k")]
-        labels = [_read_idx(found, f"{part}-labels-idx1-ubyte").long() for part in ("train", "t10k")]
-    except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
-        raise _missing("readable Fashion-MNIST", [found], command, error) from error
-    return (images[0], labels[0]), (images[1], labels[1]), CLASSES["fashion-mnist"]
-
-
-def _download_fashion(target: Path, roots: list[Path], command: str) -> Path:
-    from torchvision.datasets import FashionMNIST
-
-    try:
-        FashionMNIST(str(target), download=True)
+        getattr(datasets, kind)(str(places[-1]), download=True)
     except (OSError, RuntimeError) as error:
-        raise _missing("Fashion-MNIST", roots, command, f"and the download failed: {error}") from error
-    return target / "FashionMNIST/raw"
+        raise missing(kind, places, command, f"and the download failed: {error}") from error
+
+
+@contextlib.contextmanager
+def _reading(what: str, folder: Path, command: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, EOFError, KeyError, RuntimeError, ValueError, zlib.error) as error:
+        raise missing(f"readable {what}", [folder], command, error) from error
 
 
 def _idx_file(folder: Path, name: str) -> Path | None:
@@ -166,122 +281,120 @@ def _idx_file(folder: Path, name: str) -> Path | None:
 
 
 def _read_idx(folder: Path, name: str) -> UInt8[Tensor, "..."]:
-    """A file in LeCun's idx format of unsigned bytes: 0, 0, 8, dimensions, their sizes (big-endian), the bytes."""
-    import numpy as np
-
+    """Read LeCun's idx format: 0, 0, 8 (bytes), number of dimensions, their sizes (big-endian uint32), the data."""
     path = _idx_file(folder, name)
     if path is None:
         raise FileNotFoundError(f"no {name} or {name}.gz")
     with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
         raw = file.read()
-    zero, kind, dims = struct.unpack(">HBB", raw[:4])
-    shape = struct.unpack(f">{dims}I", raw[4 : 4 + 4 * dims])
-    body = np.frombuffer(raw, dtype=np.uint8, offset=4 + 4 * dims)
-    if (zero, kind) != (0, 8) or body.size != int(np.prod(shape)):
-        raise ValueError(f"{path.name} is no whole idx file of bytes")
-    return torch.from_numpy(body.reshape(shape).copy())
+    if raw[:3] != b"\0\0\x08":
+        raise ValueError(f"{path.name} is no idx file of bytes")
+    start = 4 + 4 * raw[3]
+    shape = np.frombuffer(raw[4:start], ">u4")
+    return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=start).reshape(shape).copy())
 
 
-def _cifar(data: DataConfig):
-    """CIFAR-10 or CIFAR-100 (Krizhevsky 2009), 32x32, through torchvision, which verifies the files."""
-    from torchvision import datasets
-
-    kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[data.source]
-    home = cache_folder(data.cache)
-    roots = [Path(data.root).expanduser()] if data.root else [Path("data"), home]
-    root = next((r for r in roots if (r / kind.base_folder).is_dir()), None)
-    target = str(root or roots[-1])
-    command = (
-        f'python -c "from torchvision.datasets import {kind.__name__}; {kind.__name__}({target!r}, download=True)"'
-    )
-    if root is None and data.root:
-        raise _missing(kind.__name__, roots, command)
-    try:
-        train, test = (kind(target, train=t, download=root is None) for t in (True, False))
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise _missing(f"whole {kind.__name__}", roots, command, error) from error
-    return _channels_first(train), _channels_first(test), tuple(train.classes)
+# ---------------------------------------------------------------------------------------------------- folders of files
 
 
-def _channels_first(part) -> tuple[Tensor, Tensor]:
-    images = torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous()
-    return images, torch.tensor(part.targets, dtype=torch.int64)
-
-
-def _file_size(data: DataConfig) -> int:
-    return data.image_size or FILE_SIZES[data.source]
-
-
-def _folder_source(data: DataConfig) -> Source:
-    listing, test, listed = _listings(data)
-    train, good = _decoded(data, listing, "train")
-    return Source(
-        train=train,
-        test=None if test is None else _decoded(data, test, "test")[0],
-        listed=None if listed is None else listed[good],
-    )
-
-
-def _decoded(data: DataConfig, listing: Listing, part: str) -> tuple[ImageSet, Bool[Tensor, "n"]]:
-    """The files of a listing as images, and which of them could be read (see `data.on_bad_image`)."""
-    size, cache = _file_size(data), cache_folder(data.cache)
-    images, good = decode_folder(listing.files, size, data.fit, data.on_bad_image, cache)
-    if not good.all():
-        listing = listing.keep(good)
-    labels = listing.labels
-    facts = f"{data.source} {part} {size} {data.fit} {list(images.shape)}".encode()
-    rows = [f"{path}\0{os.stat(file).st_size}" for path, file in zip(listing.paths, listing.files, strict=True)]
-    decoded = ImageSet(
-        images=images,
-        labels=labels,
-        classes=listing.classes,
-        counts=None if labels is None else torch.bincount(labels, minlength=len(listing.classes)),
-        hash=short_hash(facts, "\n".join(rows).encode("utf-8", "surrogateescape")),
-        name=f"{data.source}/{part}",
-        paths=listing.paths,
-    )
-    return decoded, good
-
-
-def _listings(data: DataConfig) -> tuple[Listing, Listing | None, Bool[Tensor, "n"] | None]:
-    """The files to train on, those of the official test, and which of the first a published list names."""
-    train_root, test_root = _tree(data)
-    train = list_folder(train_root)
-    listed = None
-    if data.rule == "file" and data.list_file.endswith(".txt"):
-        train, listed = match_list(train, *read_path_file(data.list_file), data.list_file)
-    elif data.rule == "file":
-        listed = read_index_file(data.list_file, len(train.paths))
-    if data.source == "imagenet100":
-        allowed = (
-            f"a tree of 100 classes, or one that holds the 100 of data.list_file; it has {len(train.classes)} classes"
-        )
-        check(len(train.classes) == 100, "data.root", data.root, allowed)
-    test = None if test_root is None else list_folder(test_root).of_classes(train.classes)
-    return train, test, listed
-
-
-def _tree(data: DataConfig) -> tuple[Path, Path | None]:
-    """The folder of the training images, and that of the official test where there are train/ and test/ or val/."""
+@facts(classes=NUMBERS, image_size=256)
+def imagenet100(data: DataConfig) -> tuple[Listing, Listing]:
+    """List ImageNet-100: folders train/ and val/ with 100 classes, or ImageNet's 1000 with a list that names 100."""
     root = Path(data.root).expanduser()
-    if data.source == "imagenet100":
+    if not data.root or not (root / "train").is_dir() or not (root / "val").is_dir():
         command = (
             "python -c \"from torchvision.datasets import ImageNet as I; [I('FOLDER', s) for s in ('train', 'val')]\"\n"
             "  (unpacks the archives that image-net.org gives to registered users; then set data.root=FOLDER)"
         )
-        if not data.root or not (root / "train").is_dir() or not (root / "val").is_dir():
-            raise _missing("folders train/ and val/ of ImageNet", [root] if data.root else [Path("''")], command)
-        return root / "train", root / "val"
+        raise missing("folders train/ and val/ of ImageNet", [root if data.root else Path("''")], command)
+    return list_folder(root / "train"), list_folder(root / "val")
+
+
+def folder(data: DataConfig) -> tuple[Listing, Listing | None]:
+    """List a folder of images, one sub-folder a class, or none; or its parts train/ and test/ (or val/)."""
+    root = Path(data.root).expanduser()
     if not data.root or not root.is_dir():
-        debian = "openclipart" in data.root
-        command = (
-            "sudo apt install openclipart-png"
-            if debian
-            else "--set data.root=FOLDER   (one sub-folder for each class, or none)"
-        )
-        raise _missing("folder of images", [root] if data.root else [Path("''")], command)
+        command = "--set data.root=FOLDER   (one sub-folder for each class, or none)"
+        if "openclipart" in data.root:
+            command = "sudo apt install openclipart-png"
+        raise missing("folder of images", [root if data.root else Path("''")], command)
     tests = [root / name for name in ("test", "val") if (root / name).is_dir()]
     others = {p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")} - {"train", "test", "val"}
-    if tests and not others and (root / "train").is_dir():
-        return root / "train", tests[0]
-    return root, None
+    if not tests or others or not (root / "train").is_dir():
+        return list_folder(root), None
+    train = list_folder(root / "train")
+    return train, None if train.labels is None else list_folder(tests[0])
+
+
+# ----------------------------------------------------------------------------------------------------- published lists
+
+
+def read_index_file(path: str | Path, n: int) -> Bool[Tensor, "n"]:
+    """Read which of `n` images a published `.npy` list of int64 indices names.
+
+    Raises ConfigError where the file cannot be read, is no list of whole numbers, leaves 0..n-1, or repeats an image.
+    """
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ConfigError(f"data.list_file = {str(path)!r} cannot be read as .npy: {error}") from error
+    whole = isinstance(array, np.ndarray) and array.ndim == 1 and array.dtype.kind in "iu" and len(array) > 0
+    _check_list(whole, path, "does not hold one row of whole numbers")
+    index = torch.from_numpy(array.astype(np.int64))
+    low, high = int(index.min()), int(index.max())
+    _check_list(low >= 0 and high < n, path, f"holds indices from {low} to {high}; the source has 0 to {n - 1}")
+    copies = torch.bincount(index, minlength=n)
+    repeated = (copies > 1).nonzero()[:, 0]
+    _check_list(len(repeated) == 0, path, f"repeats {len(repeated)} indices, the first is {repeated[:1].tolist()}")
+    return copies > 0
+
+
+def read_path_file(path: str | Path) -> tuple[list[str], list[int]]:
+    """Read the paths and labels of a published `.txt` list, one 'path label' a line.
+
+    Raises ConfigError where a line has another form, a path is repeated, or labels are not 0, 1, ... without a gap.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"data.list_file = {str(path)!r} cannot be read: {error}") from error
+    rows = [(number, line.strip().rpartition(" ")) for number, line in enumerate(lines, 1) if line.strip()]
+    _check_list(len(rows) > 0, path, "is empty")
+    for number, (name, _, label) in rows:
+        good = name and label.isascii() and label.isdigit()
+        _check_list(bool(good), path, f"line {number} is not 'path label', with a label from 0")
+    paths = [name.strip() for _, (name, _, _) in rows]
+    labels = [int(label) for _, (_, _, label) in rows]
+    repeats = len(paths) - len(set(paths))
+    _check_list(repeats == 0, path, f"repeats {repeats} paths")
+    gaps = sorted(set(range(max(labels) + 1)) - set(labels))[:5]
+    _check_list(not gaps, path, f"has labels up to {max(labels)}, but no image of {gaps}")
+    return paths, labels
+
+
+def match_list(listing: Listing, list_file: str) -> tuple[Listing, Bool[Tensor, "n"]]:
+    """Return the listing with the classes of a published list, numbered as there, and which of its files it names.
+
+    Raises ConfigError where a file of the list does not exist, or its labels and folders do not fit each other.
+    """
+    paths, labels = read_path_file(list_file)
+    _check_list(listing.labels is not None, list_file, f"has labels, but {listing.root} has no folders of classes")
+    rows = {path: row for row, path in enumerate(listing.paths)}
+    # Lists often name the tree's top folder, which `listing.root` is.
+    index = torch.tensor([rows.get(path, rows.get(path.partition("/")[2], -1)) for path in paths])
+    absent = (index < 0).nonzero()[:, 0].tolist()
+    _check_list(
+        not absent, list_file, f": {len(absent)} files are not in {listing.root}, e.g. {paths[(absent or [0])[0]]}"
+    )
+    pairs = torch.unique(torch.stack([torch.tensor(labels), listing.labels[index]], 1), dim=0)  # [C, 2] label, folder
+    one_to_one = len(pairs) == len(pairs[:, 0].unique()) == len(pairs[:, 1].unique())
+    _check_list(one_to_one, list_file, ": a label belongs to two folders, or a folder has two labels")
+    listed = torch.zeros(len(listing), dtype=torch.bool)
+    listed[index] = True
+    kept = torch.isin(listing.labels, pairs[:, 1])
+    return listing.of_classes(tuple(listing.classes[c] for c in pairs[:, 1].tolist())), listed[kept]
+
+
+def _check_list(ok: bool, path: str | Path, what: str) -> None:
+    if not ok:
+        raise ConfigError(f"data.list_file = {str(path)!r} {what}")

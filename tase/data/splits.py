@@ -3,38 +3,86 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+import math
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
-from ..config import Config, ConfigError, DataConfig, check
-from ._rules import equal_counts, generator, rank_within_class, rule_counts
-from ._sets import GROUPS, ImageSet, Splits, group_classes
-from ._sources import CLASSES, Source, list_source, load_source
+from ..config import SOURCES, Config, ConfigError, DataConfig, check
+from ..streams import generator
+from .sets import GROUPS, ImageSet, Splits, group_classes
+from .sources import Source, list_source, load_source
 
 PARTS = ("train", "probe", "val", "test")
+Mask = Bool[Tensor, "n"]  # over the training images of a source
+PerClass = Int64[Tensor, "C"]
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """Which image goes where (masks over the source's training images), and what is said of the classes."""
+# ----------------------------------------------------------------------------------------------------- images per class
 
-    train: Bool[Tensor, "n"]
-    probe: Bool[Tensor, "n"]
-    val: Bool[Tensor, "n"]
-    test: Bool[Tensor, "n"]
-    counts: Int64[Tensor, "C"]
-    group_counts: Int64[Tensor, "C"]
-    evaluated: Bool[Tensor, "C"]
+
+def tail_counts(classes: int, n_max: int, rho: float, profile: str = "exponential") -> PerClass:
+    """Return the images of each class by rank r, head first: n_max (1/rho)^(r/(C-1)), rounded down.
+
+    The rule of Cui et al. 2019 and Cao et al. 2019 (LDAM). `step`: n_max for the first half of the classes, n_max/rho
+    for the second; with an odd number of classes there is one more large class.
+    """
+    if profile == "step":
+        shares = [1.0 if 2 * r < classes else 1 / rho for r in range(classes)]
+    else:
+        shares = [(1 / rho) ** (r / max(classes - 1, 1)) for r in range(classes)]
+    # The margin keeps products such as 1280 * (6 / 1280) from falling just below the whole number they are.
+    return torch.tensor([math.floor(n_max * share + 1e-9) for share in shares])
+
+
+def rule_counts(data: DataConfig, split: int, classes: int) -> PerClass | None:
+    """Return the training images of each class *id* that the rule asks for; None for rules `file` and `none`.
+
+    Raises ConfigError where a class would have no images.
+    """
+    if data.rule in ("file", "none"):
+        return None
+    n_max = data.n_max or getattr(SOURCES[data.source], "n_max", {}).get(data.rule, 0)
+    check(n_max > 0, "data.n_max", data.n_max, f"at least 1: rule '{data.rule}' knows no number for '{data.source}'")
+    ranked = tail_counts(classes, n_max, data.rho, data.profile)
+    allowed = f"at most n_max = {n_max}: above, a class has no images left"
+    check(int(ranked.min()) >= 1, "data.rho", data.rho, allowed)
+    # The class of each rank, head first; `ldam` always takes the order of the class ids.
+    by_id = data.order == "id" or data.rule == "ldam"
+    shuffled = torch.randperm(classes, generator=generator(split, "order of the classes", of_split=True))
+    counts = torch.empty_like(ranked)
+    counts[torch.arange(classes) if by_id else shuffled] = ranked
+    return counts
+
+
+def _equal_counts(counts: PerClass) -> PerClass:
+    """Spread as many images evenly; what does not divide goes to the first classes, one each."""
+    total, classes = int(counts.sum()), len(counts)
+    return torch.full_like(counts, total // classes) + (torch.arange(classes) < total % classes)
+
+
+def rank_in_class(labels: Int64[Tensor, "n"], keys: Int64[Tensor, "n"] | None = None) -> Int64[Tensor, "n"]:
+    """Return the rank of each entry within its class, from 0, by rising key (all different) or by position."""
+    place = torch.arange(len(labels), device=labels.device)
+    order = place if keys is None else torch.argsort(keys)
+    order = order[torch.argsort(labels[order], stable=True)]  # class by class, within a class by key
+    sizes = torch.bincount(labels)
+    first = sizes.cumsum(0) - sizes  # where each class begins
+    ranks = torch.empty_like(labels)
+    ranks[order] = place - first[labels[order]]
+    return ranks
+
+
+# -------------------------------------------------------------------------------------------------------------- a split
 
 
 def load_splits(config: Config, parts: tuple[str, ...] = PARTS) -> Splits:
-    """The training set, probe list, validation and test of `config.data`, drawn by the number `config.split`.
+    """Load the training set, probe list, validation and test of `config.data`, drawn by the number `config.split`.
 
-    Only the named `parts` are gathered, the others are None (a probe list of large images fills memory that training
-    need not give); the training set is always there. Without labels there is only the training set, which is then all
+    Only the named `parts` are loaded, the others are None (a probe list of large images takes memory that training
+    does not need); the training set is always there. Without labels there is only the training set, which is then all
     images. A labelled folder without `data.test_per_class` and without folders train/ and test/ has no test. Rule
     `ldam` uses every training image, so nothing is held out for validation. Raises ConfigError for data that are
     missing or too few.
@@ -43,78 +91,101 @@ def load_splits(config: Config, parts: tuple[str, ...] = PARTS) -> Splits:
     if source.train.labels is None:
         check(config.data.rule == "none", "data.rule", config.data.rule, "'none' where the images have no labels")
         return Splits(train=dataclasses.replace(source.train, name=f"{config.data.source}/train"))
-    plan = _plan(source.train.labels, source.train.classes, source.test is not None, source.listed, config)
-    return Splits(
-        train=_part(source, plan, "train", config),
-        probe=_part(source, plan, "probe", config) if "probe" in parts else None,
-        val=_part(source, plan, "val", config) if "val" in parts and plan.val.any() else None,
-        test=_test_part(source, plan, config) if "test" in parts else None,
-        eval_classes=plan.evaluated.nonzero()[:, 0],
-    )
+    masks, known = draw_split(source, config)
+    sets = {}
+    for part in PARTS:
+        images, mask = source.train, masks[part]
+        if part == "test" and source.test is not None and config.data.test_per_class == 0:  # the official one
+            images, mask = source.test, known["evaluated"][source.test.labels]
+        if part == "train" or (part in parts and mask.any()):
+            chosen = images.subset(mask.nonzero()[:, 0])
+            name, rule = f"{config.data.source}/{part}", config.data.groups
+            sets[part] = dataclasses.replace(chosen, name=name, group_rule=rule, **known)
+    return Splits(**sets, eval_classes=known["evaluated"].nonzero()[:, 0])
 
 
-def _part(source: Source, plan: _Plan, part: str, config: Config) -> ImageSet:
-    return _named(source.train.subset(getattr(plan, part).nonzero()[:, 0]), plan, part, config)
+def draw_split(source: Source, config: Config) -> tuple[dict[str, Mask], dict[str, Any]]:
+    """Draw which training images of the source are `train`, `probe`, `val` and `test`, and count the classes.
 
-
-def _test_part(source: Source, plan: _Plan, config: Config) -> ImageSet | None:
-    """The held-out test, or the official one without the classes that are not evaluated, or None."""
-    if source.test is not None and config.data.test_per_class == 0:
-        index = plan.evaluated[source.test.labels].nonzero()[:, 0]
-        return _named(source.test.subset(index), plan, "test", config)
-    return _part(source, plan, "test", config) if plan.test.any() else None
-
-
-def _named(images: ImageSet, plan: _Plan, part: str, config: Config) -> ImageSet:
-    return dataclasses.replace(
-        images,
-        name=f"{config.data.source}/{part}",
-        counts=plan.counts,
-        group_counts=plan.group_counts,
-        evaluated=plan.evaluated,
-        group_rule=config.data.groups,
-    )
-
-
-def _plan(labels: Tensor, classes: tuple[str, ...], own_test: bool, listed: Tensor | None, config: Config) -> _Plan:
-    """Hold out, then draw the tail and the probe list from the pool; all draws are places in a shuffled class."""
-    data, sizes = config.data, torch.bincount(labels, minlength=len(classes))
+    Returns the four masks, and `counts`, `group_counts` and `evaluated` [C] as an `ImageSet` has them. First images
+    are held out, then the tail and the probe list are drawn from the pool that is left. Each draw takes the first
+    places of its own shuffled order of a class, so that a smaller draw is part of a larger one.
+    """
+    data, labels, classes = config.data, source.train.labels, source.train.classes
+    sizes = torch.bincount(labels, minlength=len(classes))
     evaluated = sizes >= data.min_per_class
     allowed = f"at most {int(sizes.max())}, the largest class"
     check(bool(evaluated.any()), "data.min_per_class", data.min_per_class, allowed)
-    test, val, pool = _hold_out(labels, evaluated, own_test, listed, config)
-    _check_left(torch.bincount(labels[pool], minlength=len(classes)), sizes, classes, data)
-    counts, group_counts = _counts(labels, pool, classes, listed, config)
-    return _Plan(
-        train=_draw_train(labels, pool, counts, listed, config),
-        probe=_draw_probe(labels, pool & evaluated[labels], classes, evaluated, config),
-        val=val,
-        test=test,
-        counts=counts,
-        group_counts=group_counts,
-        evaluated=evaluated,
-    )
+    masks = _hold_out(source, evaluated, config)
+    pool = masks.pop("pool")
+    left = torch.bincount(labels[pool], minlength=len(classes))
+    _check_left(left, sizes, classes, data)
+    tail = _tail(source, pool, config)
+    counts = _equal_counts(tail) if data.balanced else tail
+    _check_counts(counts, left, classes, data)
+    if source.listed is not None and not data.balanced:
+        masks["train"] = source.listed
+    else:
+        masks["train"] = _draw(labels, pool, counts, generator(config.split, "tail", of_split=True))
+    # A draw of its own: else the images of the tail would all be on the list, and few of the head.
+    wanted = _probe_counts(left, evaluated, classes, data)
+    masks["probe"] = _draw(labels, pool, wanted, generator(config.split, "probe list", of_split=True))
+    return masks, {"counts": counts, "group_counts": tail, "evaluated": evaluated}
 
 
-def _hold_out(
-    labels: Tensor, evaluated: Tensor, own_test: bool, listed: Tensor | None, config: Config
-) -> tuple[Bool[Tensor, "n"], Bool[Tensor, "n"], Bool[Tensor, "n"]]:
-    """Test (none where there is an official one), validation and pool; a class not evaluated is all pool."""
-    data = config.data
-    keys = torch.randperm(len(labels), generator=generator(config.split, "held out"))
-    if listed is not None:
-        keys = keys + len(labels) * listed  # the images of a published list are the last to be held out
-    place = rank_within_class(labels, keys)
-    end_test = (data.test_per_class * evaluated)[labels]
-    end_val = end_test + ((0 if data.rule == "ldam" else data.val_per_class) * evaluated)[labels]
-    end_pool = end_val + (data.pool_per_class or len(labels))
-    test = place < end_test
-    if data.pool_per_class and not own_test and data.test_per_class == 0:
-        test = (place >= end_pool) & evaluated[labels]
-    return test, (place >= end_test) & (place < end_val), (place >= end_val) & (place < end_pool)
+def _hold_out(source: Source, evaluated: Bool[Tensor, "C"], config: Config) -> dict[str, Mask]:
+    """Draw `test` (empty if there is an official one), `val` and the `pool`; a class not evaluated is all pool."""
+    data, labels, n = config.data, source.train.labels, len(source.train)
+    keys = torch.randperm(n, generator=generator(config.split, "held out", of_split=True))
+    if source.listed is not None:
+        keys = keys + n * source.listed  # the images of a published list are the last to be held out
+    rank, held = rank_in_class(labels, keys), evaluated[labels]
+    end_test = held * data.test_per_class
+    end_val = end_test + held * (0 if data.rule == "ldam" else data.val_per_class)
+    end_pool = end_val + (data.pool_per_class or n)
+    test = rank < end_test
+    if data.pool_per_class and source.test is None and data.test_per_class == 0:
+        test = (rank >= end_pool) & held  # all that the pool leaves
+    return {"test": test, "val": (rank >= end_test) & (rank < end_val), "pool": (rank >= end_val) & (rank < end_pool)}
 
 
-def _check_left(left: Tensor, sizes: Tensor, classes: tuple[str, ...], data: DataConfig) -> None:
+def _draw(labels: Int64[Tensor, "n"], pool: Mask, wanted: PerClass, rng: torch.Generator) -> Mask:
+    """Draw `wanted` images of each class from the pool: the first of a shuffled order, those of the pool first."""
+    n = len(labels)
+    keys = torch.randperm(n, generator=rng) + n * (~pool)
+    return pool & (rank_in_class(labels, keys) < wanted[labels])
+
+
+def _tail(source: Source, pool: Mask, config: Config) -> PerClass:
+    """Return the images per class of the long tail: by the rule, by the published list, or all of the pool."""
+    data, labels, classes = config.data, source.train.labels, source.train.classes
+    ruled = rule_counts(data, config.split, len(classes))
+    if ruled is not None:
+        return ruled
+    natural = torch.bincount(labels[pool if source.listed is None else source.listed], minlength=len(classes))
+    if source.listed is not None:
+        empty = [classes[c] for c in (natural == 0).nonzero()[:, 0].tolist()]
+        allowed = f"a list with images of every class; none of {', '.join(empty[:5])}"
+        check(not empty, "data.list_file", data.list_file, allowed)
+        largest = f"a list whose largest class has data.n_max = {data.n_max} images; here {int(natural.max())}"
+        check(data.n_max in (0, int(natural.max())), "data.list_file", data.list_file, largest)
+        lower = "lower: the published list needs images that would be held out, or lie outside the pool"
+        check(not (source.listed & ~pool).any(), "data.val_per_class", data.val_per_class, lower)
+    return natural
+
+
+def _probe_counts(left: PerClass, evaluated: Bool[Tensor, "C"], classes: tuple[str, ...], data: DataConfig) -> PerClass:
+    """Return the images per class of the probe list: as many of each evaluated class, or its whole pool."""
+    if data.probe_per_class == 0:
+        return left * evaluated
+    ids = evaluated.nonzero()[:, 0]
+    fewest = int(ids[left[ids].argmin()])
+    allowed = f"at most {int(left[fewest])}, the pool of class '{classes[fewest]}' (0: the whole pool)"
+    check(int(left[fewest]) >= data.probe_per_class, "data.probe_per_class", data.probe_per_class, allowed)
+    return evaluated * data.probe_per_class
+
+
+def _check_left(left: PerClass, sizes: PerClass, classes: tuple[str, ...], data: DataConfig) -> None:
     for c in (left == 0).nonzero()[:, 0].tolist():
         raise ConfigError(
             f"class '{classes[c]}' has no images left for training: it has {int(sizes[c])}, and data.test_per_class = "
@@ -123,17 +194,7 @@ def _check_left(left: Tensor, sizes: Tensor, classes: tuple[str, ...], data: Dat
         )
 
 
-def _counts(
-    labels: Tensor, pool: Tensor, classes: tuple[str, ...], listed: Tensor | None, config: Config
-) -> tuple[Int64[Tensor, "C"], Int64[Tensor, "C"]]:
-    """Training images per class, and those that decide the groups (they differ in the balanced control)."""
-    data, left = config.data, torch.bincount(labels[pool], minlength=len(classes))
-    natural = left if listed is None else torch.bincount(labels[listed], minlength=len(classes))
-    if listed is not None:
-        _check_listed(natural, listed & ~pool, classes, data)
-    tail = rule_counts(data, config.split, len(classes))
-    tail = natural if tail is None else tail
-    counts = equal_counts(tail) if data.balanced else tail
+def _check_counts(counts: PerClass, left: PerClass, classes: tuple[str, ...], data: DataConfig) -> None:
     for c in (counts > left).nonzero()[:, 0].tolist():
         field = "data.balanced" if data.balanced else "data.n_max"
         raise ConfigError(
@@ -141,86 +202,40 @@ def _counts(
             f"(held out first: data.val_per_class = {data.val_per_class}, data.test_per_class = {data.test_per_class}; "
             f"data.pool_per_class = {data.pool_per_class})"
         )
-    return counts, tail
 
 
-def _check_listed(natural: Tensor, outside: Tensor, classes: tuple[str, ...], data: DataConfig) -> None:
-    """A published list has every class, the head it is said to have, and leaves enough images to hold out."""
-    empty = [classes[c] for c in (natural == 0).nonzero()[:, 0].tolist()]
-    check(
-        not empty,
-        "data.list_file",
-        data.list_file,
-        f"a list with images of every class; none of {', '.join(empty[:5])}",
-    )
-    largest = f"a list whose largest class has data.n_max = {data.n_max} images; here {int(natural.max())}"
-    check(data.n_max in (0, int(natural.max())), "data.list_file", data.list_file, largest)
-    lower = (
-        "lower: the published list needs images that would be held out for validation or test, or lie outside the pool"
-    )
-    check(not outside.any(), "data.val_per_class", data.val_per_class, lower)
+# ----------------------------------------------------------------------------------------------------- counts and draws
 
 
-def _draw_train(
-    labels: Tensor, pool: Tensor, counts: Tensor, listed: Tensor | None, config: Config
-) -> Bool[Tensor, "n"]:
-    if listed is not None and not config.data.balanced:
-        return listed
-    return pool & (_place_in_pool(labels, pool, generator(config.split, "tail")) < counts[labels])
+def class_counts(config: Config) -> dict[str, Any]:
+    """Return what `config.data` trains on: `n`, and by rank, head first, lists of `counts`, `groups` and `classes`.
 
-
-def _draw_probe(
-    labels: Tensor, pool: Tensor, classes: tuple[str, ...], evaluated: Tensor, config: Config
-) -> Bool[Tensor, "n"]:
-    """A draw of its own, so that head and tail classes of the training set are in it alike."""
-    wanted = config.data.probe_per_class
-    if wanted == 0:
-        return pool
-    left = torch.bincount(labels[pool], minlength=len(classes))
-    fewest = torch.where(evaluated, left, left.max()).argmin()
-    allowed = f"at most {int(left[fewest])}, the pool of class '{classes[int(fewest)]}' (0: the whole pool)"
-    check(int(left[fewest]) >= wanted, "data.probe_per_class", wanted, allowed)
-    return pool & (_place_in_pool(labels, pool, generator(config.split, "probe list")) < wanted)
-
-
-def _place_in_pool(labels: Tensor, pool: Tensor, rng: torch.Generator) -> Int64[Tensor, "n"]:
-    """Place of each image in its class, shuffled, those of the pool first."""
-    n = len(labels)
-    return rank_within_class(labels, torch.randperm(n, generator=rng) + n * (~pool))
-
-
-def class_counts(config: Config) -> dict:
-    """What `config.data` trains on: `n`, and by rank, head first, `counts`, `groups` and `classes` (class names or
-    ids).
-
-    Needs no data where the rule alone decides (`sdclr`, `ldam`, `custom` with a known source); for folders the files
-    are listed, not read. Without labels the lists are empty. Raises ConfigError as `load_splits` does.
+    Needs no data where the rule alone decides (`sdclr`, `ldam`, `custom` with a source whose classes are known); the
+    files of folders are listed, not read. Without labels the lists are empty. Raises ConfigError as `load_splits` does.
     """
     data = config.data
-    names = CLASSES.get(data.source)
-    tail = rule_counts(data, config.split, len(names)) if names else None
+    classes = getattr(SOURCES[data.source], "classes", ())
+    tail = rule_counts(data, config.split, len(classes)) if classes else None
     if tail is not None:
-        return _summary(equal_counts(tail) if data.balanced else tail, tail, None, names, data)
-    labels, names, own_test, listed = list_source(data)
-    if not names:
-        return {"n": len(labels), "counts": [], "groups": [], "classes": []}
-    plan = _plan(labels, names, own_test, listed, config)
-    return _summary(plan.counts, plan.group_counts, plan.evaluated, names, data)
-
-
-def _summary(counts: Tensor, group_counts: Tensor, evaluated: Tensor | None, names: tuple, data: DataConfig) -> dict:
-    order = torch.argsort(group_counts, descending=True, stable=True).tolist()
-    groups = group_classes(group_counts, data.groups, evaluated)
+        counts, evaluated = _equal_counts(tail) if data.balanced else tail, None
+    else:
+        source = list_source(data)
+        if source.train.labels is None:
+            return {"n": len(source.train), "counts": [], "groups": [], "classes": []}
+        known, classes = draw_split(source, config)[1], source.train.classes
+        counts, tail, evaluated = known["counts"], known["group_counts"], known["evaluated"]
+    order = torch.argsort(tail, descending=True, stable=True).tolist()
+    groups = group_classes(tail, data.groups, evaluated)
     return {
         "n": int(counts.sum()),
-        "counts": [int(counts[c]) for c in order],
-        "groups": [GROUPS[int(groups[c])] for c in order],
-        "classes": [names[c] for c in order],
+        "counts": counts[order].tolist(),
+        "groups": [GROUPS[group] for group in groups[order].tolist()],
+        "classes": [classes[c] for c in order],
     }
 
 
 def few_shot_draws(probe: ImageSet, per_class: int, draws: int) -> list[Int64[Tensor, "m"]]:
-    """`draws` fixed choices of `per_class` images of each class in the probe list, as indices into it.
+    """Return `draws` fixed choices of `per_class` images of each class in the probe list, as indices into it.
 
     They depend on the list alone, so all methods and seeds of a split see the same labels. Raises ConfigError where a
     class has fewer images.
@@ -228,8 +243,8 @@ def few_shot_draws(probe: ImageSet, per_class: int, draws: int) -> list[Int64[Te
     check(probe.labels is not None, "evaluation.protocols", "few-shot", "one that needs no labels: there are none")
     sizes = torch.bincount(probe.labels)
     fewest = int(sizes[sizes > 0].min())
-    check(
-        1 <= per_class <= fewest, "data.few_shot_per_class", per_class, f"1 to {fewest}, the smallest class of the list"
-    )
-    keys = [torch.randperm(len(probe), generator=generator(draw, "few labels")) for draw in range(draws)]
-    return [(rank_within_class(probe.labels, key) < per_class).nonzero()[:, 0] for key in keys]
+    allowed = f"1 to {fewest}, the smallest class of the list"
+    check(1 <= per_class <= fewest, "data.few_shot_per_class", per_class, allowed)
+    streams = [generator(draw, "few labels", of_split=True) for draw in range(draws)]
+    keys = [torch.randperm(len(probe), generator=stream) for stream in streams]
+    return [(rank_in_class(probe.labels, key) < per_class).nonzero()[:, 0] for key in keys]
