@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -158,6 +160,7 @@ def test_strict_names_every_bad_file(folder):
         load(folder)
     assert all(str(folder / name) in str(error.value) for name in bad) and "0.png:" not in str(error.value)
     assert "4 of 10" in str(error.value) and "data.on_bad_image=skip" in str(error.value)
+    assert "cannot identify image file '4b-text.png'" in str(error.value)
 
 
 def test_skip_leaves_them_out_and_lists_them_once(folder, caplog):
@@ -266,23 +269,47 @@ def interrupt_at(monkeypatch, name):
     monkeypatch.setattr(cache.os, "sched_getaffinity", lambda pid: {0}, raising=False)
 
 
-def test_interrupted_work_goes_on(folder, counted, monkeypatch):
+def folders_of(cache):
+    return sorted(path.name for path in (cache / "images").iterdir() if path.is_dir())
+
+
+def test_interrupted_decoding_leaves_nothing_and_starts_again(folder, counted, monkeypatch):
     with monkeypatch.context() as patched:
         interrupt_at(patched, "4.png")
         with pytest.raises(KeyboardInterrupt):
             load(folder)
-    assert counted == ["0.png", "1.png", "2.png", "3.png"]
-    (cache,) = (folder.parent / "cache/images").iterdir()
-    assert not (cache / "finished.json").exists()
+    assert counted == ["0.png", "1.png", "2.png", "3.png"] and folders_of(folder.parent / "cache") == []
     images = load(folder)
-    assert counted[4:] == ["4.png", "5.png"]
+    assert counted[4:] == [f"{i}.png" for i in range(6)]
     assert images.images[:, 0, 0, 0].tolist() == [0, 40, 80, 120, 160, 200]
-    assert (cache / "finished.json").exists() and not (cache / "decoded.u8").exists()
+    (made,) = folders_of(folder.parent / "cache")
+    assert {path.name for path in (folder.parent / "cache/images" / made).iterdir()} == {"images.u8", "finished.json"}
+
+
+def test_what_a_killed_process_left_is_removed(folder, counted):
+    load(folder)
+    (name,) = folders_of(folder.parent / "cache")
+    made = folder.parent / "cache/images" / name
+    made.rename(made.with_suffix(".tmp"))
+    with open(made.with_suffix(".tmp") / "images.u8", "wb") as file:
+        file.write(b"half")
+    assert load(folder).images[:, 0, 0, 0].tolist() == [0, 40, 80, 120, 160, 200]
+    assert len(counted) == 12 and folders_of(folder.parent / "cache") == [name]
+
+
+def test_of_several_that_need_a_cache_one_decodes(folder, counted, monkeypatch):
+    import tase.data.folders as folders
+
+    original = folders.read_image
+    monkeypatch.setattr(folders, "read_image", lambda *args: time.sleep(0.05) or original(*args))
+    with ThreadPoolExecutor(4) as pool:
+        loaded = list(pool.map(lambda _: load(folder).images.tolist(), range(4)))
+    assert sorted(counted) == [f"{i}.png" for i in range(6)] and all(images == loaded[0] for images in loaded)
 
 
 def test_a_damaged_cache_is_made_again(folder, counted):
     first = load(folder)
-    (cache,) = (folder.parent / "cache/images").iterdir()
+    (cache,) = (path.parent for path in (folder.parent / "cache").glob("images/*/images.u8"))
     os.truncate(cache / "images.u8", 10)
     assert torch.equal(load(folder).images, first.images) and len(counted) == 12
     (cache / "finished.json").write_text("{")
@@ -305,7 +332,7 @@ def test_a_cache_that_cannot_be_written(folder, tmp_path):
 def test_cache_folder_by_environment(folder, monkeypatch):
     monkeypatch.setenv("TASE_CACHE", str(folder.parent / "elsewhere"))
     load_images("folder", root=folder, image_size=4)
-    assert len(list((folder.parent / "elsewhere/images").iterdir())) == 1
+    assert len(list((folder.parent / "elsewhere").glob("images/*/images.u8"))) == 1
 
 
 def test_decode_folder_is_public(folder):
