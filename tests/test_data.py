@@ -23,7 +23,7 @@ from tase.data import (
     list_folder,
     load_images,
     load_splits,
-    missing,
+    missing_data,
     rank_in_class,
     tail_counts,
 )
@@ -225,7 +225,12 @@ def test_the_subsets_are_those_of_all_kept_runs():
         return [splits.train.hash, splits.probe.hash, splits.val.hash, splits.test.hash]
 
     assert hashes(digits()) == ["b4d6ecf1", "e1442133", "4146a119", "66cb510d"]
-    assert hashes(preset("digits-lt", seed=2, overrides={"data.balanced": True})) == ["4fde466a", "3ad6d800", "2351f975", "72537cfb"]
+    assert hashes(preset("digits-lt", seed=2, overrides={"data.balanced": True})) == [
+        "4fde466a",
+        "3ad6d800",
+        "2351f975",
+        "72537cfb",
+    ]
 
 
 # ---------------------------------------------------------------- sources of one's own
@@ -265,7 +270,7 @@ def test_a_source_is_one_function(added):
 def test_what_is_known_of_a_source_before_its_data(added):
     @facts(classes=("a", "b", "c"), n_max={"sdclr": 40})
     def not_there(data):
-        raise missing("noise", [Path("here")], "make noise")
+        raise missing_data("noise", [Path("here")], "make noise")
 
     added["noise"] = not_there
     config = own(**{"data.rule": "sdclr", "data.n_max": 0, "data.rho": 4.0})
@@ -281,7 +286,9 @@ def test_a_source_of_files_is_decoded_and_cached(added, tmp_path):
     write_tree(tmp_path / "scans", {"ant": 7, "bee": 5})
     added["scans"] = facts(image_size=8)(lambda data: (list_folder(Path(data.root) / "scans"), None))
     images = load_images("scans", root=tmp_path, cache=tmp_path / "cache")
-    assert images.images.shape == (12, 3, 8, 8) and images.counts.tolist() == [7, 5] and images.paths[0] == "ant/ant_0.png"
+    assert (
+        images.images.shape == (12, 3, 8, 8) and images.counts.tolist() == [7, 5] and images.paths[0] == "ant/ant_0.png"
+    )
 
 
 def test_a_source_that_is_broken_or_without_labels(added):

@@ -20,7 +20,7 @@ so they are read and not generated.
 
 from .folders import Listing, decode_folder, list_folder, read_image
 from .sets import GROUPS, ImageSet, Mapped, Splits, batches, group_classes, place
-from .sources import facts, load_images, missing
+from .sources import facts, load_images, missing_data
 from .splits import class_counts, few_shot_draws, load_splits, rank_in_class, rule_counts, tail_counts
 
 __all__ = [
@@ -38,7 +38,7 @@ __all__ = [
     "list_folder",
     "load_images",
     "load_splits",
-    "missing",
+    "missing_data",
     "place",
     "rank_in_class",
     "read_image",

@@ -40,7 +40,7 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "TGA", "JPEG2000"
 VERSION = 1  # of the pixels that decoding gives; part of the cache's key
 MAX_PIXELS = 2 * 89_478_485  # Pillow's bound: a small file can claim any size ("decompression bomb")
 BIG_PIXELS = 2**24  # larger files are decoded one at a time, to bound the memory
-CHUNK = 512  # files that are handed to the threads together
+DECODE_CHUNK = 512  # files that are handed to the threads together
 WHITE = (255, 255, 255)
 ORIENTATION = 0x0112  # EXIF tag
 
@@ -261,8 +261,8 @@ def _decoded(files: list[str], size: int, fit: str) -> Iterator[tuple[UInt8[np.n
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     bar = tqdm(total=len(files), desc="decoding images", unit="img", leave=False)
     with bar, _no_pixel_limit(), ThreadPoolExecutor(workers) as pool:
-        for start in range(0, len(files), CHUNK):
-            for result in pool.map(one, files[start : start + CHUNK]):
+        for start in range(0, len(files), DECODE_CHUNK):
+            for result in pool.map(one, files[start : start + DECODE_CHUNK]):
                 yield result
                 bar.update()
 

@@ -15,7 +15,7 @@ labels and class names, or as a `Listing` of files, which are then decoded and c
 
 What is known before the data are read is optional: `@facts(classes=..., n_max={"sdclr": 450})` above the function lets
 `tase info` count a long-tailed subset without the data and gives rules `sdclr` and `ldam` their size. The function
-raises ConfigError where its data are missing, with the command that gets them (`missing` makes it).
+raises ConfigError where its data are missing, with the command that gets them (`missing_data` makes it).
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from .sets import ImageSet, short_hash
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
 NUMBERS = tuple(str(c) for c in range(100))  # class names of CIFAR-100 and ImageNet-100 until their data are read
 
-Images = ImageSet | Listing  # of pixels, or of files to be decoded
-Reader = Callable[[DataConfig], tuple[Images, Images | None]]
+Part = ImageSet | Listing  # of pixels, or of files to be decoded
+Reader = Callable[[DataConfig], tuple[Part, Part | None]]
 
 
 def facts(
@@ -61,7 +61,7 @@ def facts(
     return attach
 
 
-def missing(what: str, places: list[Path], command: str, why: object = "") -> ConfigError:
+def missing_data(what: str, places: list[Path], command: str, why: object = "") -> ConfigError:
     """Make the error for data that are not in `places`, with the command that gets them."""
     reason = f" ({why})" if why else ""
     return ConfigError(
@@ -76,8 +76,8 @@ def missing(what: str, places: list[Path], command: str, why: object = "") -> Co
 class Source:
     """Hold the training images, the official test (or None), and which training images a published list names."""
 
-    train: Images
-    test: Images | None
+    train: Part
+    test: Part | None
     listed: Bool[Tensor, "n"] | None
 
 
@@ -96,15 +96,15 @@ def load_images(source: str, root: str = "", **fields) -> ImageSet:
 
 def load_source(data: DataConfig) -> Source:
     """Load a source, its files decoded. Raises ConfigError for data that are missing or broken."""
-    source = _open(data)
-    train, good = _image_set(source.train, data, "train")
-    test = None if source.test is None else _image_set(source.test, data, "test")[0]
+    source = _open_source(data)
+    train, good = _load_part(source.train, data, "train")
+    test = None if source.test is None else _load_part(source.test, data, "test")[0]
     return Source(train, test, None if source.listed is None else source.listed[good])
 
 
 def list_source(data: DataConfig) -> Source:
     """List a source without decoding its files; those known to be unreadable are left out if they are to be skipped."""
-    source = _open(data)
+    source = _open_source(data)
     if not isinstance(source.train, Listing) or data.on_bad_image != "skip":
         return source
     good = torch.ones(len(source.train), dtype=torch.bool)
@@ -112,59 +112,45 @@ def list_source(data: DataConfig) -> Source:
     return Source(source.train.keep(good), source.test, None if source.listed is None else source.listed[good])
 
 
-def _open(data: DataConfig) -> Source:
-    reader = SOURCES[data.source]
+def _open_source(data: DataConfig) -> Source:
+    reader, listed = SOURCES[data.source], None
     try:
         train, test = reader(data)
     except ConfigError:
         raise
-    except ValueError as error:
+    except ValueError as error:  # of ImageSet, which checks itself
         raise ConfigError(f"data.root = {data.root!r} holds broken data of '{data.source}': {error}") from error
-    listed = None
     if data.rule == "file" and isinstance(train, Listing) and data.list_file.endswith(".txt"):
         train, listed = match_list(train, data.list_file)
     elif data.rule == "file":
         listed = read_index_file(data.list_file, len(train))
-    if isinstance(test, Listing):
-        test = test.of_classes(train.classes)
-    _check_opened(train, data, getattr(reader, "classes", ()))
-    return Source(train, test, listed)
-
-
-def _check_opened(train: Images, data: DataConfig, known: tuple[str, ...]) -> None:
-    if known:
-        allowed = f"{data.source} with its {len(known)} classes, or with a data.list_file that names {len(known)}"
-        check(
-            len(train.classes) == len(known), "data.root", data.root, f"{allowed}; it has {len(train.classes)} classes"
-        )
+    n, expected = len(train.classes), len(getattr(reader, "classes", ()))
+    allowed = f"{data.source} with its {expected} classes, or data.list_file must name {expected}; it has {n} classes"
+    check(expected in (0, n), "data.root", data.root, allowed)
     if isinstance(train, ImageSet):
         side = train.images.shape[-1]
         check(data.image_size in (0, side), "data.image_size", data.image_size, f"0, or {side}")
+    return Source(train, test.of_classes(train.classes) if isinstance(test, Listing) else test, listed)
 
 
-def _image_set(images: Images, data: DataConfig, part: str) -> tuple[ImageSet, Bool[Tensor, "n"]]:
+def _load_part(part: Part, data: DataConfig, name: str) -> tuple[ImageSet, Bool[Tensor, "n"]]:
     """Return a part of a source as pixels, with name, counts and hash, and the mask of the images that are readable."""
-    made = _of_files if isinstance(images, Listing) else _of_pixels
-    images, identity, good = made(images, data, part)
+    if isinstance(part, Listing):
+        size = _file_size(data)
+        pixels, good = decode_folder(part.files, size, data.fit, data.on_bad_image, cache_folder(data.cache))
+        kept = part.keep(good)
+        images = ImageSet(pixels, kept.labels, kept.classes, paths=kept.paths)
+        kind = f"{data.source} {name} {size} {data.fit} {list(pixels.shape)}"
+        rows = [f"{path}\0{os.stat(file).st_size}" for path, file in zip(kept.paths, kept.files, strict=True)]
+        content = "\n".join(rows).encode("utf-8", "surrogateescape")
+    else:
+        images, good = part, torch.ones(len(part), dtype=torch.bool)
+        kind = f"{data.source} {name} {list(part.images.shape)}"
+        # Labels tell the sets of one source apart without reading the pixels; without labels the pixels have to.
+        content = (part.images.numpy() if part.labels is None else part.labels.numpy().astype("<i8")).tobytes()
     counts = None if images.labels is None else torch.bincount(images.labels, minlength=len(images.classes))
-    return dataclasses.replace(images, name=f"{data.source}/{part}", counts=counts, hash=identity), good
-
-
-def _of_pixels(images: ImageSet, data: DataConfig, part: str) -> tuple[ImageSet, str, Bool[Tensor, "n"]]:
-    # Labels tell the sets of one source apart without reading the pixels; without labels the pixels have to.
-    content = images.images.numpy() if images.labels is None else images.labels.numpy().astype("<i8")
-    identity = short_hash(f"{data.source} {part} {list(images.images.shape)}".encode(), content.tobytes())
-    return images, identity, torch.ones(len(images), dtype=torch.bool)
-
-
-def _of_files(listing: Listing, data: DataConfig, part: str) -> tuple[ImageSet, str, Bool[Tensor, "n"]]:
-    size = _file_size(data)
-    pixels, good = decode_folder(listing.files, size, data.fit, data.on_bad_image, cache_folder(data.cache))
-    listing = listing.keep(good)
-    shape = f"{data.source} {part} {size} {data.fit} {list(pixels.shape)}"
-    rows = [f"{path}\0{os.stat(file).st_size}" for path, file in zip(listing.paths, listing.files, strict=True)]
-    identity = short_hash(shape.encode(), "\n".join(rows).encode("utf-8", "surrogateescape"))
-    return ImageSet(pixels, listing.labels, listing.classes, paths=listing.paths), identity, good
+    identity = short_hash(kind.encode(), content)
+    return dataclasses.replace(images, name=f"{data.source}/{name}", counts=counts, hash=identity), good
 
 
 def _file_size(data: DataConfig) -> int:
@@ -192,15 +178,14 @@ def digits(data: DataConfig) -> tuple[ImageSet, None]:
 )
 def fashion_mnist(data: DataConfig) -> tuple[ImageSet, ImageSet]:
     """Read Fashion-MNIST (Xiao et al. 2017), 28x28: 60,000 and 10,000 images, from its four idx files."""
-    places = _places(data, DEBIAN_FASHION)
+    places = _data_places(data, DEBIAN_FASHION)
     debian = "sudo apt install dataset-fashion-mnist        (Debian, Ubuntu), or\n  "
     command = debian + _download_command("FashionMNIST", places[-1])
     folders = [place / inner for place in places for inner in ("", "FashionMNIST/raw", "raw")]
     folder = next((f for f in folders if _idx_file(f, "train-images-idx3-ubyte")), None)
     if folder is None:
-        _download("FashionMNIST", data, places, command)
-        folder = places[-1] / "FashionMNIST/raw"
-    with _reading("Fashion-MNIST", folder, command):
+        folder = _download("FashionMNIST", data, places, command) / "FashionMNIST/raw"
+    with _readable("Fashion-MNIST", folder, command):
         parts = [
             (_read_idx(folder, f"{part}-images-idx3-ubyte"), _read_idx(folder, f"{part}-labels-idx1-ubyte"))
             for part in ("train", "t10k")
@@ -228,13 +213,11 @@ def _cifar(kind: str, data: DataConfig) -> tuple[ImageSet, ImageSet]:
     """Read the python version of CIFAR through torchvision, which verifies the files."""
     from torchvision import datasets
 
-    reader, places = getattr(datasets, kind), _places(data)
+    reader, places = getattr(datasets, kind), _data_places(data)
     place = next((p for p in places if (p / reader.base_folder).is_dir()), None)
     command = _download_command(kind, place or places[-1])
-    if place is None:
-        _download(kind, data, places, command)
-        place = places[-1]
-    with _reading(kind, place, command):
+    place = place or _download(kind, data, places, command)
+    with _readable(kind, place, command):
         parts = [reader(str(place), train=part) for part in (True, False)]
     train, test = (
         ImageSet(
@@ -247,7 +230,7 @@ def _cifar(kind: str, data: DataConfig) -> tuple[ImageSet, ImageSet]:
     return train, test
 
 
-def _places(data: DataConfig, *usual: Path) -> list[Path]:
+def _data_places(data: DataConfig, *usual: Path) -> list[Path]:
     """Return the folders to look in; data are downloaded to the last one."""
     return [Path(data.root).expanduser()] if data.root else [*usual, Path("data"), cache_folder(data.cache)]
 
@@ -256,24 +239,25 @@ def _download_command(kind: str, place: Path) -> str:
     return f'python -c "from torchvision.datasets import {kind}; {kind}({str(place)!r}, download=True)"'
 
 
-def _download(kind: str, data: DataConfig, places: list[Path], command: str) -> None:
+def _download(kind: str, data: DataConfig, places: list[Path], command: str) -> Path:
     """Download a data set to the last of `places`; raises ConfigError if that fails, or if the user chose data.root."""
     from torchvision import datasets
 
     if data.root:
-        raise missing(kind, places, command)
+        raise missing_data(kind, places, command)
     try:
         getattr(datasets, kind)(str(places[-1]), download=True)
     except (OSError, RuntimeError) as error:
-        raise missing(kind, places, command, f"and the download failed: {error}") from error
+        raise missing_data(kind, places, command, f"and the download failed: {error}") from error
+    return places[-1]
 
 
 @contextlib.contextmanager
-def _reading(what: str, folder: Path, command: str) -> Iterator[None]:
+def _readable(what: str, folder: Path, command: str) -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, KeyError, RuntimeError, ValueError, zlib.error) as error:
-        raise missing(f"readable {what}", [folder], command, error) from error
+        raise missing_data(f"readable {what}", [folder], command, error) from error
 
 
 def _idx_file(folder: Path, name: str) -> Path | None:
@@ -306,7 +290,7 @@ def imagenet100(data: DataConfig) -> tuple[Listing, Listing]:
             "python -c \"from torchvision.datasets import ImageNet as I; [I('FOLDER', s) for s in ('train', 'val')]\"\n"
             "  (unpacks the archives that image-net.org gives to registered users; then set data.root=FOLDER)"
         )
-        raise missing("folders train/ and val/ of ImageNet", [root if data.root else Path("''")], command)
+        raise missing_data("folders train/ and val/ of ImageNet", [root if data.root else Path("''")], command)
     return list_folder(root / "train"), list_folder(root / "val")
 
 
@@ -317,7 +301,7 @@ def folder(data: DataConfig) -> tuple[Listing, Listing | None]:
         command = "--set data.root=FOLDER   (one sub-folder for each class, or none)"
         if "openclipart" in data.root:
             command = "sudo apt install openclipart-png"
-        raise missing("folder of images", [root if data.root else Path("''")], command)
+        raise missing_data("folder of images", [root if data.root else Path("''")], command)
     tests = [root / name for name in ("test", "val") if (root / name).is_dir()]
     others = {p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")} - {"train", "test", "val"}
     if not tests or others or not (root / "train").is_dir():

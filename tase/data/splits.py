@@ -15,7 +15,7 @@ from ..streams import generator
 from .sets import GROUPS, ImageSet, Splits, group_classes
 from .sources import Source, list_source, load_source
 
-PARTS = ("train", "probe", "val", "test")
+SETS = ("train", "probe", "val", "test")
 Mask = Bool[Tensor, "n"]  # over the training images of a source
 PerClass = Int64[Tensor, "C"]
 
@@ -78,7 +78,7 @@ def rank_in_class(labels: Int64[Tensor, "n"], keys: Int64[Tensor, "n"] | None = 
 # -------------------------------------------------------------------------------------------------------------- a split
 
 
-def load_splits(config: Config, parts: tuple[str, ...] = PARTS) -> Splits:
+def load_splits(config: Config, parts: tuple[str, ...] = SETS) -> Splits:
     """Load the training set, probe list, validation and test of `config.data`, drawn by the number `config.split`.
 
     Only the named `parts` are loaded, the others are None (a probe list of large images takes memory that training
@@ -93,7 +93,7 @@ def load_splits(config: Config, parts: tuple[str, ...] = PARTS) -> Splits:
         return Splits(train=dataclasses.replace(source.train, name=f"{config.data.source}/train"))
     masks, known = draw_split(source, config)
     sets = {}
-    for part in PARTS:
+    for part in SETS:
         images, mask = source.train, masks[part]
         if part == "test" and source.test is not None and config.data.test_per_class == 0:  # the official one
             images, mask = source.test, known["evaluated"][source.test.labels]
@@ -126,10 +126,10 @@ def draw_split(source: Source, config: Config) -> tuple[dict[str, Mask], dict[st
     if source.listed is not None and not data.balanced:
         masks["train"] = source.listed
     else:
-        masks["train"] = _draw(labels, pool, counts, generator(config.split, "tail", of_split=True))
+        masks["train"] = _draw_images(labels, pool, counts, generator(config.split, "tail", of_split=True))
     # A draw of its own: else the images of the tail would all be on the list, and few of the head.
     wanted = _probe_counts(left, evaluated, classes, data)
-    masks["probe"] = _draw(labels, pool, wanted, generator(config.split, "probe list", of_split=True))
+    masks["probe"] = _draw_images(labels, pool, wanted, generator(config.split, "probe list", of_split=True))
     return masks, {"counts": counts, "group_counts": tail, "evaluated": evaluated}
 
 
@@ -149,7 +149,7 @@ def _hold_out(source: Source, evaluated: Bool[Tensor, "C"], config: Config) -> d
     return {"test": test, "val": (rank >= end_test) & (rank < end_val), "pool": (rank >= end_val) & (rank < end_pool)}
 
 
-def _draw(labels: Int64[Tensor, "n"], pool: Mask, wanted: PerClass, rng: torch.Generator) -> Mask:
+def _draw_images(labels: Int64[Tensor, "n"], pool: Mask, wanted: PerClass, rng: torch.Generator) -> Mask:
     """Draw `wanted` images of each class from the pool: the first of a shuffled order, those of the pool first."""
     n = len(labels)
     keys = torch.randperm(n, generator=rng) + n * (~pool)
