@@ -271,7 +271,7 @@ def _read_idx(folder: Path, name: str) -> UInt8[Tensor, "..."]:
         raise FileNotFoundError(f"no {name} or {name}.gz")
     with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
         raw = file.read()
-    if raw[:3] != b"\0\0\x08":
+    if len(raw) < 4 or raw[:3] != b"\0\0\x08":
         raise ValueError(f"{path.name} is no idx file of bytes")
     start = 4 + 4 * raw[3]
     shape = np.frombuffer(raw[4:start], ">u4")
