@@ -13,9 +13,10 @@ labels and class names, or as a `Listing` of files, which are then decoded and c
 
     tase.SOURCES["rings"] = rings                         # then: --set data.source=rings
 
-What is known before the data are read is optional: `@facts(classes=..., n_max={"sdclr": 450})` above the function lets
-`tase info` count a long-tailed subset without the data and gives rules `sdclr` and `ldam` their size. The function
-raises ConfigError where its data are missing, with the command that gets them (`missing_data` makes it).
+`facts`, `list_folder` and `missing_data` come from tase.data. `@facts(classes=..., n_max={"sdclr": 450})` above the
+function is optional: known before the data are read, it lets `tase info` count a long-tailed subset without them and
+gives rules `sdclr` and `ldam` their size. A function whose data are missing raises `missing_data(...)`, a ConfigError
+with the command that gets them.
 """
 
 from __future__ import annotations

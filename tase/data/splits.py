@@ -127,7 +127,7 @@ def draw_split(source: Source, config: Config) -> tuple[dict[str, Mask], dict[st
         masks["train"] = source.listed
     else:
         masks["train"] = _draw_images(labels, pool, counts, generator(config.split, "tail", of_split=True))
-    # A draw of its own: else the images of the tail would all be on the list, and few of the head.
+    # Its own draw: else all training images of a tail class would be on the list, but few of a head class.
     wanted = _probe_counts(left, evaluated, classes, data)
     masks["probe"] = _draw_images(labels, pool, wanted, generator(config.split, "probe list", of_split=True))
     return masks, {"counts": counts, "group_counts": tail, "evaluated": evaluated}
