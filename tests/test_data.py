@@ -532,7 +532,7 @@ def test_empty_or_broken_folders(tmp_path):
         load_splits(folder_config(root, tmp_path, test_per_class=2))
 
 
-def test_a_file_counts_once_whatever_leads_to_it(tmp_path):
+def test_a_file_counts_once_however_many_links_lead_to_it(tmp_path):
     outside, root = tmp_path / "outside", tmp_path / "root"
     for folder in (outside, root / "ant", root / "bee"):
         folder.mkdir(parents=True)

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from tase.config import ConfigError
 from tase.data import class_counts, decode_folder, load_images, load_splits, read_image
@@ -92,6 +92,15 @@ def test_exif_rotation_is_undone(tmp_path, orientation, suffix):
     assert close(pixels[3, 1], RED, 30)
     for row, column in ((3, 6), (5, 1), (5, 6), (0, 0), (7, 7)):
         assert close(pixels[row, column], WHITE, 30)
+
+
+def test_corrupt_exif_leaves_the_picture(tmp_path):
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Raw profile type exif", "\nexif\n       4\nno hexadecimal digits\n")
+    path = saved(tmp_path, "note.png", Image.new("RGB", (16, 16), RED), pnginfo=text)
+    with pytest.raises(ValueError, match="hex"):
+        Image.open(path).getexif()
+    assert (read_image(path, 4) == RED).all()
 
 
 def test_one_pixel_and_thin_lines(tmp_path):

@@ -3,7 +3,7 @@
     <cache>/images/<key>/images.u8      n x 3 x size x size bytes
                          finished.json  which files could not be read, and why
 
-The key is a hash of the files' paths, sizes and times of change, and of the size and fit asked for: a change of any of
+The key is a hash of the files' paths, sizes and times of change, and of the wanted size and fit: a change of any of
 them makes another cache. Files are decoded into <key>.tmp, which is renamed at the end; of several processes one
 decodes and the others wait. Any folder below <cache>/images may be deleted at any time.
 """
