@@ -68,10 +68,10 @@ def finish(words: list[str], log: Path) -> float:
     return time.perf_counter() - begun
 
 
-def half_written(folder: Path, also: tuple[str, ...] = ()) -> list[str]:
-    """Names of the files that are being written, or were when the process was killed."""
-    found = [path.name for path in folder.rglob("*") if path.suffix in (".tmp", ".new") or path.name in also]
-    return [re.sub(r"^\.|\.\d+\.tmp$|\.tmp$|\.new$|_\d+", "", name) for name in found]
+def half_written(folder: Path) -> list[str]:
+    """Names of the files and folders that are being written, or were when the process was killed."""
+    found = [path.name for path in folder.rglob("*") if path.suffix == ".tmp"]
+    return [re.sub(r"^\.|\.\d+\.tmp$|\.tmp$|_\d+", "", name) for name in found]
 
 
 def lost_epochs(folder: Path) -> int:
@@ -95,9 +95,7 @@ def kill_and_resume(words, folder: Path, rng: random.Random, seconds: float, kil
         process, number = start(words, log), rng.choice(SIGNALS)
         end = time.perf_counter() + rng.uniform(0, seconds)
         writing = rng.random() < 0.5  # then: at the first write after that moment
-        while process.is_alive() and (
-            time.perf_counter() < end or (writing and not half_written(folder, ("decoded.u8",)))
-        ):
+        while process.is_alive() and (time.perf_counter() < end or (writing and not half_written(folder))):
             time.sleep(0.0005)
         if not process.is_alive():
             break
@@ -106,7 +104,7 @@ def kill_and_resume(words, folder: Path, rng: random.Random, seconds: float, kil
         said = log.read_text()
         assert "Traceback" not in said, said
         assert process.exitcode in (0, 130, -number), (process.exitcode, said)
-        where = ", ".join(half_written(folder, also=("decoded.u8",)))
+        where = ", ".join(half_written(folder))
         lost = lost_epochs(folder)
         assert lost <= EVERY, f"{lost} epochs lost"
         told.append((number.name, where or f"exit {process.exitcode}", lost))
@@ -146,7 +144,7 @@ def _content(path: Path):
 
 def contents(folder: Path) -> dict:
     """All that the files of a folder hold, times aside, as flat values that are equal where they are so bit for bit."""
-    other = ("status.json", "environment.json", ".lock", "checkpoint.previous.pt", "decoded.u8")
+    other = ("status.json", "environment.json", ".lock", "checkpoint.previous.pt")
     found = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name not in other and path.suffix not in (".pdf", ".png"):

@@ -12,19 +12,23 @@ import pytest
 import torch
 from PIL import Image
 
-from tase.config import ConfigError
+from tase.config import SOURCES, ConfigError
 from tase.data import (
     GROUPS,
     ImageSet,
     class_counts,
+    facts,
     few_shot_draws,
     group_classes,
+    list_folder,
     load_images,
     load_splits,
+    missing_data,
+    rank_in_class,
     tail_counts,
 )
-from tase.data._folders import list_folder
 from tase.presets import preset
+from tase.streams import generator
 
 
 def digits(**overrides):
@@ -202,6 +206,103 @@ def test_a_run_of_neighbours_is_not_copied():
     assert len(images.subset(torch.tensor([], dtype=torch.int64))) == 0
 
 
+def test_rank_in_class():
+    labels = torch.tensor([1, 0, 1, 1, 0])
+    assert rank_in_class(labels).tolist() == [0, 0, 1, 2, 1]
+    assert rank_in_class(labels, torch.tensor([9, 3, 4, 7, 1])).tolist() == [2, 1, 0, 1, 0]
+
+
+def test_the_streams_are_those_of_all_kept_runs():
+    assert generator(0, "data").initial_seed() == 5756814887033136
+    assert generator(7, "clustering").initial_seed() == 30928950372743422
+    assert generator(0, "tail", of_split=True).initial_seed() == 12710391379805777
+    assert generator(3, "held out", of_split=True).initial_seed() == 57693873944508507
+
+
+def test_the_subsets_are_those_of_all_kept_runs():
+    def hashes(config):
+        splits = load_splits(config)
+        return [splits.train.hash, splits.probe.hash, splits.val.hash, splits.test.hash]
+
+    assert hashes(digits()) == ["b4d6ecf1", "e1442133", "4146a119", "66cb510d"]
+    assert hashes(preset("digits-lt", seed=2, overrides={"data.balanced": True})) == [
+        "4fde466a",
+        "3ad6d800",
+        "2351f975",
+        "72537cfb",
+    ]
+
+
+# ---------------------------------------------------------------- sources of one's own
+
+
+@pytest.fixture
+def added():
+    """The registry of data sources, as it was afterwards."""
+    before = dict(SOURCES)
+    yield SOURCES
+    SOURCES.clear()
+    SOURCES.update(before)
+
+
+def noise(n, classes):
+    pixels = torch.randint(0, 256, (n, 1, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(n))
+    return ImageSet(pixels, torch.arange(n) % len(classes), classes)
+
+
+def own(source="noise", **fields):
+    return preset("digits-lt", overrides={"data.source": source, "data.pool_per_class": 0, **fields})
+
+
+def test_a_source_is_one_function(added):
+    added["noise"] = lambda data: (noise(200, ("a", "b")), noise(20, ("a", "b")))
+    config = own(**{"data.n_max": 50, "data.rho": 5.0})
+    splits = load_splits(config)
+    assert splits.train.counts.sum() == 60 and len(splits.val) == 30 and len(splits.test) == 20
+    assert splits.train.name == "noise/train" and load_images("noise").images.shape == (200, 1, 6, 6)
+    assert class_counts(config) == {"n": 60, "counts": [50, 10], "groups": ["head", "head"], "classes": ["b", "a"]}
+    with pytest.raises(ConfigError, match="invalid data.image_size = 3: must be 0, or 6"):
+        load_images("noise", image_size=3)
+    with pytest.raises(ConfigError, match="data.n_max"):
+        load_splits(own(**{"data.rule": "sdclr", "data.n_max": 0}))
+
+
+def test_what_is_known_of_a_source_before_its_data(added):
+    @facts(classes=("a", "b", "c"), n_max={"sdclr": 40})
+    def not_there(data):
+        raise missing_data("noise", [Path("here")], "make noise")
+
+    added["noise"] = not_there
+    config = own(**{"data.rule": "sdclr", "data.n_max": 0, "data.rho": 4.0})
+    assert class_counts(config)["counts"] == [40, 20, 10]
+    with pytest.raises(ConfigError, match="data.root: no noise in here; get the data with:\n  make noise"):
+        load_splits(config)
+    added["noise"] = facts(classes=("a", "b", "c"))(lambda data: (noise(200, ("a", "b")), None))
+    with pytest.raises(ConfigError, match="with its 3 classes, .*; it has 2 classes"):
+        load_splits(config)
+
+
+def test_a_source_of_files_is_decoded_and_cached(added, tmp_path):
+    write_tree(tmp_path / "scans", {"ant": 7, "bee": 5})
+    added["scans"] = facts(image_size=8)(lambda data: (list_folder(Path(data.root) / "scans"), None))
+    images = load_images("scans", root=tmp_path, cache=tmp_path / "cache")
+    assert (
+        images.images.shape == (12, 3, 8, 8) and images.counts.tolist() == [7, 5] and images.paths[0] == "ant/ant_0.png"
+    )
+
+
+def test_a_source_that_is_broken_or_without_labels(added):
+    added["noise"] = lambda data: (ImageSet(torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.arange(3), ("a",)), None)
+    with pytest.raises(ConfigError, match="broken data of 'noise': 2 labels out of range"):
+        load_images("noise")
+    pixels = noise(9, ("a",)).images
+    added["noise"] = lambda data: (ImageSet(pixels), None)
+    first = load_images("noise")
+    assert first.labels is None and first.counts is None
+    pixels = pixels + 1
+    assert load_images("noise").hash != first.hash  # without labels only the pixels tell sets apart
+
+
 # ---------------------------------------------------------------- published split files
 
 
@@ -300,7 +401,7 @@ def test_a_failed_download_names_the_command(tmp_path, monkeypatch):
         raise OSError("no network")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("tase.data._sources.DEBIAN_FASHION", tmp_path / "not-installed")
+    monkeypatch.setattr("tase.data.sources.DEBIAN_FASHION", tmp_path / "not-installed")
     monkeypatch.setattr("torchvision.datasets.FashionMNIST", fail)
     with pytest.raises(ConfigError, match="(?s)download failed: no network.*FashionMNIST.*download=True"):
         load_images("fashion-mnist", cache=str(tmp_path / "cache"))
@@ -356,7 +457,7 @@ def test_cifar_that_is_missing_or_broken(tmp_path):
     with pytest.raises(ConfigError, match="(?s)CIFAR10.*download=True"):
         load_images("cifar10", root=tmp_path)
     write_cifar(tmp_path, 10)
-    with pytest.raises(ConfigError, match="(?s)whole CIFAR10.*download=True"):
+    with pytest.raises(ConfigError, match="(?s)readable CIFAR10.*download=True"):
         load_images("cifar10", root=tmp_path)
 
 
@@ -431,7 +532,7 @@ def test_empty_or_broken_folders(tmp_path):
         load_splits(folder_config(root, tmp_path, test_per_class=2))
 
 
-def test_a_file_counts_once_whatever_leads_to_it(tmp_path):
+def test_a_file_counts_once_however_many_links_lead_to_it(tmp_path):
     outside, root = tmp_path / "outside", tmp_path / "root"
     for folder in (outside, root / "ant", root / "bee"):
         folder.mkdir(parents=True)

@@ -6,11 +6,13 @@ import json
 import logging
 import os
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from tase.config import ConfigError
 from tase.data import class_counts, decode_folder, load_images, load_splits, read_image
@@ -92,6 +94,15 @@ def test_exif_rotation_is_undone(tmp_path, orientation, suffix):
         assert close(pixels[row, column], WHITE, 30)
 
 
+def test_corrupt_exif_leaves_the_picture(tmp_path):
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Raw profile type exif", "\nexif\n       4\nno hexadecimal digits\n")
+    path = saved(tmp_path, "note.png", Image.new("RGB", (16, 16), RED), pnginfo=text)
+    with pytest.raises(ValueError, match="hex"):
+        Image.open(path).getexif()
+    assert (read_image(path, 4) == RED).all()
+
+
 def test_one_pixel_and_thin_lines(tmp_path):
     dot = saved(tmp_path, "dot.png", Image.new("RGB", (1, 1), RED))
     line = saved(tmp_path, "line.png", Image.new("RGB", (1000, 1), RED))
@@ -158,6 +169,7 @@ def test_strict_names_every_bad_file(folder):
         load(folder)
     assert all(str(folder / name) in str(error.value) for name in bad) and "0.png:" not in str(error.value)
     assert "4 of 10" in str(error.value) and "data.on_bad_image=skip" in str(error.value)
+    assert "cannot identify image file '4b-text.png'" in str(error.value)
 
 
 def test_skip_leaves_them_out_and_lists_them_once(folder, caplog):
@@ -195,7 +207,7 @@ def test_nothing_readable(folder):
 
 
 def test_a_file_that_claims_too_many_pixels(folder, monkeypatch):
-    monkeypatch.setattr("tase.data._cache.MAX_PIXELS", 99)
+    monkeypatch.setattr("tase.data.folders.MAX_PIXELS", 99)
     with pytest.raises(ConfigError, match="10 x 10 pixels; the limit is 99"):
         load(folder)
 
@@ -212,7 +224,7 @@ def test_pillows_own_limit_is_put_back(folder):
 @pytest.fixture
 def counted(monkeypatch):
     """The names of the files that are decoded from here on."""
-    import tase.data._cache as cache
+    import tase.data.folders as cache
 
     seen, original = [], cache.read_image
 
@@ -252,7 +264,7 @@ def test_size_and_fit_have_caches_of_their_own(folder, counted):
 
 def interrupt_at(monkeypatch, name):
     """Stop, as by Ctrl-C, when the file is reached; chunks of one file each, in one thread."""
-    import tase.data._cache as cache
+    import tase.data.folders as cache
 
     original = cache.read_image
 
@@ -262,31 +274,55 @@ def interrupt_at(monkeypatch, name):
         return original(file, size, fit)
 
     monkeypatch.setattr(cache, "read_image", read)
-    monkeypatch.setattr(cache, "CHUNK", 1)
+    monkeypatch.setattr(cache, "DECODE_CHUNK", 1)
     monkeypatch.setattr(cache.os, "sched_getaffinity", lambda pid: {0}, raising=False)
 
 
-def test_interrupted_work_goes_on(folder, counted, monkeypatch):
+def folders_of(cache):
+    return sorted(path.name for path in (cache / "images").iterdir() if path.is_dir())
+
+
+def test_interrupted_decoding_leaves_nothing_and_starts_again(folder, counted, monkeypatch):
     with monkeypatch.context() as patched:
         interrupt_at(patched, "4.png")
         with pytest.raises(KeyboardInterrupt):
             load(folder)
-    assert counted == ["0.png", "1.png", "2.png", "3.png"]
-    (cache,) = (folder.parent / "cache/images").iterdir()
-    assert not (cache / "finished.json").exists()
+    assert counted == ["0.png", "1.png", "2.png", "3.png"] and folders_of(folder.parent / "cache") == []
     images = load(folder)
-    assert counted[4:] == ["4.png", "5.png"]
+    assert counted[4:] == [f"{i}.png" for i in range(6)]
     assert images.images[:, 0, 0, 0].tolist() == [0, 40, 80, 120, 160, 200]
-    assert (cache / "finished.json").exists() and not (cache / "decoded.u8").exists()
+    (made,) = folders_of(folder.parent / "cache")
+    assert {path.name for path in (folder.parent / "cache/images" / made).iterdir()} == {"images.u8", "finished.json"}
+
+
+def test_what_a_killed_process_left_is_removed(folder, counted):
+    load(folder)
+    (name,) = folders_of(folder.parent / "cache")
+    made = folder.parent / "cache/images" / name
+    made.rename(made.with_suffix(".tmp"))
+    with open(made.with_suffix(".tmp") / "images.u8", "wb") as file:
+        file.write(b"half")
+    assert load(folder).images[:, 0, 0, 0].tolist() == [0, 40, 80, 120, 160, 200]
+    assert len(counted) == 12 and folders_of(folder.parent / "cache") == [name]
+
+
+def test_of_several_that_need_a_cache_one_decodes(folder, counted, monkeypatch):
+    import tase.data.folders as folders
+
+    original = folders.read_image
+    monkeypatch.setattr(folders, "read_image", lambda *args: time.sleep(0.05) or original(*args))
+    with ThreadPoolExecutor(4) as pool:
+        loaded = list(pool.map(lambda _: load(folder).images.tolist(), range(4)))
+    assert sorted(counted) == [f"{i}.png" for i in range(6)] and all(images == loaded[0] for images in loaded)
 
 
 def test_a_damaged_cache_is_made_again(folder, counted):
-    first = load(folder)
-    (cache,) = (folder.parent / "cache/images").iterdir()
+    first = load(folder).images.clone()  # its file is cut off next
+    (cache,) = (path.parent for path in (folder.parent / "cache").glob("images/*/images.u8"))
     os.truncate(cache / "images.u8", 10)
-    assert torch.equal(load(folder).images, first.images) and len(counted) == 12
+    assert torch.equal(load(folder).images, first) and len(counted) == 12
     (cache / "finished.json").write_text("{")
-    assert torch.equal(load(folder).images, first.images)
+    assert torch.equal(load(folder).images, first)
     assert json.loads((cache / "finished.json").read_text())["bad"] == {}
 
 
@@ -305,7 +341,7 @@ def test_a_cache_that_cannot_be_written(folder, tmp_path):
 def test_cache_folder_by_environment(folder, monkeypatch):
     monkeypatch.setenv("TASE_CACHE", str(folder.parent / "elsewhere"))
     load_images("folder", root=folder, image_size=4)
-    assert len(list((folder.parent / "elsewhere/images").iterdir())) == 1
+    assert len(list((folder.parent / "elsewhere").glob("images/*/images.u8"))) == 1
 
 
 def test_decode_folder_is_public(folder):

@@ -8,7 +8,7 @@ import torch
 from test_training import assert_same_run
 
 import tase
-from tase.data import Mapped, _mapped, batches, place
+from tase.data import Mapped, batches, place
 from tase.training import Training, train
 
 CPU = torch.device("cpu")
@@ -33,9 +33,13 @@ def reads(monkeypatch):
     return seen
 
 
+def whole(images):
+    return Mapped(images, torch.arange(len(images)))
+
+
 def test_mapped_images_are_used_as_a_tensor_is(images):
     index = torch.randperm(40)[:31]
-    for mapped, plain in ((Mapped(images), images), (Mapped(images, index), images[index])):
+    for mapped, plain in ((whole(images), images), (Mapped(images, index), images[index])):
         assert len(mapped) == len(plain) and mapped.shape == plain.shape and mapped.dtype == plain.dtype
         for rows in (
             3,
@@ -45,19 +49,18 @@ def test_mapped_images_are_used_as_a_tensor_is(images):
             torch.tensor([], dtype=torch.int64),
         ):
             assert torch.equal(mapped[rows], plain[rows])
-        assert all(torch.equal(a, b) for a, b in zip(mapped.split(12), plain.split(12), strict=True))
-        assert torch.equal(mapped.to("cpu"), plain)
-        assert torch.equal(Mapped(mapped, torch.arange(9, 2, -2)).to(CPU), plain[[9, 7, 5, 3]])
+        assert mapped[3].shape == mapped.shape[1:] and torch.equal(place(mapped, CPU, 1.0)[0], plain)
 
 
 def test_a_large_choice_of_images_is_not_copied(images, monkeypatch):
-    whole, some = tase.ImageSet(images, hash="0"), torch.tensor([7, 3, 30])
-    assert isinstance(whole.subset(some).images, torch.Tensor)
-    monkeypatch.setattr(_mapped, "LARGE", 100)
-    part = whole.subset(some)
+    every, some = tase.ImageSet(images, hash="0"), torch.tensor([7, 3, 30])
+    assert isinstance(every.subset(some).images, torch.Tensor)
+    monkeypatch.setattr("tase.data.sets.LARGE", 100)
+    part = every.subset(some)
     assert isinstance(part.images, Mapped) and part.images.source.data_ptr() == images.data_ptr()
-    assert torch.equal(part.images.to("cpu"), images[some]) and part.hash == whole.subset(some).hash
-    assert torch.equal(part.subset(torch.tensor([2, 0])).images[:], images[[30, 7]])
+    assert torch.equal(part.images[:], images[some]) and part.hash == every.subset(some).hash
+    again = part.subset(torch.tensor([2, 0])).images
+    assert isinstance(again, Mapped) and again.source is part.images.source and torch.equal(again[:], images[[30, 7]])
 
 
 def test_the_budget_decides_and_says_so(images):
@@ -65,25 +68,26 @@ def test_the_budget_decides_and_says_so(images):
     assert place(images, CPU)[0] is images and place(images, CPU, gib)[0] is images
     fetched, words = place(images, CPU, gib * 0.99)
     assert isinstance(fetched, Mapped) and words == "40 images, 3.4e-06 GiB: fetched batch by batch to cpu"
-    assert isinstance(place(Mapped(images), CPU)[0], Mapped)
-    loaded, words = place(Mapped(images), CPU, 1.0)
+    assert isinstance(place(whole(images), CPU)[0], Mapped)
+    loaded, words = place(whole(images), CPU, 1.0)
     assert torch.equal(loaded, images) and words.endswith("resident on cpu")
 
 
 def test_the_next_batch_is_read_meanwhile(images, reads):
     parts = list(torch.arange(40).split(16))
-    got = batches(Mapped(images), parts)
+    got = batches(whole(images), parts)
     first = next(got)
     assert torch.equal(first, images[:16])
     got.close()  # ends the reader
     assert [n for n, _ in reads] == [16, 16] and all(name.startswith("images") for _, name in reads)
-    for source in (images, Mapped(images)):
+    for source in (images, whole(images)):
         assert all(torch.equal(a, images[i]) for a, i in zip(batches(source, parts), parts, strict=True))
 
 
 def test_batches_come_to_a_gpu_through_pinned_memory(cuda, images):
     index, parts = torch.randperm(40), list(torch.arange(40).split(16))
     mapped = Mapped(images, index, cuda)
+    assert torch.equal(place(mapped, cuda, 1.0)[0].cpu(), images[index])
     assert mapped.read(parts[0]).is_pinned() and mapped.read(slice(3, 9)).is_pinned()
     for batch, part in zip(batches(mapped, parts), parts, strict=True):
         assert batch.device.type == "cuda" and torch.equal(batch.cpu(), images[index[part]])
@@ -92,9 +96,9 @@ def test_batches_come_to_a_gpu_through_pinned_memory(cuda, images):
 def test_encoding_reads_a_batch_at_a_time(images, reads):
     module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten())
     expected = tase.encode(module, images, batch=16)
-    assert torch.equal(tase.encode(module, Mapped(images), batch=16), expected)
+    assert torch.equal(tase.encode(module, whole(images), batch=16), expected)
     assert [n for n, _ in reads] == [16, 16, 8]
-    torch.testing.assert_close(tase.encode(module, Mapped(images), batch=16, rows=slice(5, 30)), expected[5:30])
+    torch.testing.assert_close(tase.encode(module, whole(images), batch=16, rows=slice(5, 30)), expected[5:30])
 
 
 def test_batches_and_the_trained_run_are_the_same_both_ways(tiny, trained, tmp_path, capsys, reads):
@@ -109,7 +113,7 @@ def test_batches_and_the_trained_run_are_the_same_both_ways(tiny, trained, tmp_p
 def test_an_evaluation_of_mapped_images_is_the_same(trained, tmp_path, monkeypatch):
     shutil.copytree(trained[2].path, tmp_path / "run")
     (tmp_path / "run" / "results.json").unlink()
-    monkeypatch.setattr(_mapped, "LARGE", 0)
+    monkeypatch.setattr("tase.data.sets.LARGE", 0)
     run = tase.Run(tmp_path / "run")
     assert isinstance(run.splits.probe.images, Mapped)
     results = tase.evaluate(run, protocols=["lt-knn", "few-shot"], progress=False)

@@ -208,20 +208,6 @@ def test_damaged_results_are_measured_again(trained, tmp_path):
     assert again["protocols"].items() <= trained[2].results["protocols"].items()
 
 
-def test_a_flipped_bit_in_the_decoded_images_is_noticed(tmp_path, caplog):
-    root = pictures(tmp_path / "Bilder", 24, 8)
-    first = tase.load_images("folder", root=root, image_size=8, cache=str(tmp_path)).images.clone()
-    (path,) = tmp_path.glob("images/*/images.u8")
-    with open(path, "r+b") as file:
-        file.seek(1000)
-        byte = file.read(1)[0]
-        file.seek(1000)
-        file.write(bytes([byte ^ 4]))
-    with caplog.at_level("WARNING", logger="tase"):
-        again = tase.load_images("folder", root=root, image_size=8, cache=str(tmp_path)).images
-    assert "decoded again" in caplog.text and torch.equal(again, first)
-
-
 def test_a_request_that_is_wrong_does_not_end_a_training(tiny, tmp_path):
     """control.json is written by others: half of one, nonsense, and values that are not possible."""
     wrong = iter(["{", "[1]", '{"id": "a", "set": {"guidance.tau_max": "x"}}', '{"id": "b", "set": {"optim.lr": 1}}'])

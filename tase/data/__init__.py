@@ -3,6 +3,7 @@
 images = load_images("folder", root="my_images", image_size=64)     # every training image of a source
 splits = load_splits(preset("cifar10-lt"))                          # .train .probe .val .test: one ImageSet each
 class_counts(preset("cifar10-lt"))                                  # what the rule decides, without the data
+sources.py                                                          # how to add a data source
 
 A source has training images, and some have an official test set. Of each class are held out, by the number of the
 split: the test images (where there is no official test set), then the validation images. What is left is the pool. The
@@ -17,26 +18,29 @@ github.com/MediaBrain-SJTU/BCL holds further copies for CIFAR-100. No rule that 
 so they are read and not generated.
 """
 
-from ._cache import decode_folder, read_image
-from ._mapped import Mapped, batches, place
-from ._rules import rule_counts, tail_counts
-from ._sets import GROUPS, ImageSet, Splits, group_classes
-from ._sources import load_images
-from ._splits import class_counts, few_shot_draws, load_splits
+from .folders import Listing, decode_folder, list_folder, read_image
+from .sets import GROUPS, ImageSet, Mapped, Splits, batches, group_classes, place
+from .sources import facts, load_images, missing_data
+from .splits import class_counts, few_shot_draws, load_splits, rank_in_class, rule_counts, tail_counts
 
 __all__ = [
     "GROUPS",
     "ImageSet",
+    "Listing",
     "Mapped",
     "Splits",
     "batches",
     "class_counts",
     "decode_folder",
+    "facts",
     "few_shot_draws",
     "group_classes",
+    "list_folder",
     "load_images",
     "load_splits",
+    "missing_data",
     "place",
+    "rank_in_class",
     "read_image",
     "rule_counts",
     "tail_counts",

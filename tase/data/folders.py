@@ -1,0 +1,344 @@
+"""Folders of image files: listing them, decoding them once to uint8 pixels, and the cache that keeps the pixels.
+
+    <cache>/images/<key>/images.u8      n x 3 x size x size bytes
+                         finished.json  which files could not be read, and why
+
+The key is a hash of the files' paths, sizes and times of change, and of the wanted size and fit: a change of any of
+them makes another cache. Files are decoded into <key>.tmp, which is renamed at the end; of several processes one
+decodes and the others wait. Any folder below <cache>/images may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+from jaxtyping import Bool, Int64, UInt8
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..config import ConfigError
+from .sets import Mapped, take
+
+SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
+    + (".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".jp2", ".ico")
+)
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "TGA", "JPEG2000", "ICO")  # none that runs a program
+VERSION = 1  # of the pixels that decoding gives; part of the cache's key
+MAX_PIXELS = 2 * 89_478_485  # Pillow's bound: a small file can claim any size ("decompression bomb")
+BIG_PIXELS = 2**24  # larger files are decoded one at a time, to bound the memory
+DECODE_CHUNK = 512  # files that are handed to the threads together
+WHITE = (255, 255, 255)
+ORIENTATION = 0x0112  # EXIF tag
+
+log = logging.getLogger("tase")
+_one_big_file = threading.Lock()
+
+
+# ------------------------------------------------------------------------------------------------------------- listing
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Hold the image files below `root`, sorted by name, with the ids (None in a flat folder) and names of classes."""
+
+    root: Path
+    paths: tuple[str, ...]
+    labels: Int64[Tensor, "n"] | None
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def files(self) -> list[str]:
+        return [os.path.join(self.root, path) for path in self.paths]
+
+    def keep(self, mask: Bool[Tensor, "n"]) -> Listing:
+        """Return the files of the mask only; the classes stay."""
+        paths = tuple(path for path, kept in zip(self.paths, mask.tolist(), strict=True) if kept)
+        return Listing(self.root, paths, None if self.labels is None else self.labels[mask], self.classes)
+
+    def of_classes(self, classes: tuple[str, ...]) -> Listing:
+        """Return the files of these classes only, numbered in this order; ConfigError if one has no files here."""
+        missing = sorted(set(classes) - set(self.classes))
+        if missing:
+            raise ConfigError(f"data.root: {self.root} has no images of class {', '.join(missing[:5])}")
+        ids = torch.full((len(self.classes),), -1)
+        ids[[self.classes.index(name) for name in classes]] = torch.arange(len(classes))
+        labels = ids[self.labels]
+        return Listing(self.root, self.paths, labels, classes).keep(labels >= 0)
+
+
+def list_folder(root: Path) -> Listing:
+    """List the image files below `root`: a class is a folder directly in it, with all that is nested there.
+
+    Links are followed, but a file counts once, under its own name where that is below `root`: else the same image could
+    be trained on and tested. A folder without sub-folders that hold images has no labels. Files without the suffix of
+    an image are skipped. Raises ConfigError where a folder cannot be read or there is no image at all.
+    """
+    found, others = _walk(root)
+    paths = _without_links(root, found)
+    if len(paths) < len(found):
+        log.info("%s: %d files are links to others of them and are left out", root, len(found) - len(paths))
+    if others:
+        log.info("%s: %d files without the suffix of an image are skipped", root, others)
+    if not paths:
+        raise ConfigError(f"data.root = {str(root)!r} holds no image files ({', '.join(sorted(SUFFIXES))})")
+    nested = [path for path in paths if "/" in path]
+    if not nested:
+        return Listing(root, tuple(paths), None, ())
+    if len(nested) < len(paths):
+        log.warning("%s: %d images lie in no class folder and are left out", root, len(paths) - len(nested))
+    folders = [path.partition("/")[0] for path in nested]
+    classes = tuple(sorted(set(folders)))
+    ids = {name: c for c, name in enumerate(classes)}
+    return Listing(root, tuple(nested), torch.tensor([ids[name] for name in folders]), classes)
+
+
+def _walk(root: Path) -> tuple[dict[str, str], int]:
+    """Map each image file's path, relative to `root` with '/', to the file that it leads to; count the other files."""
+
+    def stop(error: OSError):
+        raise ConfigError(f"data.root: {error.filename} cannot be read: {error.strerror}") from error
+
+    found, others, seen = {}, 0, set()
+    for folder, subs, names in os.walk(root, onerror=stop, followlinks=True):
+        place = os.path.realpath(folder)
+        if place in seen:  # a link back to a folder above, or a second way to the same one
+            subs.clear()
+            continue
+        seen.add(place)
+        subs[:] = [sub for sub in subs if not sub.startswith(".")]
+        inside = os.path.relpath(folder, root).replace(os.sep, "/")
+        prefix = "" if inside == "." else f"{inside}/"
+        for name in names:
+            if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith("."):
+                file = os.path.join(place, name)
+                found[prefix + name] = os.path.realpath(file) if os.path.islink(file) else file
+            else:
+                others += 1
+    return found, others
+
+
+def _without_links(root: Path, found: dict[str, str]) -> list[str]:
+    """Return one path for each file, sorted: its own where it lies below `root`, else the first that leads to it."""
+    top = os.path.realpath(root)
+    chosen = {found[path]: path for path in sorted(found, reverse=True)}
+    chosen |= {file: path for path, file in found.items() if file == os.path.join(top, *path.split("/"))}
+    return sorted(chosen.values())
+
+
+# --------------------------------------------------------------------------------------------------------------- cache
+
+
+def cache_folder(cache: str = "") -> Path:
+    """Return the folder for decoded and downloaded data: `cache`, or $TASE_CACHE, or ~/.cache/tase."""
+    return Path(cache or os.environ.get("TASE_CACHE") or "~/.cache/tase").expanduser()
+
+
+def decode_folder(
+    files: list[str], size: int, fit: str, on_bad_image: str, cache: Path
+) -> tuple[UInt8[Tensor, "m 3 size size"] | Mapped, Bool[Tensor, "n"]]:
+    """Return the readable files as colour images of `size` pixels, and the mask of the files that are readable.
+
+    Decodes at the first call; later ones map the cached pixels. Raises ConfigError naming every unreadable file if
+    `on_bad_image` is strict (they are logged if it is skip), if the cache cannot be written, or if nothing is readable.
+    """
+    folder, shape = _folder_of(files, size, fit, cache), (len(files), 3, size, size)
+    if _unreadable(folder, shape) is None:
+        with _writable(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{folder}.lock"):
+                if _unreadable(folder, shape) is None:  # no other process has decoded them meanwhile
+                    _decode(files, folder, shape, fit)
+    bad = _unreadable(folder, shape)
+    _report_unreadable(files, bad, on_bad_image)
+    good = torch.ones(len(files), dtype=torch.bool)
+    good[list(bad)] = False
+    # Mode c: writing to the tensor changes memory, not the file.
+    pixels = torch.from_numpy(np.memmap(folder / "images.u8", dtype=np.uint8, mode="c", shape=shape))
+    return take(pixels, good.nonzero()[:, 0]), good
+
+
+def known_unreadable(files: list[str], size: int, fit: str, cache: Path) -> list[int]:
+    """Return the files that were unreadable when they were decoded; none if they have not been."""
+    return list(_unreadable(_folder_of(files, size, fit, cache), (len(files), 3, size, size)) or ())
+
+
+def _folder_of(files: list[str], size: int, fit: str, cache: Path) -> Path:
+    digest = hashlib.sha256(f"{VERSION} {size} {fit}".encode())
+    for file in files:
+        try:
+            stat = os.stat(file)
+            facts = (stat.st_size, stat.st_mtime_ns)
+        except OSError:
+            facts = (-1, -1)  # a broken link: reported when it is opened
+        digest.update(os.fsencode(os.path.abspath(file)) + f"\0{facts}\0".encode())
+    return cache / "images" / digest.hexdigest()[:16]
+
+
+def _unreadable(folder: Path, shape: tuple[int, ...]) -> dict[int, str] | None:
+    """Return the files that a cache lacks, each with the reason; None if there is no whole cache in the folder."""
+    try:
+        saved = json.loads((folder / "finished.json").read_text())["bad"]
+        whole = (folder / "images.u8").stat().st_size == np.prod(shape, dtype=np.int64)
+        return {int(row): why for row, why in saved.items()} if whole else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _report_unreadable(files: list[str], bad: dict[int, str], on_bad_image: str) -> None:
+    if not bad:
+        return
+    rows = "\n".join(f"  {files[row]}: {why}" for row, why in sorted(bad.items()))
+    if on_bad_image == "strict":
+        hint = "mend or remove them, or set data.on_bad_image=skip to leave them out"
+        raise ConfigError(f"{len(bad)} of {len(files)} image files cannot be read ({hint}):\n{rows}")
+    if len(bad) == len(files):
+        raise ConfigError(f"none of the {len(files)} image files can be read:\n{rows}")
+    log.warning("%d of %d image files cannot be read and are left out:\n%s", len(bad), len(files), rows)
+
+
+@contextlib.contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or error
+        raise ConfigError(f"data.cache: {folder} cannot be written: {why}; set data.cache to another folder") from error
+
+
+# ------------------------------------------------------------------------------------------------------------ decoding
+
+
+def _decode(files: list[str], folder: Path, shape: tuple[int, ...], fit: str) -> None:
+    """Decode the files into `folder`.tmp, which becomes `folder` when all are there."""
+    temporary = folder.with_name(f"{folder.name}.tmp")
+    for stale in (folder, temporary):  # damaged, or of a process that was killed
+        shutil.rmtree(stale, ignore_errors=True)
+    temporary.mkdir()
+    bad = {}
+    try:
+        with open(temporary / "images.u8", "wb") as out:
+            for row, (pixels, why) in enumerate(_decoded(files, shape[-1], fit)):
+                out.write(pixels.tobytes())  # not through a mapping: there a full disk is a crash, not an OSError
+                if why:
+                    bad[row] = why
+            out.flush()
+            os.fsync(out.fileno())
+        facts = {"version": VERSION, "shape": shape, "fit": fit, "bad": bad}
+        (temporary / "finished.json").write_text(json.dumps(facts))
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _decoded(files: list[str], size: int, fit: str) -> Iterator[tuple[UInt8[np.ndarray, "3 size size"], str]]:
+    """Yield the pixels of each file, in order, decoded by threads; black with the reason for an unreadable file."""
+
+    def one(file: str) -> tuple[np.ndarray, str]:
+        try:
+            return read_image(file, size, fit).transpose(2, 0, 1), ""
+        except Exception as error:  # a broken file can make a decoder raise anything
+            why = f"{type(error).__name__}: {error}".replace(file, os.path.basename(file))
+            return np.zeros((3, size, size), np.uint8), why
+
+    # Pillow decodes outside the interpreter's lock, so threads are enough.
+    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    bar = tqdm(total=len(files), desc="decoding images", unit="img", leave=False)
+    with bar, _no_pixel_limit(), ThreadPoolExecutor(workers) as pool:
+        for start in range(0, len(files), DECODE_CHUNK):
+            for result in pool.map(one, files[start : start + DECODE_CHUNK]):
+                yield result
+                bar.update()
+
+
+@contextlib.contextmanager
+def _no_pixel_limit():
+    """Lift Pillow's own limit, a warning that threads cannot catch; `read_image` checks MAX_PIXELS before decoding."""
+    from PIL import Image
+
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def read_image(file: str, size: int, fit: str = "crop") -> UInt8[np.ndarray, "size size 3"]:
+    """Read one image file as `size` x `size` pixels of red, green and blue.
+
+    crop: the shorter side becomes `size`, the middle is taken. letterbox: the longer side becomes `size`, the rest is
+    white. Grey, palette, 16 bit and CMYK are converted, transparent pixels lie on white, the camera's rotation (EXIF)
+    is undone. Of a file with several pictures the first is taken. Raises OSError or ValueError where the file is no
+    whole image, or too large.
+    """
+    from PIL import Image, ImageOps
+
+    with Image.open(file, formats=FORMATS) as image:
+        pixels = image.width * image.height
+        if pixels > MAX_PIXELS:
+            raise ValueError(f"{image.width} x {image.height} pixels; the limit is {MAX_PIXELS}")
+        image.draft(None, (2 * size, 2 * size))  # JPEG: decode a half, quarter or eighth where that is enough
+        with _one_big_file if image.width * image.height > BIG_PIXELS else contextlib.nullcontext():
+            image.load()
+            small = _resized(_plain(image), size, fit)
+        with contextlib.suppress(Exception):  # a corrupt EXIF tag does not make the picture unreadable
+            small.getexif()[ORIENTATION] = image.getexif().get(ORIENTATION, 1)
+            ImageOps.exif_transpose(small, in_place=True)
+    canvas = Image.new("RGB", (size, size), WHITE)
+    corner = ((size - small.width) // 2, (size - small.height) // 2)
+    canvas.paste(small, corner, small.getchannel("A") if small.mode == "RGBA" else None)
+    return np.asarray(canvas)
+
+
+def _plain(image):
+    """Convert to mode L, RGB or RGBA."""
+    if image.mode[0] in "IF":
+        return _eight_bit(image)
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        return image.convert("RGBA")
+    return image if image.mode in ("L", "RGB") else image.convert("L" if image.mode == "1" else "RGB")
+
+
+def _eight_bit(image):
+    """Convert grey of 16 or 32 bit or float to 8 bit: 16-bit values divided by 257, floats up to 1 times 255."""
+    from PIL import Image
+
+    values = np.nan_to_num(np.asarray(image).astype(np.float32))
+    high = float(values.max(initial=0))
+    scale = 1 / 257 if image.mode[0] == "I" and (image.mode != "I" or high > 255) else 1
+    scale = 255 if image.mode == "F" and high <= 1 else scale
+    return Image.fromarray(np.clip(np.rint(values * scale), 0, 255).astype(np.uint8))
+
+
+def _resized(image, size: int, fit: str):
+    """Scale to `size`, antialiased; transparent pixels weigh as much as they are opaque (Pillow does so for RGBA).
+
+    ImageOps.fit and pad do the same without `reducing_gap`, which makes large files several times faster.
+    """
+    from PIL import Image
+
+    width, height = image.size
+    if fit == "crop":
+        side = min(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
+        box, shape = (left, top, left + side, top + side), (size, size)
+    else:
+        scale = size / max(width, height)
+        box, shape = None, (max(1, round(width * scale)), max(1, round(height * scale)))
+    return image.resize(shape, Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)

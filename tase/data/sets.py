@@ -1,0 +1,215 @@
+"""ImageSet (images, labels, classes), Splits (the four sets of one split), and images that do not fit into memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import logging
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int64, UInt8
+from torch import Tensor
+
+GROUPS = ("head", "mid", "tail")
+LARGE = 2**30  # bytes; a larger subset of a set is not copied
+
+log = logging.getLogger("tase")
+
+
+def short_hash(*parts: bytes) -> str:
+    """Return 8 hex digits of the SHA-256 of all parts, each prefixed with its length."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()[:8]
+
+
+def group_classes(
+    counts: Int64[Tensor, "C"], rule: str = "thirds", evaluated: Bool[Tensor, "C"] | None = None
+) -> Int64[Tensor, "C"]:
+    """Return the group of each class, 0 head, 1 mid, 2 tail, from the training images per class.
+
+    `thirds`: classes sorted by count, largest first, ties by class; C // 3 are mid, C // 3 tail, the rest head.
+    `counts`: over 100 images head, 20 to 100 mid, fewer tail. Classes that are not `evaluated` are tail and count in no
+    third.
+    """
+    if rule == "counts":
+        return (counts <= 100).long() + (counts < 20).long()
+    groups = torch.full_like(counts, 2)
+    chosen = torch.arange(len(counts)) if evaluated is None else evaluated.nonzero()[:, 0]
+    order = chosen[torch.argsort(counts[chosen], descending=True, stable=True)]
+    third = len(chosen) // 3
+    groups[order[: len(order) - third]] = 1
+    groups[order[: len(order) - 2 * third]] = 0
+    return groups
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ImageSet:
+    """Hold uint8 images [n, c, h, w] with class labels [n] or none; raise ValueError where shapes or labels do not fit.
+
+    `images` may be a file mapped into memory, or `Mapped`: rows of one. `counts` [C] are the images per class of the
+    *training* set of the split this set belongs to, in each of its four sets. `hash`, 8 hex digits, says which images
+    of which source these are, in which order. `group_counts` [C], where given, decide the groups instead of `counts`
+    (the balanced control has the groups of the long-tailed set it is compared with). `evaluated` [C] marks the classes
+    that are evaluated (None: all).
+    """
+
+    images: UInt8[Tensor, "n c h w"] | Mapped
+    labels: Int64[Tensor, "n"] | None = None
+    classes: tuple[str, ...] = ()
+    counts: Int64[Tensor, "C"] | None = None
+    hash: str = ""
+    name: str = ""
+    paths: tuple[str, ...] | None = None
+    group_rule: str = "thirds"
+    group_counts: Int64[Tensor, "C"] | None = None
+    evaluated: Bool[Tensor, "C"] | None = None
+
+    def __post_init__(self):
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
+            raise ValueError(f"images must be uint8 [n, c, h, w], not {self.images.dtype} {list(self.images.shape)}")
+        if self.paths is not None and len(self.paths) != len(self):
+            raise ValueError(f"{len(self)} images but {len(self.paths)} paths")
+        if self.labels is not None:
+            check_labels(self.labels, len(self), len(self.classes))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __repr__(self) -> str:
+        shape = "x".join(str(s) for s in self.images.shape[1:])
+        kinds = f"{len(self.classes)} classes" if self.labels is not None else "no labels"
+        return f"ImageSet({self.name}: {len(self)} images {shape}, {kinds}, hash {self.hash})"
+
+    @property
+    def groups(self) -> Int64[Tensor, "C"] | None:
+        """Group of each class, an index into GROUPS; None without labels."""
+        counts = self.counts if self.group_counts is None else self.group_counts
+        return None if counts is None else group_classes(counts, self.group_rule, self.evaluated)
+
+    @property
+    def sample_groups(self) -> Int64[Tensor, "n"] | None:
+        """Group of each image, an index into GROUPS; None without labels."""
+        groups = self.groups
+        return None if groups is None or self.labels is None else groups[self.labels.to(groups.device)]
+
+    def subset(self, index: Int64[Tensor, "m"]) -> ImageSet:
+        """Return the images of `index` [m], in its order, with their own hash; counts and groups stay as they are."""
+        index = torch.as_tensor(index, dtype=torch.int64).cpu()
+        return dataclasses.replace(
+            self,
+            images=take(self.images, index),
+            labels=None if self.labels is None else self.labels[index],
+            paths=None if self.paths is None else tuple(self.paths[i] for i in index.tolist()),
+            hash=short_hash(self.hash.encode(), index.numpy().astype("<i8").tobytes()),
+        )
+
+
+def check_labels(labels: Tensor, n: int, classes: int) -> None:
+    """Raise ValueError unless there are `n` int64 labels, all from 0 to `classes` - 1."""
+    if labels.dtype != torch.int64 or labels.shape != (n,):
+        raise ValueError(f"labels must be int64 [{n}], one for each image, not {labels.dtype} {list(labels.shape)}")
+    wrong = ((labels < 0) | (labels >= classes)).nonzero()[:, 0]
+    if len(wrong):
+        first = int(wrong[0])
+        raise ValueError(
+            f"{len(wrong)} labels out of range: the first is {int(labels[first])} of image {first}, "
+            f"but with {classes} classes labels go from 0 to {classes - 1}"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """Hold the long-tailed training set, the balanced probe list, validation and test; None where there is none.
+
+    `eval_classes` [e] are the classes that are evaluated: all but those with fewer than `data.min_per_class` images.
+    """
+
+    train: ImageSet
+    probe: ImageSet | None = None
+    val: ImageSet | None = None
+    test: ImageSet | None = None
+    eval_classes: Int64[Tensor, "e"] | None = None
+
+
+class Mapped:
+    """Rows `index` [n] of uint8 images that stay where they are (in a mapped file) until they are indexed.
+
+    Has what ImageSet, `encode` and the training loop use of a tensor [n, c, h, w]: `shape`, `len`, `[...]`. The images
+    that `[...]` returns lie on `target`; copies to a GPU start from pinned memory and do not wait.
+    """
+
+    dtype, ndim, device = torch.uint8, 4, torch.device("cpu")
+
+    def __init__(self, source: UInt8[Tensor, "m c h w"], index: Int64[Tensor, "n"], target: torch.device | str = "cpu"):
+        self.source, self.index, self.target = source, index, torch.device(target)
+        self.shape = torch.Size((len(index), *source.shape[1:]))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def read(self, rows: int | slice | Tensor) -> Tensor:
+        """Copy rows of the source into memory, pinned if `target` is a GPU."""
+        index = self.index[rows]
+        shape, pinned = (index.numel(), *self.shape[1:]), self.target.type == "cuda"
+        out = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
+        torch.index_select(self.source, 0, index.flatten(), out=out)
+        return out if index.ndim else out[0]
+
+    def __getitem__(self, rows: int | slice | Tensor) -> Tensor:
+        return self.read(rows).to(self.target, non_blocking=True)
+
+
+def take(images: Tensor | Mapped, index: Int64[Tensor, "m"]) -> Tensor | Mapped:
+    """Return `images[index]`, without a copy if the index is a run of neighbours or the result exceeds LARGE bytes."""
+    first, n = (int(index[0]), len(index)) if len(index) else (0, 0)
+    if isinstance(images, Mapped):
+        images, index = images.source, images.index[index]
+    elif torch.equal(index, torch.arange(first, first + n)):
+        return images[first : first + n]
+    return Mapped(images, index) if images.shape[1:].numel() * n > LARGE else images[index]
+
+
+def place(images: Tensor | Mapped, device: torch.device, memory: float = 0.0) -> tuple[Tensor | Mapped, str]:
+    """Move the images to `device` if they take at most `memory` GiB, else prepare to fetch them by batch.
+
+    Returns them and a sentence that says which. 0 GiB means half of what is free on a GPU; on a CPU they stay as
+    they are.
+    """
+    size, on_cpu = images.shape.numel(), device.type == "cpu"  # bytes
+    budget = memory * 2**30 or (float("inf") if on_cpu else torch.cuda.mem_get_info(device)[0] / 2)
+    stays_mapped = isinstance(images, Mapped) and on_cpu and not memory
+    if size > budget or stays_mapped:
+        rows = images if isinstance(images, Mapped) else Mapped(images, torch.arange(len(images)))
+        placed, where = Mapped(rows.source, rows.index, device), f"fetched batch by batch to {device}"
+    else:
+        placed, where = _resident(images, device), f"resident on {device}"
+    facts = f"{len(images):,} images, {size / 2**30:.2g} GiB"
+    log.info("%s: %s", facts, where)
+    return placed, f"{facts}: {where}"
+
+
+def _resident(images: Tensor | Mapped, device: torch.device) -> Tensor:
+    if isinstance(images, Tensor):
+        return images.to(device)
+    out = torch.empty(images.shape, dtype=torch.uint8, device=device)
+    for start in range(0, len(images), 512):  # in parts: the whole may fit only once
+        out[start : start + 512] = images[start : start + 512]
+    return out
+
+
+def batches(images: Tensor | Mapped, parts: Iterable[slice | Tensor]) -> Iterator[Tensor]:
+    """Yield `images[part]` for each part; of `Mapped` images a thread reads the next part while this one is used."""
+    if isinstance(images, Tensor):
+        yield from (images[part] for part in parts)
+        return
+    with ThreadPoolExecutor(1, "images") as reader:
+        reads = (reader.submit(images.read, part) for part in parts)
+        for reading, _next in itertools.pairwise(itertools.chain(reads, [None])):  # by now the next read has begun
+            yield reading.result().to(images.target, non_blocking=True)

@@ -1,0 +1,385 @@
+"""Data sources: digits, Fashion-MNIST, CIFAR, ImageNet-100, any folder of images; and how to add one.
+
+A source is one function in `tase.SOURCES`. It takes the section `data` of the configuration (a `DataConfig`) and
+returns the training images and the official test images (None if there are none), each as an `ImageSet` of pixels with
+labels and class names, or as a `Listing` of files, which are then decoded and cached:
+
+    def rings(data):
+        images, labels = draw_rings(400)                  # uint8 [n, c, h, w], int64 [n] from 0
+        return tase.ImageSet(images, labels, classes=("thin", "thick")), None
+
+    def scans(data):
+        return list_folder(Path(data.root) / "scans"), None
+
+    tase.SOURCES["rings"] = rings                         # then: --set data.source=rings
+
+`facts`, `list_folder` and `missing_data` come from tase.data. `@facts(classes=..., n_max={"sdclr": 450})` above the
+function is optional: known before the data are read, it lets `tase info` count a long-tailed subset without them and
+gives rules `sdclr` and `ldam` their size. A function whose data are missing raises `missing_data(...)`, a ConfigError
+with the command that gets them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gzip
+import os
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, UInt8
+from torch import Tensor
+
+from ..config import SOURCES, Config, ConfigError, DataConfig, check, override
+from .folders import Listing, cache_folder, decode_folder, known_unreadable, list_folder
+from .sets import ImageSet, short_hash
+
+DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
+NUMBERS = tuple(str(c) for c in range(100))  # class names of CIFAR-100 and ImageNet-100 until their data are read
+
+Part = ImageSet | Listing  # of pixels, or of files to be decoded
+Reader = Callable[[DataConfig], tuple[Part, Part | None]]
+
+
+def facts(
+    classes: tuple[str, ...] = (), n_max: Mapping[str, int] | None = None, image_size: int = 64
+) -> Callable[[Reader], Reader]:
+    """Attach to a source what is known before its data are read.
+
+    `classes`: their names; `n_max`: images of the largest class by rule; `image_size`: side in pixels to which files
+    are decoded where `data.image_size` is 0.
+    """
+
+    def attach(reader: Reader) -> Reader:
+        reader.classes, reader.n_max, reader.image_size = classes, n_max or {}, image_size
+        return reader
+
+    return attach
+
+
+def missing_data(what: str, places: list[Path], command: str, why: object = "") -> ConfigError:
+    """Make the error for data that are not in `places`, with the command that gets them."""
+    reason = f" ({why})" if why else ""
+    return ConfigError(
+        f"data.root: no {what} in {', '.join(map(str, places))}{reason}; get the data with:\n  {command}"
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+
+@dataclass(frozen=True)
+class Source:
+    """Hold the training images, the official test (or None), and which training images a published list names."""
+
+    train: Part
+    test: Part | None
+    listed: Bool[Tensor, "n"] | None
+
+
+def load_images(source: str, root: str = "", **fields) -> ImageSet:
+    """Load all training images of a source, with labels where it has labels: an ImageSet of uint8 [n, c, h, w].
+
+    `source` is a name in `SOURCES`, `root` the folder of its data (empty: its usual place), `fields` are others of
+    section `data` of the configuration, such as image_size (pixels), fit, on_bad_image, cache. A flat folder of images
+    has no labels. Raises ConfigError for unknown names, and for data that are missing, with the command that gets them.
+    """
+    given = {"source": source, "root": root, "rule": "none", **fields}
+    texts = {k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in given.items()}
+    data = override(Config(), {f"data.{name}": value for name, value in texts.items()}).data
+    return dataclasses.replace(load_source(data).train, group_rule=data.groups)
+
+
+def load_source(data: DataConfig) -> Source:
+    """Load a source, its files decoded. Raises ConfigError for data that are missing or broken."""
+    source = _open_source(data)
+    train, good = _load_part(source.train, data, "train")
+    test = None if source.test is None else _load_part(source.test, data, "test")[0]
+    return Source(train, test, None if source.listed is None else source.listed[good])
+
+
+def list_source(data: DataConfig) -> Source:
+    """List a source without decoding its files; those known to be unreadable are left out if they are to be skipped."""
+    source = _open_source(data)
+    if not isinstance(source.train, Listing) or data.on_bad_image != "skip":
+        return source
+    good = torch.ones(len(source.train), dtype=torch.bool)
+    good[known_unreadable(source.train.files, _file_size(data), data.fit, cache_folder(data.cache))] = False
+    return Source(source.train.keep(good), source.test, None if source.listed is None else source.listed[good])
+
+
+def _open_source(data: DataConfig) -> Source:
+    reader, listed = SOURCES[data.source], None
+    try:
+        train, test = reader(data)
+    except ConfigError:
+        raise
+    except ValueError as error:  # of ImageSet, which checks itself
+        raise ConfigError(f"data.root = {data.root!r} holds broken data of '{data.source}': {error}") from error
+    if data.rule == "file" and isinstance(train, Listing) and data.list_file.endswith(".txt"):
+        train, listed = match_list(train, data.list_file)
+    elif data.rule == "file":
+        listed = read_index_file(data.list_file, len(train))
+    n, expected = len(train.classes), len(getattr(reader, "classes", ()))
+    allowed = f"{data.source} with its {expected} classes, or data.list_file must name {expected}; it has {n} classes"
+    check(expected in (0, n), "data.root", data.root, allowed)
+    if isinstance(train, ImageSet):
+        side = train.images.shape[-1]
+        check(data.image_size in (0, side), "data.image_size", data.image_size, f"0, or {side}")
+    return Source(train, test.of_classes(train.classes) if isinstance(test, Listing) else test, listed)
+
+
+def _load_part(part: Part, data: DataConfig, name: str) -> tuple[ImageSet, Bool[Tensor, "n"]]:
+    """Return a part of a source as pixels, with name, counts and hash, and the mask of the images that are readable."""
+    if isinstance(part, Listing):
+        size = _file_size(data)
+        pixels, good = decode_folder(part.files, size, data.fit, data.on_bad_image, cache_folder(data.cache))
+        kept = part.keep(good)
+        images = ImageSet(pixels, kept.labels, kept.classes, paths=kept.paths)
+        kind = f"{data.source} {name} {size} {data.fit} {list(pixels.shape)}"
+        rows = [f"{path}\0{os.stat(file).st_size}" for path, file in zip(kept.paths, kept.files, strict=True)]
+        content = "\n".join(rows).encode("utf-8", "surrogateescape")
+    else:
+        images, good = part, torch.ones(len(part), dtype=torch.bool)
+        kind = f"{data.source} {name} {list(part.images.shape)}"
+        # Labels tell the sets of one source apart without reading the pixels; without labels the pixels have to.
+        content = (part.images.numpy() if part.labels is None else part.labels.numpy().astype("<i8")).tobytes()
+    counts = None if images.labels is None else torch.bincount(images.labels, minlength=len(images.classes))
+    identity = short_hash(kind.encode(), content)
+    return dataclasses.replace(images, name=f"{data.source}/{name}", counts=counts, hash=identity), good
+
+
+def _file_size(data: DataConfig) -> int:
+    return data.image_size or getattr(SOURCES[data.source], "image_size", 64)
+
+
+# --------------------------------------------------------------------------------------------------- arrays of pixels
+
+
+@facts(classes=tuple("0123456789"))
+def digits(data: DataConfig) -> tuple[ImageSet, None]:
+    """Read scikit-learn's 1,797 digits, 8x8, 17 grey levels spread over 0 to 255; no official test."""
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    pixels = torch.from_numpy(found.images).mul(255 / 16).round().to(torch.uint8)[:, None]  # [n, 1, 8, 8]
+    return ImageSet(pixels, torch.from_numpy(found.target).long(), digits.classes), None
+
+
+@facts(
+    classes=(
+        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+        *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+    )
+)
+def fashion_mnist(data: DataConfig) -> tuple[ImageSet, ImageSet]:
+    """Read Fashion-MNIST (Xiao et al. 2017), 28x28: 60,000 and 10,000 images, from its four idx files."""
+    places = _data_places(data, DEBIAN_FASHION)
+    debian = "sudo apt install dataset-fashion-mnist        (Debian, Ubuntu), or\n  "
+    command = debian + _download_command("FashionMNIST", places[-1])
+    folders = [place / inner for place in places for inner in ("", "FashionMNIST/raw", "raw")]
+    folder = next((f for f in folders if _idx_file(f, "train-images-idx3-ubyte")), None)
+    if folder is None:
+        folder = _download("FashionMNIST", data, places, command) / "FashionMNIST/raw"
+    with _readable("Fashion-MNIST", folder, command):
+        parts = [
+            (_read_idx(folder, f"{part}-images-idx3-ubyte"), _read_idx(folder, f"{part}-labels-idx1-ubyte"))
+            for part in ("train", "t10k")
+        ]
+    train, test = (ImageSet(pixels[:, None], labels.long(), fashion_mnist.classes) for pixels, labels in parts)
+    return train, test
+
+
+@facts(
+    classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+    n_max={"sdclr": 4500, "ldam": 5000},
+)
+def cifar10(data: DataConfig) -> tuple[ImageSet, ImageSet]:
+    """Read CIFAR-10 (Krizhevsky 2009), 32x32: 50,000 and 10,000 images."""
+    return _cifar("CIFAR10", data)
+
+
+@facts(classes=NUMBERS, n_max={"sdclr": 450, "ldam": 500})
+def cifar100(data: DataConfig) -> tuple[ImageSet, ImageSet]:
+    """Read CIFAR-100 (Krizhevsky 2009), 32x32: 50,000 and 10,000 images."""
+    return _cifar("CIFAR100", data)
+
+
+def _cifar(kind: str, data: DataConfig) -> tuple[ImageSet, ImageSet]:
+    """Read the python version of CIFAR through torchvision, which verifies the files."""
+    from torchvision import datasets
+
+    reader, places = getattr(datasets, kind), _data_places(data)
+    place = next((p for p in places if (p / reader.base_folder).is_dir()), None)
+    command = _download_command(kind, place or places[-1])
+    place = place or _download(kind, data, places, command)
+    with _readable(kind, place, command):
+        parts = [reader(str(place), train=part) for part in (True, False)]
+    train, test = (
+        ImageSet(
+            torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(),
+            torch.tensor(part.targets, dtype=torch.int64),
+            tuple(part.classes),
+        )
+        for part in parts
+    )
+    return train, test
+
+
+def _data_places(data: DataConfig, *usual: Path) -> list[Path]:
+    """Return the folders to look in; data are downloaded to the last one."""
+    return [Path(data.root).expanduser()] if data.root else [*usual, Path("data"), cache_folder(data.cache)]
+
+
+def _download_command(kind: str, place: Path) -> str:
+    return f'python -c "from torchvision.datasets import {kind}; {kind}({str(place)!r}, download=True)"'
+
+
+def _download(kind: str, data: DataConfig, places: list[Path], command: str) -> Path:
+    """Download a data set to the last of `places`; raises ConfigError if that fails, or if the user chose data.root."""
+    from torchvision import datasets
+
+    if data.root:
+        raise missing_data(kind, places, command)
+    try:
+        getattr(datasets, kind)(str(places[-1]), download=True)
+    except (OSError, RuntimeError) as error:
+        raise missing_data(kind, places, command, f"and the download failed: {error}") from error
+    return places[-1]
+
+
+@contextlib.contextmanager
+def _readable(what: str, folder: Path, command: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, EOFError, KeyError, RuntimeError, ValueError, zlib.error) as error:
+        raise missing_data(f"readable {what}", [folder], command, error) from error
+
+
+def _idx_file(folder: Path, name: str) -> Path | None:
+    return next((f for f in (folder / f"{name}.gz", folder / name) if f.is_file()), None)
+
+
+def _read_idx(folder: Path, name: str) -> UInt8[Tensor, "..."]:
+    """Read LeCun's idx format: 0, 0, 8 (bytes), number of dimensions, their sizes (big-endian uint32), the data."""
+    path = _idx_file(folder, name)
+    if path is None:
+        raise FileNotFoundError(f"no {name} or {name}.gz")
+    with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+        raw = file.read()
+    if len(raw) < 4 or raw[:3] != b"\0\0\x08":
+        raise ValueError(f"{path.name} is no idx file of bytes")
+    start = 4 + 4 * raw[3]
+    shape = np.frombuffer(raw[4:start], ">u4")
+    return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=start).reshape(shape).copy())
+
+
+# ---------------------------------------------------------------------------------------------------- folders of files
+
+
+@facts(classes=NUMBERS, image_size=256)
+def imagenet100(data: DataConfig) -> tuple[Listing, Listing]:
+    """List ImageNet-100: folders train/ and val/ with 100 classes, or ImageNet's 1000 with a list that names 100."""
+    root = Path(data.root).expanduser()
+    if not data.root or not (root / "train").is_dir() or not (root / "val").is_dir():
+        command = (
+            "python -c \"from torchvision.datasets import ImageNet as I; [I('FOLDER', s) for s in ('train', 'val')]\"\n"
+            "  (unpacks the archives that image-net.org gives to registered users; then set data.root=FOLDER)"
+        )
+        raise missing_data("folders train/ and val/ of ImageNet", [root if data.root else Path("''")], command)
+    return list_folder(root / "train"), list_folder(root / "val")
+
+
+def folder(data: DataConfig) -> tuple[Listing, Listing | None]:
+    """List a folder of images, one sub-folder a class, or none; or its parts train/ and test/ (or val/)."""
+    root = Path(data.root).expanduser()
+    if not data.root or not root.is_dir():
+        command = "--set data.root=FOLDER   (one sub-folder for each class, or none)"
+        if "openclipart" in data.root:
+            command = "sudo apt install openclipart-png"
+        raise missing_data("folder of images", [root if data.root else Path("''")], command)
+    tests = [root / name for name in ("test", "val") if (root / name).is_dir()]
+    others = {p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")} - {"train", "test", "val"}
+    if not tests or others or not (root / "train").is_dir():
+        return list_folder(root), None
+    train = list_folder(root / "train")
+    return train, None if train.labels is None else list_folder(tests[0])
+
+
+# ----------------------------------------------------------------------------------------------------- published lists
+
+
+def read_index_file(path: str | Path, n: int) -> Bool[Tensor, "n"]:
+    """Read which of `n` images a published `.npy` list of int64 indices names.
+
+    Raises ConfigError where the file cannot be read, is no list of whole numbers, leaves 0..n-1, or repeats an image.
+    """
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ConfigError(f"data.list_file = {str(path)!r} cannot be read as .npy: {error}") from error
+    whole = isinstance(array, np.ndarray) and array.ndim == 1 and array.dtype.kind in "iu" and len(array) > 0
+    _check_list(whole, path, "does not hold one row of whole numbers")
+    index = torch.from_numpy(array.astype(np.int64))
+    low, high = int(index.min()), int(index.max())
+    _check_list(low >= 0 and high < n, path, f"holds indices from {low} to {high}; the source has 0 to {n - 1}")
+    copies = torch.bincount(index, minlength=n)
+    repeated = (copies > 1).nonzero()[:, 0]
+    _check_list(len(repeated) == 0, path, f"repeats {len(repeated)} indices, the first is {repeated[:1].tolist()}")
+    return copies > 0
+
+
+def read_path_file(path: str | Path) -> tuple[list[str], list[int]]:
+    """Read the paths and labels of a published `.txt` list, one 'path label' a line.
+
+    Raises ConfigError where a line has another form, a path is repeated, or labels are not 0, 1, ... without a gap.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"data.list_file = {str(path)!r} cannot be read: {error}") from error
+    rows = [(number, line.strip().rpartition(" ")) for number, line in enumerate(lines, 1) if line.strip()]
+    _check_list(len(rows) > 0, path, "is empty")
+    for number, (name, _, label) in rows:
+        good = name and label.isascii() and label.isdigit()
+        _check_list(bool(good), path, f"line {number} is not 'path label', with a label from 0")
+    paths = [name.strip() for _, (name, _, _) in rows]
+    labels = [int(label) for _, (_, _, label) in rows]
+    repeats = len(paths) - len(set(paths))
+    _check_list(repeats == 0, path, f"repeats {repeats} paths")
+    gaps = sorted(set(range(max(labels) + 1)) - set(labels))[:5]
+    _check_list(not gaps, path, f"has labels up to {max(labels)}, but no image of {gaps}")
+    return paths, labels
+
+
+def match_list(listing: Listing, list_file: str) -> tuple[Listing, Bool[Tensor, "n"]]:
+    """Return the listing with the classes of a published list, numbered as there, and which of its files it names.
+
+    Raises ConfigError where a file of the list does not exist, or its labels and folders do not fit each other.
+    """
+    paths, labels = read_path_file(list_file)
+    _check_list(listing.labels is not None, list_file, f"has labels, but {listing.root} has no folders of classes")
+    rows = {path: row for row, path in enumerate(listing.paths)}
+    # Lists often name the tree's top folder, which `listing.root` is.
+    index = torch.tensor([rows.get(path, rows.get(path.partition("/")[2], -1)) for path in paths])
+    absent = (index < 0).nonzero()[:, 0].tolist()
+    _check_list(
+        not absent, list_file, f": {len(absent)} files are not in {listing.root}, e.g. {paths[(absent or [0])[0]]}"
+    )
+    pairs = torch.unique(torch.stack([torch.tensor(labels), listing.labels[index]], 1), dim=0)  # [C, 2] label, folder
+    one_to_one = len(pairs) == len(pairs[:, 0].unique()) == len(pairs[:, 1].unique())
+    _check_list(one_to_one, list_file, ": a label belongs to two folders, or a folder has two labels")
+    listed = torch.zeros(len(listing), dtype=torch.bool)
+    listed[index] = True
+    kept = torch.isin(listing.labels, pairs[:, 1])
+    return listing.of_classes(tuple(listing.classes[c] for c in pairs[:, 1].tolist())), listed[kept]
+
+
+def _check_list(ok: bool, path: str | Path, what: str) -> None:
+    if not ok:
+        raise ConfigError(f"data.list_file = {str(path)!r} {what}")
