@@ -1,0 +1,66 @@
+"""A run is a folder: everything drawn, tabulated or explored later is read from it.
+
+    config.json        the configuration, its identity, the format's version
+    environment.json   versions, device, threads, commit
+    status.json        training, paused, stopped, failed or finished; epoch and step
+    metrics.jsonl      one JSON object per epoch
+    history/           one snapshot of every sample's tau, weight, pseudo-label, headness, loss per refresh
+    control.json       a request from outside to pause, stop or steer; events.jsonl: what was applied, and when
+    checkpoint.pt      all that is needed to resume exactly; checkpoint.previous.pt is the one before
+    encoder.pt         the trained backbone
+    results.json       what `evaluate` measured
+    .lock              held by the process that trains in the folder
+
+If a file is damaged, the checkpoint before is taken, a snapshot is left out, what can be made again is made again;
+anything else is a RunError.
+"""
+
+from ..files import (
+    RunError,
+    load_json,
+    load_npz,
+    load_optional_json,
+    load_optional_npz,
+    read_lines,
+    save_json,
+    save_npz,
+    tidy,
+    write_atomic,
+)
+from .kept import keep_runs, kept_runs
+from .run import FORMAT, RESULTS, History, Run, pending, request, steered
+from .writer import RunWriter, commit, environment, load_checkpoint, save_checkpoint
+
+
+def load_kept(path):
+    """Read a .json or .npz file that can be made again."""
+    return (load_optional_npz if path.suffix == ".npz" else load_optional_json)(path)
+
+
+__all__ = [
+    "FORMAT",
+    "History",
+    "RESULTS",
+    "Run",
+    "RunError",
+    "RunWriter",
+    "commit",
+    "environment",
+    "keep_runs",
+    "kept_runs",
+    "load_checkpoint",
+    "load_json",
+    "load_kept",
+    "load_npz",
+    "load_optional_json",
+    "load_optional_npz",
+    "pending",
+    "read_lines",
+    "request",
+    "save_checkpoint",
+    "save_json",
+    "save_npz",
+    "steered",
+    "tidy",
+    "write_atomic",
+]

@@ -1,0 +1,77 @@
+"""Kept runs: slim copies in one zip next to the tables and figures that are made of them."""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import io
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..files import RunError, write_atomic
+from .run import Run
+
+KEPT = "runs.zip"
+_folders: dict[str, Path] = {}  # where zips are unpacked, by the hash of their bytes
+
+
+def keep_runs(runs: Iterable[Run], zip_path: str | Path) -> Path:
+    """Write slim copies of the runs into one zip, by the names of their folders; runs that it has already stay.
+
+    The same runs give the same bytes. Raises RunError if two of the runs have one name.
+    """
+    zip_path = Path(zip_path)
+    named = {run.name: run for run in kept_runs(zip_path)} if zip_path.exists() else {}
+    new: dict[str, Run] = {}
+    for run in runs:
+        if new.setdefault(run.name, run).path.resolve() != run.path.resolve():
+            raise RunError(f"{run.path} and {new[run.name].path} have one name, {run.name}: rename one of the folders")
+    with tempfile.TemporaryDirectory() as folder:
+        for name, run in {**named, **new}.items():
+            run.slim(Path(folder) / name)
+        write_atomic(zip_path, _zipped(Path(folder)))
+    return zip_path
+
+
+def kept_runs(path: str | Path) -> list[Run]:
+    """Open the runs in a zip, in a folder that has one (`runs.zip`), or in a folder of run folders, sorted by name.
+
+    A zip is unpacked into a temporary folder, once in a process, which goes when the process ends. Raises RunError if
+    the zip is damaged, or there is nothing at `path`.
+    """
+    path = Path(path)
+    path = path / KEPT if (path / KEPT).exists() else path
+    if not path.exists():
+        raise RunError(f"{path} does not exist: kept runs are looked for in it")
+    if path.is_file():
+        path = _unpacked(path)
+    return [Run(config.parent) for config in sorted(path.glob("*/config.json"))]
+
+
+def _zipped(folder: Path) -> bytes:
+    """Zip the files below `folder` in the order of their names, with one fixed date and mode."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            entry = zipfile.ZipInfo(path.relative_to(folder).as_posix(), date_time=(1980, 1, 1, 0, 0, 0))
+            entry.external_attr, entry.compress_type = 0o644 << 16, zipfile.ZIP_DEFLATED
+            file.writestr(entry, path.read_bytes())
+    return buffer.getvalue()
+
+
+def _unpacked(path: Path) -> Path:
+    data = path.read_bytes()
+    key = hashlib.sha256(data).hexdigest()
+    if key not in _folders:
+        folder = Path(tempfile.mkdtemp(prefix="tase-runs-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        try:
+            with zipfile.ZipFile(io.BytesIO(data)) as file:
+                file.extractall(folder)  # checks each file's CRC, and leaves no path that leads out of the folder
+        except Exception as error:
+            raise RunError(f"{path} is damaged, or no zip of runs") from error
+        _folders[key] = folder
+    return _folders[key]

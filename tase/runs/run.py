@@ -1,0 +1,388 @@
+"""A saved run and its history, read from the run's folder; and control of its training, through a file in the folder.
+
+Control works from another process, also after a restart of the kernel. A request is taken at a refresh and becomes an
+event, which is replayed on resume: a steered run can be repeated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+import warnings
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..config import Config, ConfigError, check, check_choice, override, unknown
+from ..files import RunError, is_held, load_json, load_npz, load_optional_json, read_lines, save_json, save_npz
+
+if TYPE_CHECKING:
+    import pandas
+    from torch import nn
+
+    from ..data import ImageSet, Splits
+
+FORMAT = 3  # of a run's folder; 1 had JSON without checksums, 1 and 2 had the options of all methods
+RESULTS = {"test": "results.json", "val": "results_val.json"}
+# What a slim copy has besides its snapshots: small files that tables, figures and the explorer read.
+SLIM = ["config.json", "environment.json", "status.json", *RESULTS.values(), "metrics.jsonl", "events.jsonl"]
+SLIM += ["clusterings.json", "history/labels.npz"]
+
+# Arrays of each snapshot with one value per sample, and the type in which they are given (in slim copies they are
+# saved in half precision, pseudo-labels in two bytes).
+PER_SAMPLE = {
+    "tau": np.float32,
+    "weight": np.float32,
+    "pseudo_label": np.int64,
+    "headness": np.float32,
+    "loss": np.float32,
+}
+ACTIONS = ("run", "pause", "stop")  # that control.json can ask for
+TRUE_CLASSES = ("labels", "counts", "groups")  # arrays of history/labels.npz
+
+
+class History:
+    """Per-sample quantities over training time, read from a run's snapshots; it grows while the run trains.
+
+    `epoch` [s]; `tau`, `weight`, `pseudo_label`, `headness`, `loss` [s, n] (loss: mean since the snapshot before, NaN
+    if a sample was not drawn); `cluster_sizes[t]` [k]; `quality[t]`; `features(t)` [m, d] of the images
+    `feature_index(t)`. From the true labels, which judge and never train (but the oracle), or None without labels:
+    `labels` [n], `counts` [C] training images per class, `groups` [C] 0 head, 1 mid, 2 tail; `classes`: their names.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._cache: dict[str, dict[str, np.ndarray]] = {}
+
+    def snapshots(self) -> dict[Path, dict[str, np.ndarray]]:
+        """Read the arrays of each snapshot but its features, which are large; a damaged one is left out, with a
+        warning."""
+        found = {}
+        for entry in sorted(os.scandir(self.folder), key=lambda e: e.name) if self.folder.exists() else ():
+            if entry.name.startswith("epoch_") and entry.name.endswith(".npz"):
+                arrays = self._snapshot(Path(entry.path), entry.stat().st_mtime_ns)
+                found |= {Path(entry.path): arrays} if arrays else {}
+        return found
+
+    def _snapshot(self, path: Path, changed: int) -> dict[str, np.ndarray]:
+        key = f"{path.name}:{changed}"
+        if key not in self._cache:
+            try:
+                self._cache[key] = load_npz(path, leave=("features",))
+            except RunError as error:
+                warnings.warn(f"{error}; this snapshot is left out", stacklevel=4)
+                self._cache[key] = {}
+        return self._cache[key]
+
+    def _each(self, name: str) -> list[np.ndarray]:
+        try:
+            return [arrays[name] for arrays in self.snapshots().values()]
+        except KeyError:
+            raise RunError(f"{self.folder.parent} is a slim copy: it keeps no {name.replace('_', ' ')}") from None
+
+    def __getattr__(self, name: str) -> np.ndarray | None:
+        if name in PER_SAMPLE:
+            rows = self._each(name)
+            if not rows:
+                raise RunError(f"{self.folder.parent} has no snapshot yet")
+            return np.stack(rows).astype(PER_SAMPLE[name])  # [s, n]
+        if name in TRUE_CLASSES:
+            return self._classes.get(name)
+        raise AttributeError(f"a history has no '{name}'")
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *PER_SAMPLE, *TRUE_CLASSES]
+
+    def __len__(self) -> int:
+        return len(self.snapshots())
+
+    @property
+    def epoch(self) -> np.ndarray:
+        return np.array([int(path.stem[6:]) for path in self.snapshots()], dtype=np.int64)
+
+    @property
+    def cluster_sizes(self) -> list[np.ndarray]:
+        return self._each("cluster_sizes")
+
+    def log_sizes(self, t: int) -> np.ndarray | None:
+        """Return the log sizes [m] that equation (4) ranks to get q from 0 to 1, if snapshot `t` has them."""
+        saved = list(self.snapshots().values())[t].get("log_sizes")
+        return saved if saved is not None and len(saved) else None
+
+    @property
+    def quality(self) -> list[dict[str, float]]:
+        return [json.loads(str(text)) for text in self._each("quality")]
+
+    def feature_index(self, t: int) -> np.ndarray:
+        """Return the indices [m] of the images whose features snapshot `t` keeps."""
+        return self._each("feature_index")[t]
+
+    def features(self, t: int) -> np.ndarray:
+        """Read the backbone features [m, d] (float16 on disk) of the images `feature_index(t)`."""
+        arrays = load_npz(list(self.snapshots())[t])
+        if "features" not in arrays:
+            raise RunError(f"{self.folder.parent} is a slim copy: it keeps no features")
+        return arrays["features"].astype(np.float32)
+
+    @cached_property
+    def _classes(self) -> dict[str, np.ndarray]:
+        path = self.folder / "labels.npz"
+        return load_npz(path) if path.exists() else {}
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(str(name) for name in self._classes.get("classes", ()))
+
+
+class Run:
+    """A saved run, also one that is still training: `Run("runs/first")`.
+
+    Raises RunError if the folder is missing, is no run, or is of a newer format.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        if not (self.path / "config.json").exists():
+            raise RunError(f"{self.path} is no run: there is no config.json in it")
+        saved = load_json(self.path / "config.json")
+        form = saved.get("format") if isinstance(saved, dict) and isinstance(saved.get("config"), dict) else None
+        if type(form) is not int or form < 1:
+            raise RunError(f"{self.path}/config.json is of no format that tase has had (1 to {FORMAT}); train again")
+        if form > FORMAT:
+            raise RunError(f"{self.path} was made by a newer tase (format {form}, here up to {FORMAT}); update tase")
+        try:
+            self.config = Config.from_dict(saved["config"])
+        except ConfigError as error:
+            raise RunError(f"{self.path}/config.json: {error}") from error
+        self.saved_identity = saved.get("identity")
+        self.history = History(self.path / "history")
+
+    # ---- what is in the folder
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """Versions, device, threads, commit, number of images, hash of the subset."""
+        return load_optional_json(self.path / "environment.json")
+
+    @property
+    def commit(self) -> str:
+        return self.environment.get("commit", "unknown")
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """What the training last wrote: state (training, paused, stopped, failed, finished), epoch, step."""
+        return load_optional_json(self.path / "status.json")
+
+    @property
+    def finished(self) -> bool:
+        return self.status.get("state") == "finished"
+
+    @property
+    def is_training(self) -> bool:
+        """Whether a process trains in the folder: it holds the folder's lock, until it ends."""
+        return is_held(self.path / ".lock")
+
+    @property
+    def state(self) -> str:
+        """The status's state; lost if it says that the run trains, and no process does."""
+        state = self.status.get("state", "new")
+        return "lost" if state in ("new", "training", "paused") and not self.is_training else state
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """Changes of the guidance that were made while the run trained: id, epoch, step, set."""
+        return read_lines(self.path / "events.jsonl")
+
+    @property
+    def steered(self) -> bool:
+        return bool(self.events)
+
+    @property
+    def identity(self) -> str:
+        """The configuration's identity; a steered run has one of its own, from its events."""
+        if not self.steered:
+            return self.config.identity
+        changes = [[event["epoch"], event["set"]] for event in self.events]
+        text = json.dumps([self.config.identity, changes], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def owns(self, identity: str | None) -> bool:
+        """Tell whether a checkpoint or results with this identity are of this run, also if an older tase hashed
+        options that the method does not read."""
+        return identity is not None and identity in (self.config.identity, self.saved_identity)
+
+    @property
+    def pending(self) -> dict[str, Any]:
+        """Fields of the last request to steer that no refresh has taken yet."""
+        return pending(self.path)
+
+    def control(self, action: str = "run", **fields: Any) -> str:
+        """Ask the run's training, in any process, to run, pause or stop; `tau_max=0.4` steers its guidance."""
+        return request(self.path, self.config, action, {f"guidance.{name}": v for name, v in fields.items()})
+
+    @property
+    def results(self) -> dict[str, Any] | None:
+        """What `evaluate` measured, or None."""
+        return load_optional_json(self.path / RESULTS["test"]) or None
+
+    @property
+    def metrics(self) -> pandas.DataFrame:
+        """One row per epoch: loss and its parts, learning rate, images per second, k-NN accuracy if measured."""
+        import pandas
+
+        return pandas.DataFrame(read_lines(self.path / "metrics.jsonl"))
+
+    # ---- images, network, features
+
+    @cached_property
+    def splits(self) -> Splits:
+        """The images the run was trained and is evaluated on, loaded from their source."""
+        from ..data import load_splits
+
+        return load_splits(self.config)
+
+    @property
+    def images(self) -> ImageSet:
+        return self.splits.train
+
+    def encoder(self, device: str = "cpu") -> nn.Module:
+        """Return the trained backbone in eval mode: float [b, c, s, s] in [0, 1] -> features [b, d]."""
+        from ..models import load_backbone
+
+        if not (self.path / "encoder.pt").exists():
+            if self.finished and not (self.path / "checkpoint.pt").exists():
+                raise RunError(f"{self.path} is a slim copy: it keeps no encoder; train the run in another folder")
+            raise RunError(f"{self.path} has no encoder yet: its training has not finished (train with resume=True)")
+        try:
+            return load_backbone(self.path / "encoder.pt", device)
+        except (RunError, ValueError) as error:
+            raise RunError(f"{error}; training with resume=True makes it again from the checkpoint") from error
+
+    def features(self) -> np.ndarray:
+        """Read the backbone features [n, d] of all training images at the last snapshot."""
+        last = len(self.history) - 1
+        if last < 0 or len(self.history.feature_index(last)) < self.history.tau.shape[1]:
+            raise RunError(f"{self.path} has features of all images only when its training has finished")
+        return self.history.features(last)
+
+    @property
+    def test_features(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Features [m, d] and classes [m] of the test images, or None before the evaluation."""
+        path = self.path / "features_test.npz"
+        if not path.exists():
+            return None
+        saved = load_npz(path)
+        return saved["features"].astype(np.float32), saved["labels"]
+
+    # ---- copies and descriptions
+
+    def slim(self, out: str | Path) -> Run:
+        """Copy to `out` what tables, figures and the explorer need: no weights, no features, half precision."""
+        out = Path(out)
+        (out / "history").mkdir(parents=True, exist_ok=True)
+        for name in SLIM:
+            if (self.path / name).exists():
+                shutil.copyfile(self.path / name, out / name)
+        if (self.path / "layouts").exists():
+            shutil.copytree(self.path / "layouts", out / "layouts", dirs_exist_ok=True)
+        for path, arrays in self.history.snapshots().items():
+            small = {k: v.astype(np.float16) if v.dtype == np.float32 else v for k, v in arrays.items()}
+            if "pseudo_label" in small and small["cluster_sizes"].size < 2**15:
+                small["pseudo_label"] = small["pseudo_label"].astype(np.int16)
+            save_npz(out / "history" / path.name, compress=True, **small)
+        return Run(out)
+
+    def describe(self) -> dict[str, str]:
+        """Return what there is to say of the run, a line each: method, images, state, device, accuracies, quality."""
+        c, environment = self.config, self.environment
+        rows = {
+            "method": f"{c.method_title} ({c.method})",
+            "preset": f"{c.preset}, seed {c.seed}, split {c.split}",
+            "images": f"{environment.get('images', '?')}, subset {environment.get('subset', '?')}",
+            "state": f"{self.state}, epoch {self.status.get('epoch', 0)} of {c.optim.epochs}",
+            "identity": self.identity + (f", steered at {len(self.events)} refreshes" if self.steered else ""),
+            "snapshots": str(len(self.history)),
+            "device": f"{environment.get('device', '?')}, torch {environment.get('torch', '?')}, commit {self.commit}",
+        }
+        for name, scores in ((self.results or {}).get("protocols") or {}).items():
+            rows[name] = _score_text(scores, ("all", "head", "mid", "tail", "std"), ".1f")
+        for quality in self.history.quality[-1:]:
+            rows |= {"pseudo-labels": _score_text(quality, tuple(quality), ".2f")} if quality else {}
+        return rows
+
+    def text(self) -> str:
+        """Return `describe` as plain lines."""
+        return "\n".join([str(self.path), *(f"  {name:<14} {value}" for name, value in self.describe().items())])
+
+    def __repr__(self) -> str:
+        c, steered = self.config, ", steered" if self.steered else ""
+        return f"Run({str(self.path)!r}: {c.method} on {c.preset}, seed {c.seed}, {self.state}{steered})"
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        left = "style='text-align:left'"
+        cells = (f"<tr><th {left}>{escape(k)}</th><td {left}>{escape(v)}</td></tr>" for k, v in self.describe().items())
+        return f"<table><caption>{escape(str(self.path))}</caption>{''.join(cells)}</table>"
+
+
+def _score_text(scores: dict[str, float], names: tuple[str, ...], form: str) -> str:
+    return ", ".join(
+        f"{name.replace('_', ' ')} {scores[name]:{form}}" for name in names if scores.get(name) is not None
+    )
+
+
+# ------------------------------------------------------------- control of a training: requests become events when taken
+
+
+def request(folder: str | Path, config: Config, action: str = "run", set: dict[str, Any] | None = None) -> str:
+    """Ask the training in `folder` to run on, pause or stop, and to take the fields `set` from its next refresh on.
+
+    Fields of an earlier request that are still pending stay. Returns the request's id. Raises ConfigError for an
+    unknown action, and for fields that cannot be steered.
+    """
+    check_choice("action", action, ACTIONS)
+    changes = dict(set or {})
+    check_steering(config, [], changes)
+    changes = {**pending(folder), **changes}
+    check_steering(config, [], changes)
+    id = uuid.uuid4().hex[:8]
+    save_json(Path(folder) / "control.json", {"id": id, "action": action, "set": changes})
+    return id
+
+
+def pending(folder: str | Path) -> dict[str, Any]:
+    """Return the fields of the last request that no refresh has taken yet."""
+    events = read_lines(Path(folder) / "events.jsonl")
+    return not_taken(load_optional_json(Path(folder) / "control.json"), events)
+
+
+def not_taken(request: dict[str, Any], events: list[dict[str, Any]]) -> dict[str, Any]:
+    return {} if request.get("id") in {event.get("id") for event in events} else request.get("set") or {}
+
+
+def steered(config: Config, events: list[dict[str, Any]]) -> Config:
+    """Return the configuration after the events, in their order; raises ConfigError if they make none."""
+    changes: dict[str, Any] = {}
+    for event in events:
+        changes.update(event["set"])
+    return override(config, changes)
+
+
+def check_steering(config: Config, events: list[dict[str, Any]], changes: dict[str, Any]) -> None:
+    """Raise ConfigError unless the fields can be steered, to these values, after the events."""
+    steerable = [f"guidance.{name}" for name in config.guidance_class.steerable]
+    check(bool(steerable) or not changes, "set", changes, f"empty: {config.method} has no guidance to steer")
+    for name in changes:
+        if name not in steerable:
+            raise unknown("field to steer", name, steerable)
+    steered(config, [*events, {"set": changes}])

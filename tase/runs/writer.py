@@ -1,0 +1,302 @@
+"""The one writer of a run's folder: its lock, its files, its checkpoints, and the requests that it takes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import subprocess
+import time
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..config import Config, ConfigError
+from ..distributed import launched
+from ..files import (
+    InUse,
+    RunError,
+    append_line,
+    hold,
+    load_npz,
+    load_optional_json,
+    load_pt,
+    read_lines,
+    save_json,
+    save_npz,
+    save_pt,
+    tidy,
+    write_lines,
+    writing,
+)
+from ..lazy import torch
+from ..models import Network, load_backbone, save_backbone
+from .run import FORMAT, Run, check_steering, not_taken
+
+if TYPE_CHECKING:
+    from ..data import ImageSet
+
+
+# ---------------------------------------------------------------------------------------------------------- environment
+
+
+def commit() -> str:
+    """Return the short hash of the library's git commit, with '+' if files have changed since; else its version."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), *words], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # installed within the repository of something else?
+        return git("rev-parse", "--short=10", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        from .. import __version__
+
+        return f"version {__version__}"
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Return versions, device and threads: what a result depends on besides its configuration."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        "commit": commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "device": gpu or platform.processor() or platform.machine(),
+        "device_type": device.type,
+        "threads": torch.get_num_threads(),
+        "processes": launched() or 1,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------- checkpoints
+
+
+def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
+    """Write `checkpoint.pt`; the one before it becomes `checkpoint.previous.pt`."""
+    current, fresh = folder / "checkpoint.pt", folder / "checkpoint.new.pt"
+    save_pt(fresh, state)
+    with writing(current):
+        # Killed between the two renames, the folder has .new and .previous: `load_checkpoint` looks for .new first.
+        if current.exists():
+            os.replace(current, folder / "checkpoint.previous.pt")
+        os.replace(fresh, current)
+
+
+def load_checkpoint(folder: Path, identity: str) -> dict[str, Any] | None:
+    """Read the newest intact checkpoint of the run with this identity, or None if there is none.
+
+    A damaged one is passed over with a warning; raises RunError if all are damaged or of another configuration.
+    """
+    errors = []
+    for name in ("checkpoint.new.pt", "checkpoint.pt", "checkpoint.previous.pt"):
+        path = folder / name
+        if not path.exists():
+            continue
+        try:
+            state = load_pt(path, "checkpoint of this library")
+            if not isinstance(state, dict) or "epoch" not in state:
+                raise RunError(f"{path} holds something else than a checkpoint")
+        except RunError as error:
+            errors.append(str(error))
+            continue
+        if not _belongs(folder, state.get("identity"), identity):
+            raise RunError(f"{path} belongs to another configuration ({state.get('identity')}, not {identity})")
+        if errors:
+            warnings.warn(f"{'; '.join(errors)}; resuming from {name}, epoch {state['epoch']}", stacklevel=2)
+        return state
+    if errors:
+        raise RunError("; ".join(errors))
+    return None
+
+
+def _belongs(folder: Path, found: str | None, identity: str) -> bool:
+    """Tell whether `found` is the identity, or what an older tase called it when it saved this folder."""
+    if found == identity or not (folder / "config.json").exists():
+        return found == identity
+    run = Run(folder)
+    return run.owns(identity) and run.owns(found)
+
+
+# ----------------------------------------------------------------------------------------------------------- the writer
+
+
+class RunWriter:
+    """The one writer of a run's folder; a context manager that holds the folder's lock.
+
+    With several processes only rank 0 enters it and calls its methods.
+    """
+
+    def __init__(self, folder: str | Path, config: Config, resume: bool = False):
+        self.folder, self.config, self.resume = Path(folder), config, resume
+        self.events: list[dict[str, Any]] = []
+        self._lock, self._begun = contextlib.ExitStack(), False
+        self._looked, self._request, self._refused = 0.0, {}, None
+
+    # ---- the folder is claimed, and let go
+
+    def __enter__(self) -> RunWriter:
+        """Claim the folder; raises RunError if it holds another run or files of something else, or is in use."""
+        self._check_folder()
+        with writing(self.folder):
+            (self.folder / "history").mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.enter_context(hold(self.folder / ".lock"))
+        except InUse as error:
+            raise RunError(
+                f"{self.folder} is in use: another process trains in it; wait for it, or choose another folder"
+            ) from error
+        lines = read_lines(self.folder / "events.jsonl")
+        self.events = [event for event in lines if {"id", "epoch", "set"} <= event.keys()]
+        # Forget an old request to pause or stop: a training that is started is meant to run.
+        if self._look().get("action", "run") != "run":
+            save_json(self.folder / "control.json", {**self._look(), "action": "run"})
+        return self
+
+    def _check_folder(self) -> None:
+        if self.folder.exists() and not self.folder.is_dir():
+            raise RunError(f"{self.folder} is a file; choose an empty or a new folder")
+        if (self.folder / "config.json").exists():
+            identity, new = Run(self.folder).config.identity, self.config.identity
+            if identity != new:
+                raise RunError(f"{self.folder} holds another run ({identity}, not {new}); choose another folder")
+            if not self.resume:
+                raise RunError(
+                    f"{self.folder} holds this run already; resume it with resume=True (--resume), or choose another folder"
+                )
+        elif self.folder.exists() and any(not _is_leftover(path) for path in self.folder.iterdir()):
+            raise RunError(f"{self.folder} holds other files; choose an empty or a new folder")
+
+    def __exit__(self, kind, error, trace) -> None:
+        if not self._begun:
+            self._leave()
+        elif kind is not None and kind is not KeyboardInterrupt:
+            with contextlib.suppress(RunError):  # a full disk, a folder that is gone: the first error is what is told
+                self.status("failed", error=f"{kind.__name__}: {error}")
+        self._lock.close()
+
+    def _leave(self) -> None:
+        """Leave the folder as it was found: nothing was written."""
+        if not (self.folder / "config.json").exists():
+            (self.folder / ".lock").unlink(missing_ok=True)
+            for path in (self.folder / "history", self.folder):
+                with contextlib.suppress(OSError):
+                    path.rmdir()
+
+    def finished(self, images: ImageSet) -> bool:
+        """Tell whether the folder holds this run, finished; raises RunError if it was begun on other images."""
+        before = load_optional_json(self.folder / "environment.json").get("subset", images.hash)
+        if before != images.hash:
+            raise RunError(
+                f"{self.folder} was begun on other images (subset {before}, now {images.hash}); choose another folder"
+            )
+        return load_optional_json(self.folder / "status.json").get("state") == "finished" and self._is_whole()
+
+    def _is_whole(self) -> bool:
+        """Tell whether encoder and last snapshot are intact: the checkpoint, if it is there, can make them again."""
+        last = self.folder / "history" / f"epoch_{self.config.optim.epochs:06d}.npz"
+        try:
+            for path, load in ((self.folder / "encoder.pt", load_backbone), (last, load_npz)):
+                if path.exists():
+                    load(path)
+        except (RunError, ValueError) as error:
+            if (self.folder / "checkpoint.pt").exists():
+                warnings.warn(f"{error}; it is made again from the checkpoint", stacklevel=4)
+                return False
+        return True
+
+    # ---- what is written
+
+    def begin(self, device: torch.device, images: ImageSet) -> None:
+        """Write what does not change: configuration, environment and, if there are labels, the true classes."""
+        self._begun = True
+        tidy(self.folder)
+        identity = self.config.identity
+        if (self.folder / "config.json").exists():  # resumed: its checkpoint may be of an older tase's identity
+            identity = Run(self.folder).saved_identity
+        saved = {"format": FORMAT, "identity": identity, "config": self.config.to_dict()}
+        save_json(self.folder / "config.json", saved)
+        if not load_optional_json(self.folder / "environment.json"):
+            facts = {**environment(device), "subset": images.hash, "images": len(images)}
+            save_json(self.folder / "environment.json", facts)
+        if images.labels is not None:
+            save_npz(
+                self.folder / "history" / "labels.npz",
+                labels=images.labels.cpu().numpy(),
+                counts=images.counts.cpu().numpy(),
+                groups=images.groups.cpu().numpy(),
+                classes=np.array(images.classes),
+            )
+
+    def cut_back(self, epoch: int) -> None:
+        """Drop metrics and snapshots from after the checkpoint: they are about to be written again."""
+        path = self.folder / "metrics.jsonl"
+        write_lines(path, [row for row in read_lines(path) if row.get("epoch", epoch + 1) <= epoch])
+        for path in (self.folder / "history").glob("epoch_*.npz"):
+            if int(path.stem[6:]) > epoch:
+                path.unlink()
+
+    def status(self, state: str, **more: Any) -> None:
+        save_json(self.folder / "status.json", {"state": state, "pid": os.getpid(), "time": time.time(), **more})
+
+    def log(self, row: dict[str, Any]) -> None:
+        append_line(self.folder / "metrics.jsonl", row)
+
+    def snapshot(self, epoch: int, **arrays: np.ndarray) -> None:
+        save_npz(self.folder / "history" / f"epoch_{epoch:06d}.npz", epoch=np.array(epoch), **arrays)
+
+    def checkpoint(self, state: dict[str, Any]) -> None:
+        save_checkpoint(self.folder, state)
+
+    def restored(self) -> dict[str, Any] | None:
+        """Read the checkpoint from which the run is to be resumed, if any."""
+        return load_checkpoint(self.folder, self.config.identity) if self.resume else None
+
+    def encoder(self, network: Network, channels: int, size: int) -> None:
+        """Write the trained backbone, for images of so many channels and pixels a side."""
+        save_backbone(self.folder / "encoder.pt", network, self.config.model, channels, size)
+
+    # ---- requests from outside
+
+    def _look(self, patience: float = 0.0) -> dict[str, Any]:
+        """Read the last request, unless that was done less than `patience` seconds ago."""
+        if time.monotonic() - self._looked >= patience:
+            self._request = load_optional_json(self.folder / "control.json")
+            self._looked = time.monotonic()
+        return self._request
+
+    def action(self) -> str:
+        """Return what is requested: run, pause or stop; reads the file a few times a second at most."""
+        return self._look(patience=0.3).get("action", "run")
+
+    def take(self, epoch: int, step: int) -> list[dict[str, Any]]:
+        """Return the events of this refresh: those recorded for it, and the pending request if it is valid."""
+        request = self._look()
+        event = {"id": request.get("id"), "epoch": epoch, "step": step, "set": not_taken(request, self.events)}
+        if event["set"] and self._is_valid(event):
+            self.events.append(event)
+            write_lines(self.folder / "events.jsonl", self.events)
+        return [event for event in self.events if event["epoch"] == epoch]
+
+    def _is_valid(self, event: dict[str, Any]) -> bool:
+        """Tell whether a request, which anyone may have written, makes a configuration; warn once if it does not."""
+        try:
+            check_steering(self.config, self.events, dict(event["set"]))
+            return True
+        except (ConfigError, TypeError, ValueError) as error:
+            if event["id"] != self._refused:
+                warnings.warn(f"{self.folder / 'control.json'} is passed over: {error}", stacklevel=2)
+            self._refused = event["id"]
+            return False
+
+
+def _is_leftover(path: Path) -> bool:
+    """Tell whether a run that was killed before it had a configuration may have left this."""
+    return path.name in (".lock", "history") or (path.name[0] == "." and path.suffix == ".tmp")
