@@ -26,7 +26,8 @@ from PIL import Image
 import tase
 from tase.__main__ import main
 from tase.config import ConfigError, fields
-from tase.runs import FORMAT, RunError, load_checkpoint, load_json, save_json
+from tase.files import RunError, load_json, save_json
+from tase.runs import FORMAT, kept_runs, load_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -393,10 +394,10 @@ def test_what_holds_on_a_gpu(cuda, tiny, tmp_path):
 
 
 def test_runs_of_older_formats_open_and_newer_ones_say_so(trained, tmp_path):
-    kept = sorted((Path(__file__).parent.parent / "figures").glob("*/runs/*/config.json"))
+    kept = kept_runs(Path(__file__).parent.parent / "figures" / "fashion-mnist-lt-small")
     assert kept
-    for path in kept:  # of format 1
-        assert tase.Run(path.parent).config.identity == json.loads(path.read_text())["identity"]
+    for run in kept:  # of format 1
+        assert run.config.identity == json.loads((run.path / "config.json").read_text())["identity"]
     saved = json.loads((trained[2].path / "config.json").read_text())
     assert saved["format"] == FORMAT
     told = {FORMAT + 1: "newer tase", 0: "no format", None: "no format", "2": "no format", True: "no format"}

@@ -29,6 +29,7 @@ def keep_runs(runs: Iterable[Run], zip_path: str | Path) -> Path:
     for run in runs:
         if new.setdefault(run.name, run).path.resolve() != run.path.resolve():
             raise RunError(f"{run.path} and {new[run.name].path} have one name, {run.name}: rename one of the folders")
+    zip_path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         for name, run in {**named, **new}.items():
             run.slim(Path(folder) / name)

@@ -169,7 +169,7 @@ class RunWriter:
                 raise RunError(f"{self.folder} holds another run ({identity}, not {new}); choose another folder")
             if not self.resume:
                 raise RunError(
-                    f"{self.folder} holds this run already; resume it with resume=True (--resume), or choose another folder"
+                    f"{self.folder} holds this run already; resume it (resume=True, --resume), or choose another folder"
                 )
         elif self.folder.exists() and any(not _is_leftover(path) for path in self.folder.iterdir()):
             raise RunError(f"{self.folder} holds other files; choose an empty or a new folder")
