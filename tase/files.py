@@ -86,7 +86,8 @@ def hold(path: str | Path, wait: float = 1.0) -> Iterator[None]:
         try:
             lock.acquire(timeout=wait)
         except Timeout as error:
-            raise InUse(f"{Path(path).parent} is in use by another process; wait for it, or choose another") from error
+            folder = Path(path).parent
+            raise InUse(f"{folder} is in use by another process; wait for it, or choose another folder") from error
     try:
         yield
     finally:

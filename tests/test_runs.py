@@ -1,10 +1,12 @@
 """A run is a folder: whole files, one writer, checkpoints that notice damage, a reader that needs no data."""
 
+import contextlib
 import json
 import os
 import pickle
 import random
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -112,7 +114,10 @@ def test_a_second_writer_is_refused_and_a_dead_ones_lock_is_free(tmp_path, tiny)
     assert other.stdout.readline().strip() == "held"
     run = tase.Run(folder)
     assert run.is_training and run.state == "training"
-    with pytest.raises(RunError, match="another process trains in it"), RunWriter(folder, config, resume=True):
+    with (
+        pytest.raises(RunError, match="is in use by another process; wait for it"),
+        RunWriter(folder, config, resume=True),
+    ):
         pass
     other.kill()
     other.communicate()
@@ -342,8 +347,6 @@ def test_kept_results_open_under_the_identity_they_were_saved_with():
 
 
 def test_a_run_shows_itself_and_escapes_names(trained, tmp_path):
-    import shutil
-
     nasty = tmp_path / "<img src=x>"
     shutil.copytree(trained[2].path, nasty)
     html = tase.Run(nasty)._repr_html_()
@@ -405,3 +408,17 @@ def test_metrics_of_a_growing_file_leave_out_a_half_line(trained, tmp_path):
     with open(slim.path / "metrics.jsonl", "a") as file:
         file.write(json.dumps({"epoch": 9, "loss": 1.0})[:10])
     assert slim.metrics["epoch"].tolist() == list(range(1, 9))
+
+
+def test_what_another_process_did_while_the_lock_was_waited_for_is_seen(tmp_path, tiny, trained, monkeypatch):
+    @contextlib.contextmanager
+    def slow(path, wait=1.0):
+        shutil.copytree(trained[2].path, tmp_path / "run", dirs_exist_ok=True)  # a training that ended meanwhile
+        with hold(path, wait):
+            yield
+
+    monkeypatch.setattr(tase.runs.writer, "hold", slow)
+    with pytest.raises(RunError, match="holds this run already"), RunWriter(tmp_path / "run", trained[2].config):
+        pass
+    with hold(tmp_path / "run" / ".lock", wait=0):
+        assert tase.Run(tmp_path / "run").finished

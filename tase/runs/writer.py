@@ -16,7 +16,6 @@ import numpy as np
 from ..config import Config, ConfigError
 from ..distributed import launched
 from ..files import (
-    InUse,
     RunError,
     append_line,
     hold,
@@ -144,20 +143,19 @@ class RunWriter:
 
     def __enter__(self) -> RunWriter:
         """Claim the folder; raises RunError if it holds another run or files of something else, or is in use."""
-        self._check_folder()
-        with writing(self.folder):
-            (self.folder / "history").mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.enter_context(hold(self.folder / ".lock"))
-        except InUse as error:
-            raise RunError(
-                f"{self.folder} is in use: another process trains in it; wait for it, or choose another folder"
-            ) from error
-        lines = read_lines(self.folder / "events.jsonl")
-        self.events = [event for event in lines if {"id", "epoch", "set"} <= event.keys()]
-        # Forget an old request to pause or stop: a training that is started is meant to run.
-        if self._look().get("action", "run") != "run":
-            save_json(self.folder / "control.json", {**self._look(), "action": "run"})
+        self._check_folder()  # before anything is written into a folder that may be of something else
+        with contextlib.ExitStack() as stack:
+            with writing(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(hold(self.folder / ".lock"))
+                (self.folder / "history").mkdir(exist_ok=True)
+            self._check_folder()  # another process may have held the lock until now
+            lines = read_lines(self.folder / "events.jsonl")
+            self.events = [event for event in lines if {"id", "epoch", "set"} <= event.keys()]
+            # Forget an old request to pause or stop: a training that is started is meant to run.
+            if self._look().get("action", "run") != "run":
+                save_json(self.folder / "control.json", {**self._look(), "action": "run"})
+            self._lock = stack.pop_all()
         return self
 
     def _check_folder(self) -> None:
