@@ -53,7 +53,7 @@ def _config(args: argparse.Namespace) -> Config:
 
 
 def _say(text: str = "") -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(text.encode(errors="backslashreplace").decode(), file=sys.stderr, flush=True)  # a word may be no text
 
 
 def _train(args: argparse.Namespace) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
 
 def _figures(args: argparse.Namespace) -> dict[str, Any]:
     from . import figures
-    from .runs import Run
+    from .runs import Run, keep_runs
 
     if args.redraw:
         from .bench import redraw
@@ -95,8 +95,8 @@ def _figures(args: argparse.Namespace) -> dict[str, Any]:
             raise ConfigError("figures needs one or more run folders, or --redraw FOLDER")
         runs = [Run(path) for path in args.runs]
         written = figures.all_figures(runs, args.out, footer=not args.no_footer)
-        for run in runs if args.keep else ():
-            run.slim(Path(args.out) / "runs" / run.name)
+        if args.keep:
+            keep_runs(runs, Path(args.out) / "runs.zip")
     if not args.json:
         _say("\n".join(str(path) for path in written))
     return {"figures": [str(path) for path in written]}
@@ -273,8 +273,8 @@ def _parser() -> argparse.ArgumentParser:
     p = verb("figures", _figures, "draw the figures of evaluated runs (PDF and PNG)")
     p.add_argument("runs", nargs="*", metavar="RUN")
     p.add_argument("--out", default="runs/figures", help="folder of the figures (default runs/figures)")
-    p.add_argument("--redraw", metavar="FOLDER", help="redraw every figure from the slim runs kept in FOLDER/runs")
-    p.add_argument("--keep", action="store_true", help="keep slim copies of the runs beside, for --redraw")
+    p.add_argument("--redraw", metavar="FOLDER", help="redraw every figure from the runs kept in FOLDER/**/runs.zip")
+    p.add_argument("--keep", action="store_true", help="keep slim copies of the runs in OUT/runs.zip, for --redraw")
     p.add_argument("--no-footer", action="store_true", help="leave out the line with preset, subset, seeds and commit")
 
     p = verb("study", _study, "run a declared study: what is missing of its grid, then its tables and its figure")

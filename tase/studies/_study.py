@@ -185,7 +185,7 @@ def run_study(
     _write(planned, out, overrides or {}, failed)
     for job in planned.jobs if keep else ():
         if job.run and job.folder.parent.resolve() != (out / "runs").resolve():
-            job.run.slim(out / "runs" / job.folder.name, tables_only=True)
+            job.run.slim(out / "runs" / job.folder.name)
     results, about = read_study(out)
     return Outcome(out, results, about, len(missing) - len(failed), failed)
 
