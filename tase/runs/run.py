@@ -302,7 +302,7 @@ class Run:
         return Run(out)
 
     def describe(self) -> dict[str, str]:
-        """Return what there is to say of the run, a line each: method, images, state, device, accuracies, quality."""
+        """Return what there is to say of the run, a line each, from its method to the quality of its last clusters."""
         c, environment = self.config, self.environment
         rows = {
             "method": f"{c.method_title} ({c.method})",
@@ -316,12 +316,8 @@ class Run:
         for name, scores in ((self.results or {}).get("protocols") or {}).items():
             rows[name] = _score_text(scores, ("all", "head", "mid", "tail", "std"), ".1f")
         for quality in self.history.quality[-1:]:
-            rows |= {"pseudo-labels": _score_text(quality, tuple(quality), ".2f")} if quality else {}
+            rows |= {"clusters": _score_text(quality, tuple(quality), ".2f")} if quality else {}
         return rows
-
-    def text(self) -> str:
-        """Return `describe` as plain lines."""
-        return "\n".join([str(self.path), *(f"  {name:<14} {value}" for name, value in self.describe().items())])
 
     def __repr__(self) -> str:
         c, steered = self.config, ", steered" if self.steered else ""
