@@ -334,7 +334,9 @@ class Config:
         Of older formats, options of other methods than the saved one are dropped.
         """
         flat = _flatten(saved)
-        known = fields(flat.get("method", cls.method))
+        method = flat.get("method", cls.method)
+        check(isinstance(method, str), "method", method, "a text")
+        known = fields(method)
         backend = flat.get("views.backend", "batched")
         check(
             backend == "batched", "views.backend", backend, "batched: torchvision's views are a reference of the tests"
