@@ -94,17 +94,17 @@ def hold(path: str | Path, wait: float = 1.0) -> Iterator[None]:
         lock.release()
 
 
-def is_held(path: str | Path) -> bool:
-    """Return whether some process holds the lock file `path` (False on a disk that cannot be written)."""
+def is_held(path: str | Path) -> bool | None:
+    """Tell whether some process holds the lock file `path`; None if this user may not know (it cannot be written)."""
     try:
         if Path(path).exists():
             with hold(path, wait=0):
                 pass
+        return False
     except InUse:
         return True
     except RunError:
-        pass
-    return False
+        return None
 
 
 # ----------------------------------------------------------------------------------------------------------------- JSON

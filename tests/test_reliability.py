@@ -27,7 +27,7 @@ import tase
 from tase.__main__ import main
 from tase.config import ConfigError, fields
 from tase.files import RunError, load_json, save_json
-from tase.runs import FORMAT, kept_runs, load_checkpoint
+from tase.runs import RUN_FORMAT, kept_runs, load_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -399,8 +399,8 @@ def test_runs_of_older_formats_open_and_newer_ones_say_so(trained, tmp_path):
     for run in kept:  # of format 1
         assert run.config.identity == json.loads((run.path / "config.json").read_text())["identity"]
     saved = json.loads((trained[2].path / "config.json").read_text())
-    assert saved["format"] == FORMAT
-    told = {FORMAT + 1: "newer tase", 0: "no format", None: "no format", "2": "no format", True: "no format"}
+    assert saved["format"] == RUN_FORMAT
+    told = {RUN_FORMAT + 1: "newer tase", 0: "no format", None: "no format", "2": "no format", True: "no format"}
     for form, why in told.items():
         (tmp_path / "config.json").write_text(json.dumps({"format": form, "config": saved["config"]}))
         with pytest.raises(RunError, match=why):

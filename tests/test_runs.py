@@ -124,7 +124,10 @@ def test_a_second_writer_is_refused_and_a_dead_ones_lock_is_free(tmp_path, tiny)
     assert not run.is_training and run.state == "lost" and run.status["state"] == "training"
     with RunWriter(folder, config, resume=True):
         assert run.is_training
-    assert not run.is_training
+    assert run.is_training is False
+    (folder / ".lock").unlink()
+    (folder / ".lock").mkdir()  # as good as a lock of another user, also for root
+    assert run.is_training is None and run.state == "training"
 
 
 def test_looking_whether_a_run_trains_stops_no_training_from_starting(tmp_path, tiny):

@@ -28,7 +28,7 @@ from ..files import (
     write_atomic,
 )
 from .kept import keep_runs, kept_runs
-from .run import FORMAT, RESULTS, History, Run, pending, request, steered
+from .run import RESULTS, RUN_FORMAT, History, Run, pending, request, steered
 from .writer import RunWriter, commit, environment, load_checkpoint, save_checkpoint
 
 
@@ -38,7 +38,7 @@ def load_kept(path):
 
 
 __all__ = [
-    "FORMAT",
+    "RUN_FORMAT",
     "History",
     "RESULTS",
     "Run",

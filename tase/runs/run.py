@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from ..data import ImageSet, Splits
 
-FORMAT = 3  # of a run's folder; 1 had JSON without checksums, 1 and 2 had the options of all methods
+RUN_FORMAT = 3  # of a run's folder; 1 had JSON without checksums, 1 and 2 had the options of all methods
 RESULTS = {"test": "results.json", "val": "results_val.json"}
 # What a slim copy has besides its snapshots: small files that tables, figures and the explorer read.
 SLIM = ["config.json", "environment.json", "status.json", *RESULTS.values(), "metrics.jsonl", "events.jsonl"]
@@ -152,9 +152,9 @@ class Run:
         saved = load_json(self.path / "config.json")
         form = saved.get("format") if isinstance(saved, dict) and isinstance(saved.get("config"), dict) else None
         if type(form) is not int or form < 1:
-            raise RunError(f"{self.path}/config.json is of no format that tase has had (1 to {FORMAT}); train again")
-        if form > FORMAT:
-            raise RunError(f"{self.path} was made by a newer tase (format {form}, here up to {FORMAT}); update tase")
+            raise RunError(f"{self.path}/config.json is of no format that tase knows (1 to {RUN_FORMAT}); train again")
+        if form > RUN_FORMAT:
+            raise RunError(f"{self.path} is of a newer tase (format {form}, here up to {RUN_FORMAT}); update tase")
         try:
             self.config = Config.from_dict(saved["config"])
         except ConfigError as error:
@@ -187,15 +187,15 @@ class Run:
         return self.status.get("state") == "finished"
 
     @property
-    def is_training(self) -> bool:
-        """Whether a process trains in the folder: it holds the folder's lock, until it ends."""
+    def is_training(self) -> bool | None:
+        """Whether a process trains in the folder, which holds its lock; None if this user may not open the lock."""
         return is_held(self.path / ".lock")
 
     @property
     def state(self) -> str:
         """The status's state; lost if it says that the run trains, and no process does."""
         state = self.status.get("state", "new")
-        return "lost" if state in ("new", "training", "paused") and not self.is_training else state
+        return "lost" if state in ("new", "training", "paused") and self.is_training is False else state
 
     @property
     def events(self) -> list[dict[str, Any]]:

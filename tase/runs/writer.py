@@ -32,7 +32,7 @@ from ..files import (
 )
 from ..lazy import torch
 from ..models import Network, load_backbone, save_backbone
-from .run import FORMAT, Run, check_steering, not_taken
+from .run import RUN_FORMAT, Run, check_steering, not_taken
 
 if TYPE_CHECKING:
     from ..data import ImageSet
@@ -219,7 +219,7 @@ class RunWriter:
         identity = self.config.identity
         if (self.folder / "config.json").exists():  # resumed: its checkpoint may be of an older tase's identity
             identity = Run(self.folder).saved_identity
-        saved = {"format": FORMAT, "identity": identity, "config": self.config.to_dict()}
+        saved = {"format": RUN_FORMAT, "identity": identity, "config": self.config.to_dict()}
         save_json(self.folder / "config.json", saved)
         if not load_optional_json(self.folder / "environment.json"):
             facts = {**environment(device), "subset": images.hash, "images": len(images)}
