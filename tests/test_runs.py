@@ -23,6 +23,7 @@ from tase.runs import (
     RESULTS,
     RunWriter,
     commit,
+    commit_text,
     keep_runs,
     kept_runs,
     load_checkpoint,
@@ -283,6 +284,8 @@ def test_a_slim_copy_is_enough_for_tables_and_figures(trained, tmp_path):
     assert slim.history.quality == run.history.quality and slim.metrics.equals(run.metrics)
     assert slim.results == run.results and slim.finished and slim.identity == run.identity
     assert slim.environment == run.environment
+    for sizes, whole in zip(slim.history.cluster_sizes, run.history.cluster_sizes, strict=True):
+        assert np.array_equal(sizes, whole)
     for ask in (lambda: slim.history.features(0), slim.features, slim.encoder):
         with pytest.raises(RunError, match="slim copy"):
             ask()
@@ -373,7 +376,8 @@ def test_where_there_is_no_repository_the_version_is_said(tmp_path, monkeypatch)
 
     assert re.fullmatch(r"[0-9a-f]{10}\+?|version .+", commit())
     monkeypatch.setattr(subprocess, "run", nothing)
-    assert commit() == f"version {tase.__version__}"
+    assert commit() == f"version {tase.__version__}" == commit_text(commit())
+    assert commit_text("0123456789+", "9876543210", "0123456789+") == "commit 0123456789+, 9876543210"
 
 
 def test_requests_are_checked(trained, tmp_path):

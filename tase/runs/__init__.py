@@ -28,7 +28,7 @@ from ..files import (
     write_atomic,
 )
 from .kept import keep_runs, kept_runs
-from .run import RESULTS, RUN_FORMAT, History, Run, pending, request, steered
+from .run import RESULTS, RUN_FORMAT, History, Run, commit_text, pending, request, steered
 from .writer import RunWriter, commit, environment, load_checkpoint, save_checkpoint
 
 
@@ -45,6 +45,7 @@ __all__ = [
     "RunError",
     "RunWriter",
     "commit",
+    "commit_text",
     "environment",
     "keep_runs",
     "kept_runs",

@@ -295,9 +295,7 @@ class Run:
         if (self.path / "layouts").exists():
             shutil.copytree(self.path / "layouts", out / "layouts", dirs_exist_ok=True)
         for path, arrays in self.history.snapshots().items():
-            small = {k: v.astype(np.float16) if v.dtype == np.float32 else v for k, v in arrays.items()}
-            if "pseudo_label" in small and small["cluster_sizes"].size < 2**15:
-                small["pseudo_label"] = small["pseudo_label"].astype(np.int16)
+            small = {name: _small(name, array) for name, array in arrays.items()}
             save_npz(out / "history" / path.name, compress=True, **small)
         return Run(out)
 
@@ -311,7 +309,8 @@ class Run:
             "state": f"{self.state}, epoch {self.status.get('epoch', 0)} of {c.optim.epochs}",
             "identity": self.identity + (f", steered at {len(self.events)} refreshes" if self.steered else ""),
             "snapshots": str(len(self.history)),
-            "device": f"{environment.get('device', '?')}, torch {environment.get('torch', '?')}, commit {self.commit}",
+            "device": f"{environment.get('device', '?')}, torch {environment.get('torch', '?')}",
+            "code": commit_text(self.commit),
         }
         for name, scores in ((self.results or {}).get("protocols") or {}).items():
             rows[name] = _score_text(scores, ("all", "head", "mid", "tail", "std"), ".1f")
@@ -329,6 +328,21 @@ class Run:
         left = "style='text-align:left'"
         cells = (f"<tr><th {left}>{escape(k)}</th><td {left}>{escape(v)}</td></tr>" for k, v in self.describe().items())
         return f"<table><caption>{escape(str(self.path))}</caption>{''.join(cells)}</table>"
+
+
+def _small(name: str, array: np.ndarray) -> np.ndarray:
+    """Halve an array with a value per sample; sizes of clusters may exceed half precision's 65,504, and stay."""
+    if name not in PER_SAMPLE:
+        return array
+    if array.dtype.kind == "f":
+        return array.astype(np.float16)
+    return array.astype(np.int16) if array.max(initial=0) < 2**15 else array  # pseudo-labels
+
+
+def commit_text(*commits: str) -> str:
+    """Say which code it was: "commit 1234567890, 0987654321+", or "version 0.1.0" if there was no repository."""
+    text = ", ".join(dict.fromkeys(commits))
+    return text if text.startswith("version") else f"commit {text}"
 
 
 def _score_text(scores: dict[str, float], names: tuple[str, ...], form: str) -> str:
