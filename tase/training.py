@@ -426,7 +426,7 @@ def _loop(t, splits, writer, asked, until, on_epoch, progress) -> bool:
 
     def stop() -> bool:
         while True:
-            action = writer.action() if rank() == 0 else "run"
+            action = writer.control.action() if rank() == 0 else "run"
             stopping, pausing = any_of(asked.is_set() or action == "stop", action == "pause")
             if stopping or not pausing:
                 return stopping
@@ -461,7 +461,7 @@ def _loop(t, splits, writer, asked, until, on_epoch, progress) -> bool:
 
 def _before_epoch(t: Training, writer: RunWriter) -> None:
     if due(t):
-        t.steer(lead(lambda: writer.take(t.epoch, t.step)))
+        t.steer(lead(lambda: writer.control.take(t.epoch, t.step)))
     t.guidance.start_epoch(t.epoch)
     if due(t) and t.config.record.snapshots:
         lead(writer.snapshot, t.epoch, **snapshot(t, refresh(t)))
