@@ -56,10 +56,11 @@ def _zipped(folder: Path) -> bytes:
     """Zip the files below `folder` in the order of their names, with one fixed date and mode."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
-        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-            entry = zipfile.ZipInfo(path.relative_to(folder).as_posix(), date_time=(1980, 1, 1, 0, 0, 0))
-            entry.external_attr, entry.compress_type = 0o644 << 16, zipfile.ZIP_DEFLATED
-            file.writestr(entry, path.read_bytes())
+        paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+        for name in sorted(paths):
+            entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+            entry.create_system, entry.external_attr = 3, 0o644 << 16  # as on Unix, wherever it is written
+            file.writestr(entry, paths[name].read_bytes(), zipfile.ZIP_DEFLATED)
     return buffer.getvalue()
 
 
