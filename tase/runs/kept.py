@@ -18,10 +18,10 @@ KEPT = "runs.zip"
 _folders: dict[str, Path] = {}  # where zips are unpacked, by the hash of their bytes
 
 
-def keep_runs(runs: Iterable[Run], zip_path: str | Path) -> Path:
+def keep_runs(runs: Iterable[Run], zip_path: str | Path, tables_only: bool = False) -> Path:
     """Write slim copies of the runs into one zip, by the names of their folders; runs that it has already stay.
 
-    The same runs give the same bytes. Raises RunError if two of the runs have one name.
+    `tables_only` keeps what tables need, some 5 kB a run; else figures can be drawn, too. The same runs give the same bytes. Raises RunError if two of the runs have one name.
     """
     zip_path = Path(zip_path)
     named = {run.name: run for run in kept_runs(zip_path)} if zip_path.exists() else {}
@@ -31,8 +31,11 @@ def keep_runs(runs: Iterable[Run], zip_path: str | Path) -> Path:
             raise RunError(f"{run.path} and {new[run.name].path} have one name, {run.name}: rename one of the folders")
     zip_path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        for name, run in {**named, **new}.items():
-            run.slim(Path(folder) / name)
+        for name, run in named.items():
+            shutil.copytree(run.path, Path(folder) / name)
+        for name, run in new.items():
+            shutil.rmtree(Path(folder) / name, ignore_errors=True)
+            run.slim(Path(folder) / name, tables_only)
         write_atomic(zip_path, _zipped(Path(folder)))
     return zip_path
 
@@ -61,7 +64,14 @@ def _zipped(folder: Path) -> bytes:
             entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
             entry.create_system, entry.external_attr = 3, 0o644 << 16  # as on Unix, wherever it is written
             file.writestr(entry, paths[name].read_bytes(), zipfile.ZIP_DEFLATED)
+        file.comment = _digest(file)
     return buffer.getvalue()
+
+
+def _digest(file: zipfile.ZipFile) -> bytes:
+    """Hash names, sizes and CRCs: a zip checks its contents, but not whether a name was altered."""
+    facts = sorted((entry.filename, entry.file_size, entry.CRC) for entry in file.infolist())
+    return hashlib.sha256(repr(facts).encode()).hexdigest().encode()
 
 
 def _unpacked(path: Path) -> Path:
@@ -72,6 +82,8 @@ def _unpacked(path: Path) -> Path:
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         try:
             with zipfile.ZipFile(io.BytesIO(data)) as file:
+                if file.comment != _digest(file):
+                    raise RunError("its names or sizes are not those that were written")
                 file.extractall(folder)  # checks each file's CRC, and leaves no path that leads out of the folder
         except Exception as error:
             raise RunError(f"{path} is damaged, or no zip of runs") from error

@@ -285,17 +285,23 @@ class Run:
 
     # ---- copies and descriptions
 
-    def slim(self, out: str | Path) -> Run:
-        """Copy to `out` what tables, figures and the explorer need: no weights, no features, half precision."""
+    def slim(self, out: str | Path, tables_only: bool = False) -> Run:
+        """Copy to `out` what tables, figures and the explorer need: no weights, no features, half precision.
+
+        With `tables_only`, what tables need: no history but the quality of the last clusters, no layouts.
+        """
         out = Path(out)
         (out / "history").mkdir(parents=True, exist_ok=True)
         for name in SLIM:
-            if (self.path / name).exists():
+            drawn = name in ("metrics.jsonl", "history/labels.npz")
+            if (self.path / name).exists() and not (tables_only and drawn):
                 shutil.copyfile(self.path / name, out / name)
-        if (self.path / "layouts").exists():
+        if (self.path / "layouts").exists() and not tables_only:
             shutil.copytree(self.path / "layouts", out / "layouts", dirs_exist_ok=True)
-        for path, arrays in self.history.snapshots().items():
-            small = {name: _small(name, array) for name, array in arrays.items()}
+        snapshots = list(self.history.snapshots().items())
+        for path, arrays in snapshots[-1:] if tables_only else snapshots:
+            kept = ("quality",) if tables_only else arrays
+            small = {name: _small(name, arrays[name]) for name in kept}
             save_npz(out / "history" / path.name, compress=True, **small)
         return Run(out)
 
