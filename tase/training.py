@@ -187,7 +187,7 @@ def train_step(t: Training, index: Tensor, images: Tensor | None = None) -> NTXe
     index, own = (i.to(t.device, non_blocking=True) for i in (index, own))
     for group in t.optimiser.param_groups:
         group["lr"] = learning_rate(t.config.optim, t.step, t.steps_per_epoch)
-    view1, view2 = two_views(images, t.config.views, t.generators["views"], of=b)
+    view1, view2 = two_views(images, t.config.views, t.generators["views"], share(b).start, b)
     view1, view2 = (v.contiguous(memory_format=torch.channels_last) for v in (view1, view2))
     with t.autocast:
         z1, z2 = t.forward(view1), t.forward(view2)

@@ -62,7 +62,7 @@ def some_views():
         ViewsConfig(blur=0.5),
     )
     own = distributed.share(9)
-    return [distributed.gather(view, 9) for view in tase.two_views(images[own], views, gen(), of=9)]
+    return [distributed.gather(view, 9) for view in tase.two_views(images[own], views, gen(), own.start, 9)]
 
 
 def trained_without_norm(method):
