@@ -1,20 +1,19 @@
 """The benchmark measures what it says: times that are known, memory that can be counted, work that can be computed."""
 
+import copy
 import json
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 import tase
 from tase import bench, training
-from tase.bench import _measure, _pieces, _rivals, _step, _whole
-from tase.bench._measure import Bench
+from tase.bench import BenchBudget
 
 CPU = torch.device("cpu")
-FAST = Bench(CPU, quick=True, seconds=0.0, rounds=2)
+FAST = BenchBudget(CPU, quick=True, seconds=0.0, rounds=2)
 
 
 def asleep(seconds):
@@ -22,49 +21,62 @@ def asleep(seconds):
 
 
 def test_times_and_ratios_are_those_of_the_work():
-    s = Bench(CPU, seconds=1.0, rounds=3)
-    times = _measure.measure({"short": asleep(0.02), "long": asleep(0.06)}, s)
+    s = BenchBudget(CPU, seconds=1.0, rounds=3)
+    times = bench.time_in_turn({"short": asleep(0.02), "long": asleep(0.06)}, s)
     assert [len(t) for t in times.values()] == [3, 3]
-    short, long = _measure.compared("naps", times, "short", amount=10, unit="naps/s")
-    assert short["seconds"] >= 0.02 and short["ratio"] == 1
+    short, long = bench.rival_rows("naps", times, "short", amount=10, unit="naps/s")
+    assert short["seconds"] >= 0.02 and short["ratio"] == 1 and short["ratio_spread"] == 0
     assert long["seconds"] >= 0.06 and 1.5 < long["ratio"] < 4.5
     assert long["rate"] == pytest.approx(10 / long["seconds"])
 
 
-def test_actions_take_turns_and_the_first_call_does_not_count():
+def test_actions_take_turns_and_the_first_call_of_each_does_not_count():
     called = []
     actions = {name: lambda name=name: (called.append(name), time.sleep(0.02)) for name in "ab"}
-    times = _measure.measure(actions, Bench(CPU, seconds=10, rounds=2))
-    assert called == ["a", "b"] + ["a", "b"] + ["b", "a"]
-    assert len(times["a"]) == 2
+    times = bench.time_in_turn(actions, BenchBudget(CPU, seconds=0.01, rounds=1))
+    assert called == ["a", "a", "b", "b"]  # a warm-up each, then one that counts
+    called.clear()
+    times = bench.time_in_turn(actions, BenchBudget(CPU, seconds=0.1, rounds=2))
+    assert "".join(called).startswith("aa") and called[-1] == "a"  # the second round begins with b
+    assert len(times["a"]) == len(times["b"]) == 2
 
 
 def test_short_actions_are_repeated_and_their_time_is_that_of_one_call():
     called = []
-    times = _measure.measure({"short": lambda: called.append(time.sleep(0.001))}, Bench(CPU, seconds=1, rounds=3))
-    assert len(called) > 1 + 3 * 2
-    assert 0.001 <= min(times["short"]) < 0.01
+    times = bench.time_in_turn(
+        {"short": lambda: called.append(time.sleep(0.001))}, BenchBudget(CPU, seconds=0.3, rounds=3)
+    )
+    row = bench.timed_row("naps", "short", times["short"])
+    assert len(called) > 30
+    assert 0.001 <= row["seconds"] < 0.01
 
 
 @pytest.mark.parametrize(("seconds", "deadline", "rounds"), [(0.02, float("inf"), 3), (9, 0, 1), (0.001, 1e18, 1)])
 def test_rounds_end_when_the_time_is_up(seconds, deadline, rounds):
-    s = Bench(CPU, seconds=seconds, rounds=9, deadline=deadline)
-    assert len(_measure.measure({"nap": asleep(0.012)}, s)["nap"]) == rounds
+    s = BenchBudget(CPU, seconds=min(seconds, 0.2), rounds=9, deadline=deadline)
+    nap = 0.004 if rounds == 3 else 0.012
+    assert len(bench.time_in_turn({"nap": asleep(nap)}, s)["nap"]) == rounds
 
 
-def test_summary_is_median_and_half_the_quartiles_distance():
-    assert _measure.summary([5.0, 1.0, 2.0, 3.0, 4.0]) == {"seconds": 3.0, "spread": 1.0, "rounds": 5}
-    assert _measure.summary([2.0]) == {"seconds": 2.0, "spread": 0.0, "rounds": 1}
+def test_a_row_has_the_median_and_half_the_quartiles_distance_of_all_blocks():
+    from torch.utils.benchmark import Measurement, TaskSpec
+
+    task = TaskSpec("action()", "")
+    rounds = [Measurement(1, [5.0, 1.0], task), Measurement(1, [2.0, 3.0, 4.0], task)]
+    row = bench.timed_row("case", "name", rounds, share=0.5)
+    assert row == {"case": "case", "name": "name", "seconds": 3.0, "spread": 1.0, "rounds": 2, "share": 0.5}
+    assert bench.timed_row("case", "name", [Measurement(4, [8.0], task)])["seconds"] == 2.0
 
 
-def test_the_stopwatch_shares_out_all_of_the_time():
-    watch, begun = _measure.Stopwatch(CPU), time.perf_counter()
-    for part, nap in (("a", 0.02), ("b", 0.01), ("a", 0.02)):
-        watch.switch(part)
-        time.sleep(nap)
-    parts = watch.read()
-    assert parts["a"] >= 0.04 and parts["b"] >= 0.01
-    assert sum(parts.values()) <= time.perf_counter() - begun
+def test_a_ratio_is_taken_round_by_round():
+    from torch.utils.benchmark import Measurement, TaskSpec
+
+    def measured(*seconds):
+        return [Measurement(1, [x], TaskSpec("action()", "")) for x in seconds]
+
+    rows = bench.rival_rows("case", {"a": measured(1, 10, 100), "b": measured(2, 20, 400)}, "a")
+    assert [row["ratio"] for row in rows] == [1, 2]  # although a machine that slows down 100 times
+    assert rows[1]["ratio_spread"] == pytest.approx(0.5) and rows[1]["against"] == "a"
 
 
 def test_peak_memory_counts_what_lives_at_the_same_time():
@@ -76,21 +88,26 @@ def test_peak_memory_counts_what_lives_at_the_same_time():
         b, c = torch.ones(3 * mib), torch.ones(2 * mib)
         return b, c
 
-    assert _measure.peak_memory(work, CPU) / 2**20 == pytest.approx(5, abs=0.01)
+    assert bench.peak_bytes(work, CPU) / 2**20 == pytest.approx(5, abs=0.01)
 
 
 def test_free_memory_is_a_plausible_number_of_bytes():
-    assert _measure.free_memory(CPU) > 2**20
+    assert bench.free_bytes(CPU) > 2**20
 
 
-def test_threads_are_put_back():
-    before = torch.get_num_threads()
-    assert _measure.one_thread(torch.get_num_threads)() == 1
-    assert torch.get_num_threads() == before
+def test_threads_are_those_wanted_and_put_back():
+    seen, before = {"all": set(), "one": set()}, torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        actions = {name: lambda name=name: seen[name].add(torch.get_num_threads()) for name in seen}
+        bench.time_in_turn(actions, FAST, threads={"one": 1})
+        assert seen == {"all": {2}, "one": {1}} and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_images_are_long_tailed_and_coloured():
-    images = _measure.some_images(500, 3, 16)
+    images = bench.bench_images(500, 3, 16)
     assert images.images.shape == (500, 3, 16, 16) and images.images.dtype == torch.uint8
     assert images.counts.sum() == 500 and images.counts[0] > 5 * images.counts[9].clamp(min=1)
     assert not torch.equal(images.images[:, 0], images.images[:, 1])
@@ -98,29 +115,29 @@ def test_images_are_long_tailed_and_coloured():
 
 def test_the_plain_formula_is_our_loss():
     z1, z2 = torch.randn(2, 9, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    assert _rivals.plain_formula(z1, z2, 0.3).item() == pytest.approx(tase.nt_xent(z1, z2, 0.3).loss.item(), abs=1e-6)
+    assert bench.plain_formula(z1, z2, 0.3).item() == pytest.approx(tase.nt_xent(z1, z2, 0.3).loss.item(), abs=1e-6)
 
 
 def test_losses_that_do_not_fit_are_skipped_with_the_reason(monkeypatch):
-    monkeypatch.setattr(_pieces, "free_memory", lambda device: 6 * 2**20)
-    rows = {row["name"]: row for row in _pieces.bench_loss(FAST, [256])}
+    monkeypatch.setattr(bench, "free_bytes", lambda device: 6 * 2**20)
+    rows = {row["name"]: row for row in bench.bench_loss(FAST, [256])}
     assert rows["plain formula"]["skipped"] == "needs about 0 GiB, over half of the 0 GiB free"
     assert rows["tase"]["peak_bytes"] > 0
 
 
 def test_the_estimates_of_memory_are_those_of_the_peak():
     z1, z2 = torch.randn(2, 512, 128, requires_grad=True).unbind(0)
-    for name, (function, needed) in _rivals.loss_functions(512, CPU).items():
+    for name, (function, needed) in bench.loss_rivals(512, CPU).items():
         if name != "pytorch-metric-learning":
-            peak = _measure.peak_memory(lambda f=function: torch.autograd.grad(f(z1, z2), (z1, z2)), CPU)
+            peak = bench.peak_bytes(lambda f=function: torch.autograd.grad(f(z1, z2), (z1, z2)), CPU)
             assert 0.6 * needed < peak < 1.7 * needed, name
 
 
 def test_views_and_clusters_name_their_rivals():
-    rows = {row["name"]: row for row in _pieces.bench_views(FAST, 16)}
+    rows = {row["name"]: row for row in bench.bench_views(FAST, 16)}
     assert rows["torchvision, per sample"]["unit"] == "pairs/s"
     assert "skipped" in rows["kornia"] or rows["kornia"]["rate"] > 0
-    rows = {row["name"]: row for row in _pieces.bench_kmeans(FAST, [300], k=5)}
+    rows = {row["name"]: row for row in bench.bench_kmeans(FAST, [300], k=5)}
     ours, theirs = rows["tase, Lloyd alone"]["inertia"], rows["scikit-learn KMeans"]["inertia"]
     assert ours == pytest.approx(theirs, rel=0.02)
     assert rows["tase"]["inertia"] <= ours
@@ -129,56 +146,58 @@ def test_views_and_clusters_name_their_rivals():
 def test_inertia_is_that_of_scikit_learn():
     from sklearn.cluster import KMeans
 
-    x = _pieces.mixture(400, 16, CPU, parts=6)
+    x = bench.direction_mixture(400, 16, CPU, parts=6)
     model = KMeans(6, n_init=1, random_state=0).fit(x.double().numpy())
     labels = torch.from_numpy(model.labels_).long()
-    assert _pieces.inertia(x, labels) == pytest.approx(model.inertia_, rel=1e-5)
+    assert bench.cluster_inertia(x, labels) == pytest.approx(model.inertia_, rel=1e-5)
 
 
-def test_parts_of_a_step_are_a_real_step():
-    plain, split = (_step.new_training(FAST, "conv4", 8, 2) for _ in range(2))
+def test_parts_of_a_step_leave_the_weights_and_the_whole_is_a_real_step():
+    plain, split = (bench.bench_training(FAST, "conv4", 8, 2) for _ in range(2))
     index = torch.arange(8)
     for t in (plain, split):
         t.network.train()
+    start = [x.clone() for x in split.network.parameters()]
+    parts = bench.step_parts(split, index)
+    whole = parts.pop("whole step")
+    assert (*parts, "rest") == bench.STEP_PARTS
+    for part in parts.values():
+        part()
+    assert all(torch.equal(a, b) for a, b in zip(start, split.network.parameters()))
+    plain.optimiser.load_state_dict(copy.deepcopy(split.optimiser.state_dict()))  # the momentum of the part "optimiser"
     training.train_step(plain, index)
-    parts = _step.split_step(split, index)
-    assert set(parts) == set(_step.PARTS) and min(parts.values()) > 0
-    assert parts["network"] > parts["optimiser"]
+    whole()
     for a, b in zip(plain.network.parameters(), split.network.parameters()):
         assert torch.equal(a, b)
-    assert training.two_views is tase.two_views and training.nt_xent is tase.nt_xent
-    assert split.forward is split.network and "step" not in vars(split.optimiser)
 
 
-def test_the_networks_work_is_counted():
-    t = _step.new_training(FAST, "conv4", 8, 1)
-    t.network.backbone = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Flatten())
-    t.network.projector = nn.Identity()
-    flops, moved = _step.network_work(t, 10)
-    forward = 2 * 10 * 32 * 32 * 4 * 3 * 9
-    assert flops == 2 * forward  # of an input that needs no gradient: forward, and the weights' gradient
-    assert moved == 5 * 10 * 4 * 32 * 32 * 4
-    assert not any(module._forward_hooks for module in t.network.modules())
+def test_the_parts_are_the_work_of_the_step():
+    t = bench.bench_training(FAST, "conv4", 8, 1)
+    t.network.train()
+    parts, made = bench.step_parts(t, torch.arange(8)), {}
+    for name in ("views", "network"):
+        made[name] = parts[name]()
+    assert [view.shape for view in made["views"]] == 2 * [(8, 3, 32, 32)]
+    assert len(made["network"]) == 2 and all(x.grad is not None for x in t.network.parameters())
 
 
-def test_the_account_adds_up():
-    t = _step.new_training(FAST, "conv4", 8, 1)
-    rates = {"flops": 1e12, "bytes": 1e11}
-    whole, *parts = _step.roofline("c", t, 16, 0.5, 0.4, rates)
-    assert whole["rate"] == pytest.approx(whole["flops"] / 0.5)
-    assert sum(row["seconds"] for row in parts) == pytest.approx(0.4)
+def test_the_rows_of_a_step_add_up(monkeypatch):
+    monkeypatch.setattr(bench, "bench_networks", lambda s: (("conv4", 8, 1),))
+    whole, *parts = bench.bench_step(FAST)
+    assert whole["name"] == "whole step" and {row["name"] for row in parts} == set(bench.STEP_PARTS)
+    assert sum(row["share"] for row in parts) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_the_reference_loop_trains_on_all_batches(workers):
-    t = _step.new_training(FAST, "conv4", 8, 3)
+    t = bench.bench_training(FAST, "conv4", 8, 3)
     seen = []
 
     def counting(*inputs):
         seen.append(len(inputs[0]))
-        return _rivals.plain_formula(*inputs)
+        return bench.plain_formula(*inputs)
 
-    _rivals.reference_loop(t, workers, counting)()
+    bench.reference_loop(t, workers, counting)()
     assert seen == [8, 8, 8]
 
 
@@ -187,25 +206,26 @@ def test_guidance_runs_are_the_real_ones(monkeypatch):
 
     def noting(config, out, **options):
         runs.append((config.method, config.record.snapshots))
-        assert training.choose_device(config.optim) == CPU
+        assert config.optim.device == "cpu" and config.optim.epochs in (2, 12)
 
     monkeypatch.setattr(training, "train", noting)
-    rows = _whole.bench_guidance(Bench(CPU, quick=True, rounds=1))
-    assert runs == [("tase", True), ("simclr", False), ("simclr", True), ("tase", True)]
+    rows = bench.bench_guidance(BenchBudget(CPU, quick=True, seconds=0.0, rounds=1))
+    assert runs[0] == ("tase", True)  # a short one first, so that nothing is loaded while it counts
+    assert list(dict.fromkeys(runs[1:])) == [("simclr", False), ("simclr", True), ("tase", True)]
     assert [row["against"] for row in rows] == ["simclr, no snapshots"] * 3 + ["simclr, snapshots"]
 
 
 def test_report_table_and_figure(tmp_path, monkeypatch):
-    monkeypatch.setattr(_step, "networks", lambda s: (("conv4", 8, 1),))
+    monkeypatch.setattr(bench, "bench_networks", lambda s: (("conv4", 8, 1),))
     said = []
     report = bench.benchmark(True, ["step", "loss"], tmp_path, device="cpu", say=said.append)
     assert said == ["bench: step ...", "bench: loss ..."]
     assert json.loads((tmp_path / "bench.json").read_text())["sections"].keys() == {"step", "loss"}
     assert (tmp_path / "bench.png").stat().st_size > 5000 and (tmp_path / "bench.pdf").exists()
-    table = bench.format_table(report)
-    for word in ("conv4, batch 8", "optimiser", "of the matmul rate", "plain formula", "peak", "torch"):
+    table = bench.bench_text(report)
+    for word in ("conv4, batch 8", "optimiser", "of the step", "plain formula", "peak", "torch"):
         assert word in table
-    shares = [row["share"] for row in report["sections"]["step"] if row["name"] in _step.PARTS]
+    shares = [row["share"] for row in report["sections"]["step"] if row["name"] in bench.STEP_PARTS]
     assert sum(shares) == pytest.approx(1, abs=0.3)
     machine = report["machine"]
     assert machine["threads"] == torch.get_num_threads() and machine["versions"]["torchvision"]
@@ -216,14 +236,14 @@ def test_a_section_that_breaks_says_so_and_stops_no_other(monkeypatch):
     def broken(s):
         raise RuntimeError("no shared memory")
 
-    monkeypatch.setitem(bench.SECTIONS, "loop", broken)
-    monkeypatch.setitem(bench.SECTIONS, "views", lambda s: [])
+    monkeypatch.setitem(bench.BENCH_SECTIONS, "loop", broken)
+    monkeypatch.setitem(bench.BENCH_SECTIONS, "views", lambda s: [])
     report = bench.benchmark(True, ["loop", "views"], device="cpu")
     assert report["sections"] == {
         "loop": [{"case": "all", "name": "all", "skipped": "RuntimeError: no shared memory"}],
         "views": [],
     }
-    assert "no shared memory" in bench.format_table(report)
+    assert "no shared memory" in bench.bench_text(report)
 
 
 def test_unknown_sections_and_devices_are_errors():
@@ -233,8 +253,25 @@ def test_unknown_sections_and_devices_are_errors():
         bench.benchmark(True, ["views"], device="gpu")
 
 
-def test_the_kept_report_is_redrawn(tmp_path):
-    kept = Path(__file__).parent.parent / "figures" / "bench" / "bench.json"
+KEPT = sorted((Path(__file__).parent.parent / "figures").rglob("bench.json"))
+
+
+@pytest.mark.parametrize("kept", KEPT, ids=lambda path: path.parent.name)
+def test_kept_reports_are_redrawn_and_told(kept, tmp_path):
     (tmp_path / "bench.json").write_text(kept.read_text())
-    assert {path.name for path in bench.redraw(tmp_path)} == {"bench.pdf", "bench.png"}
+    for rows in (report := json.loads(kept.read_text()))["sections"].values():
+        assert all(row["name"] in bench.bench_text(report) for row in rows)
+    assert {path.name for path in bench.redraw_bench(tmp_path)} == {"bench.pdf", "bench.png"}
     assert (tmp_path / "bench.png").stat().st_size > 10_000
+
+
+def test_every_bar_of_the_figure_has_its_name_and_every_group_its_heading():
+    (kept,) = (path for path in KEPT if path.parent.name == "bench")
+    axes, below = bench.bench_figure(json.loads(kept.read_text())).axes
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    headings = [text.get_text() for text in axes.texts if ": 1 = " in text.get_text()]
+    assert "views, batch 512: 1 = tase, 1 thread" in headings and labels.count("plain formula") == 4
+    assert labels.count("") == len(headings) == len(set(headings))
+    low, high = axes.get_xlim()
+    assert low <= 0.5 and high >= 2
+    assert [label.get_text() for label in below.get_yticklabels()] == ["resnet18, batch 512", "conv4, batch 512"]
