@@ -87,9 +87,9 @@ def _figures(args: argparse.Namespace) -> dict[str, Any]:
     from .runs import Run, keep_runs
 
     if args.redraw:
-        from .bench import redraw
+        from .bench import redraw_bench
 
-        written = [*figures.redraw(args.redraw), *redraw(args.redraw)]
+        written = [*figures.redraw(args.redraw), *redraw_bench(args.redraw)]
     else:
         if not args.runs:
             raise ConfigError("figures needs one or more run folders, or --redraw FOLDER")
@@ -230,11 +230,11 @@ def _demo(args: argparse.Namespace) -> dict[str, Any]:
 
 def _bench(args: argparse.Namespace) -> dict[str, Any]:
     os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # read with torch: its profiler else writes when it starts and stops
-    from .bench import benchmark, format_table
+    from .bench import bench_text, benchmark
 
     report = benchmark(args.quick, args.only, args.out, args.device, (lambda line: None) if args.quiet else _say)
     if not args.json:
-        print(format_table(report))
+        print(bench_text(report))
     return report
 
 
@@ -294,7 +294,7 @@ def _parser() -> argparse.ArgumentParser:
 
     p = verb("bench", _bench, "measure speed and memory against named rivals")
     p.add_argument("--quick", action="store_true", help="small sizes, few rounds: under 45 s on two idle cores")
-    sections = "views, loss, kmeans, step, loop, guidance, import"
+    sections = "views, loss, kmeans, step, loop, guidance"
     p.add_argument("--only", nargs="+", default=[], metavar="SECTION", help=f"some of: {sections}")
     p.add_argument("--out", help="write bench.json and a figure of bars into this folder")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, or cuda:N (default auto)")
