@@ -35,11 +35,12 @@ from . import training
 from .config import ViewsConfig, check_choice
 from .data import ImageSet, load_images
 from .distributed import choose_device
+from .files import load_json, save_json
 from .losses import nt_xent
 from .models import build
 from .presets import preset
 from .pseudo_labels import spherical_kmeans
-from .runs import environment, load_json, save_json
+from .runs import environment
 from .views import two_views
 
 if TYPE_CHECKING:
