@@ -1,26 +1,25 @@
 """Widgets: their pure functions against what training saved, and their callbacks, bad input included."""
 
-import dataclasses
 import re
 import shutil
 import time
+from dataclasses import dataclass
+from xml.etree import ElementTree
 
 import numpy as np
+import pandas
 import pytest
 import torch
+from planted import planted_run
 
 import tase
-from tase.config import ConfigError
-from tase.guidance import TASE
+from tase.config import METHODS, ConfigError
+from tase.guidance import Guidance, Method
 from tase.pseudo_labels import centred
 from tase.runs import RunError
-from tase.widgets import LiveTraining, RunExplorer, TemperatureExplorer, benchmark_explorer, layouts
-from tase.widgets import _live as live
-from tase.widgets import _pure as pure
-from tase.widgets._bench import planted_run
+from tase.widgets import LiveTraining, RunExplorer, TemperatureExplorer, base, layouts, live, svg, temperature
 from tase.widgets._course import Course
 from tase.widgets._layouts import aligned, normalised, rotation
-from tase.widgets._parts import Images, Job, Picture, thumbnails
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed")
 
@@ -47,15 +46,15 @@ def unlabelled(run):
     return tase.Run(run.path)
 
 
-# --- pure functions ---------------------------------------------------------------------------------------------------
+# --- from a snapshot to temperatures ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("changes", [{}, {"headness_map": "rank"}, {"reversed": True}, {"gamma": 0.0}])
-def test_a_proposal_with_the_runs_own_settings_is_what_training_saved(tiny, tmp_path, changes):
+def test_what_if_with_the_runs_own_options_is_what_training_saved(tiny, tmp_path, changes):
     config = tiny(**{f"guidance__{k}": v for k, v in changes.items()}, optim__epochs=4)
     run = tase.train(config, tmp_path / "run", progress=False)
-    now = pure.moment(run.history, len(run.history) - 1, config.guidance)
-    new = pure.proposal(now, config.guidance)
+    now = temperature.saved_samples(run.history, len(run.history) - 1, config.guidance)
+    new = temperature.what_if(now, config.guidance)
     # Ranks of two samples whose headness is equal but for rounding may be exchanged.
     one_rank = (config.guidance.tau_max - config.guidance.tau_min) / len(new.tau)
     np.testing.assert_allclose(
@@ -64,92 +63,144 @@ def test_a_proposal_with_the_runs_own_settings_is_what_training_saved(tiny, tmp_
     np.testing.assert_allclose(new.weight, run.history.weight[-1], rtol=2e-5)
 
 
-def test_new_clusters_with_the_saved_settings_give_every_sample_a_cluster(run):
+def test_new_clusters_with_the_saved_options_give_every_sample_a_cluster(run):
     t = len(run.history) - 1
-    saved = pure.moment(run.history, t, run.config.guidance)
-    index = run.history.feature_index(t)[:100]
+    saved = temperature.saved_samples(run.history, t, run.config.guidance)
+    x, index = run.history.features(t)[:100], run.history.feature_index(t)[:100]
+
+    def clustered(**options):
+        config = base.override_guidance(run.config, options)
+        return temperature.reclustered(saved, x, index, config, run.history.labels)
+
     for estimator, k in (("size", 5), ("merged", 12), ("density", 3)):
-        settings = dataclasses.replace(run.config.guidance, clusters=k, estimator=estimator)
-        now = pure.reclustered(saved, run.history.features(t)[:100], index, settings)
+        now = clustered(clusters=k, estimator=estimator)
         assert len(now.headness) == len(now.tau) == 100 and now.clusters == k
         assert len(np.unique(now.cluster)) == k
         assert (now.log_sizes is None) == (estimator == "density")
         np.testing.assert_array_equal(now.tau, saved.tau[index])
     with pytest.raises(ConfigError, match="clusters"):
-        pure.reclustered(
-            saved, run.history.features(t)[:100], index, dataclasses.replace(run.config.guidance, clusters=101)
-        )
+        clustered(clusters=101)
+    np.testing.assert_array_equal(clustered(labels="oracle").cluster, run.history.labels[index])
 
 
 def test_histograms_hold_all_samples_also_those_beyond_the_ends():
     values, group = np.array([-5.0, 0.05, 0.15, 0.95, 7.0]), np.array([0, 0, 1, 1, 1])
-    table = pure.shares(values, group, np.linspace(0, 1, 11), [0, 1])
+    table = temperature.histograms(values, group, np.linspace(0, 1, 11), [0, 1])
     np.testing.assert_allclose(table.sum(1), 100)
     assert table[0, 0] == 100 and table[1, 9] == pytest.approx(200 / 3)
-    assert pure.means(values, group, [0, 1, 2])[1] == pytest.approx(2.7)
-    assert np.isnan(pure.means(values, group, [2])[0])
+    assert temperature.group_means(values, group, [0, 1, 2])[1] == pytest.approx(2.7)
+    assert np.isnan(temperature.group_means(values, group, [2])[0])
 
 
 def test_the_push_on_neighbours_is_the_softmax_of_the_loss():
     h = centred(torch.randn(40, 8, generator=torch.Generator().manual_seed(0))).numpy()
-    near = pure.neighbours(h, 7)
-    assert 7 not in near.row and len(near.row) == 39
-    assert (np.diff(near.similarity) <= 0).all()
-    np.testing.assert_allclose(near.similarity, h[near.row] @ h[7], atol=1e-6)
-    share = pure.push_on(near.similarity, 0.2)
-    expected = np.exp(near.similarity / 0.2)
+    row, similarity = temperature.nearest_first(h, 7)
+    assert 7 not in row and len(row) == 39
+    assert (np.diff(similarity) <= 0).all()
+    np.testing.assert_allclose(similarity, h[row] @ h[7], atol=1e-6)
+    share = temperature.push_shares(similarity, 0.2)
+    expected = np.exp(similarity / 0.2)
     np.testing.assert_allclose(share, 100 * expected / expected.sum(), rtol=1e-9)
-    assert pure.push_on(near.similarity, 0.05)[0] > share[0]  # a lower temperature: more on the nearest
+    assert temperature.push_shares(similarity, 0.05)[0] > share[0]  # a lower temperature: more on the nearest
 
 
 def test_most_changed_are_ordered_and_leave_out_what_stays():
     old, new = np.zeros(6), np.array([0.3, -0.1, 0, 0.1, -0.4, 0])
-    up, down = pure.most_changed(old, new, 4)
+    up, down = temperature.most_changed(old, new, 4)
     assert up.tolist() == [0, 3] and down.tolist() == [4, 1]
-    assert not len(np.concatenate(pure.most_changed(old, old, 4)))
+    assert not len(np.concatenate(temperature.most_changed(old, old, 4)))
+
+
+def test_a_run_of_any_method_is_varied_by_the_default_method_on_the_same_data(tiny):
+    simclr, oracle = tiny(method="simclr"), tiny(method="oracle")
+    assert temperature.what_if_config(oracle) == oracle
+    varied = temperature.what_if_config(simclr)
+    assert varied.guidance_class.steerable and varied.data == simclr.data and varied.model == simclr.model
+    assert varied.guidance.clusters == simclr.guidance.clusters and tase.override(varied, {"guidance.tau_max": 0.3})
+
+
+# --- what the widgets share -------------------------------------------------------------------------------------------
 
 
 def test_the_command_line_says_the_configuration_exactly(tiny):
     config = tiny(method="oracle", guidance__reversed=True, guidance__tau_max=0.123, views__scale="0.3,0.9")
-    words = pure.train_arguments(config, "some folder", resume=True)
+    words = base.train_words(config, "some folder", resume=True)
     changes = dict(word.split("=", 1) for word in words[words.index("--set") + 1 : words.index("--out")])
     assert tase.preset(config.preset, config.method, config.seed, changes) == config
-    assert words[-1] == "--resume" and "'some folder'" in pure.command_line(config, "some folder")
-    proposed = pure.proposed_config(tiny(method="simclr"), TASE.Options(tau_max=0.3))
-    assert proposed.method == "tase" and proposed.guidance.tau_max == 0.3
+    assert words[-1] == "--resume" and "'some folder'" in base.command_line(config, "some folder")
+    images = tase.preset("folder", overrides={"data.root": "my images"})
+    assert "'data.root=my images'" in base.command_line(images, "run")
 
 
-def test_thumbnails_escape_texts_from_files():
-    html = thumbnails([np.zeros((1, 8, 8), np.uint8)], ["<b>x</b>\ny"], ['"><script>'])
-    assert "<b>" not in html and "<script>" not in html and "<br>" in html
+def test_thumbnails_escape_texts_from_files(run):
+    images = base.Images(run)
+    images.describe = lambda i: '"><script>'
+    html = images.strip([0], ["<b>x</b>\ny"])
+    assert "<b>" not in html and "<script>" not in html and "<br>" in html and "data:image/png" in html
 
 
-def test_a_picture_changes_with_its_moving_artists_only_where_they_are():
-    picture = Picture(200, 100, "test")
-    ax = picture.figure.subplots()
-    ax.set(xlim=(0, 1), ylim=(0, 1))
-    (line,) = ax.plot([0, 1], [0, 1])
-    picture.moves(line)
-    first = picture.png()
-    line.set_ydata([1, 0])
-    second = picture.png()
-    line.set_ydata([0, 1])
-    assert second != first and picture.png() == first
-    ax.set_xlim(0, 2)
-    assert picture.png() != first
+@pytest.mark.parametrize(
+    "value, text", [(1422.7, "1,423"), (0.03125, "0.0312"), (0.5, "0.5"), (12.0, "12"), (0, "0"), (2.4e-5, "0.000024")]
+)
+def test_numbers_are_written_as_people_write_them(value, text):
+    assert svg.plain_number(value) == text
+
+
+def test_a_plot_says_what_it_shows_and_keeps_points_inside_its_axes():
+    plot = svg.Plot("<Loss>", "epoch", x=(1, 100), y=(0, 1), log=True)
+    plot.line([1, 10, 1000], [0, float("nan"), 7], "ink", name="a & b")
+    plot.dots([10], [0.5], ["0"])
+    page = ElementTree.fromstring(plot.svg("all is well"))
+    assert page.attrib["role"] == "img" and page.attrib["aria-label"] == "<Loss>: all is well"
+    line, (dot,) = page.findall("path")[-1], page.findall("circle")
+    assert line.find("title").text == "a & b" and "var(--tase-ink)" in line.attrib["style"]
+    points = re.findall(r"[\d.]+ [\d.]+", line.attrib["d"])
+    assert len(points) == 2 and points[1] == f"{262 - 8}.0 {plot.TOP}.0"  # the one that is no number is left out
+    assert float(dot.attrib["cx"]) == pytest.approx((plot.LEFT + 262 - 8) / 2)
+    assert svg.at_least(92.0, 92.6, 20) == pytest.approx((82.3, 102.3)) and svg.at_least(0, 50, 20) == (0, 50)
+
+
+def test_controls_are_made_of_a_methods_own_options(tiny):
+    @dataclass(frozen=True)
+    class Options(Guidance.Options):
+        near_min: float = tase.option(0.1, "the lower end", above=0)
+        near_max: float = tase.option(0.4, "the upper end", above=0)
+        power: float = tase.option(2.0, "a power", low=1, high=3)
+        soft: bool = tase.option(True, "whether")
+        kind: str = tase.option("one", "which", choices=("one", "two"))
+        often: int = tase.option(3, "how often", low=1)
+
+    own = type("Own", (Guidance,), {"Options": Options, "steerable": ("near_min", "near_max", "power", "soft", "kind")})
+    METHODS["own"] = Method(own)
+    try:
+        config = tiny(method="own")
+        controls = base.OptionControls(config, [*own.steerable, "often"])
+        assert controls["near_min"] is controls["near_max"] and len(list(controls)) == 5
+        assert (controls["power"].min, controls["power"].max) == (1, 3)
+        assert "the lower end" in controls["near_min"].tooltip and controls["kind"].options == ("one", "two")
+        controls["near_min"].value, controls["often"].value = (0.2, 0.3), 0
+        assert controls.values == {
+            **{"near_min": 0.2, "near_max": 0.3, "power": 2.0, "soft": True, "kind": "one", "often": 0}
+        }
+        with pytest.raises(ConfigError, match="guidance.often = 0: must be at least 1"):
+            base.override_guidance(config, controls.values)
+        controls.show(config.guidance)
+        assert controls["near_max"].value == (0.1, 0.4)
+    finally:
+        del METHODS["own"]
 
 
 def test_a_newer_job_replaces_an_older_one():
     errors, results, busy = [], [], []
-    job = Job(errors.append, busy.append, threaded=True)
-    job.start(lambda wanted: time.sleep(0.2) or "old", results.append)
-    job.start(lambda wanted: "new", results.append)
+    job = base.Job(errors.append, busy.append, threaded=True)
+    job.start(lambda: time.sleep(0.2) or "old", results.append)
+    job.start(lambda: "new", results.append)
     for _ in range(100):
         time.sleep(0.02)
         if results and busy[-1] is False:
             break
     assert results == ["new"] and busy[-1] is False and not errors
-    Job(errors.append, busy.append, threaded=False).start(lambda wanted: 1 / 0, results.append)
+    base.Job(errors.append, busy.append, threaded=False).start(lambda: 1 / 0, results.append)
     assert isinstance(errors[0], ZeroDivisionError)
 
 
@@ -204,67 +255,100 @@ def test_a_run_without_features_says_so(tiny, tmp_path):
 
 
 def test_every_slider_leads_to_a_new_picture_and_a_line_to_copy(explorer):
-    seen = {explorer.panel.picture.image.value}
-    moves = {"tau": (0.2, 0.9), "gamma": 1.5, "w_max": 1.5, "map": "rank", "reversed": True, "epoch": 2}
+    seen = {explorer.picture.value}
+    moves = {"tau_min": (0.2, 0.9), "gamma": 1.5, "w_max": 1.5, "headness_map": "rank", "reversed": True}
     for name, value in moves.items():
-        getattr(explorer, name).value = value
-        seen.add(explorer.panel.picture.image.value)
-    assert len(seen) == 1 + len(moves)
+        explorer.options[name].value = value
+        seen.add(explorer.picture.value)
+    explorer.epoch.value = 2
+    seen.add(explorer.picture.value)
+    assert len(seen) == 2 + len(moves)
     for text in ("guidance.tau_max=0.9", "guidance.headness_map=rank", "guidance.reversed=true", "guidance.w_max=1.5"):
         assert text in explorer.command.value
-    config = explorer.config()
-    assert config.guidance.gamma == 1.5 and config.method == "tase"
+    assert explorer.config.guidance.gamma == 1.5 and explorer.config.method == "tase"
 
 
-def test_clusters_are_made_anew_and_can_be_taken_back(explorer):
+def test_the_explorer_shows_itself_and_hands_over_what_it_shows(explorer, tmp_path):
+    shown = explorer._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in shown and "<svg" in shown["text/html"]
+    explorer.options["tau_max"].value = (0.05, 0.8)
+    explorer.sample.value = int(explorer.run.history.feature_index(-1)[3])
+    table = pandas.read_csv(explorer.save(tmp_path / "made" / "samples.csv"))
+    assert len(table) == explorer.n and table["tau"].max() <= 0.8 + 1e-9 and table["w"].min() > 0
+    np.testing.assert_allclose(table["saved_tau"], explorer.run.history.tau[-1], rtol=1e-5)
+    assert set(table["group"]) == {"head", "mid", "tail"} and set(table["class"].astype(str)) <= set("0123456789")
+    chosen = explorer.selection
+    assert chosen["index"][0] == explorer.sample.value and len(chosen) == temperature.SHOWN + 1
+    assert chosen["cosine"][0] == 1 and (chosen["cosine"].diff()[2:] <= 0).all()
+    assert explorer.config.guidance.tau_max == 0.8 and explorer.config.changes(explorer.run.config) == {
+        "guidance.tau_min": 0.05,
+        "guidance.tau_max": 0.8,
+    }
+
+
+def test_pictures_and_controls_have_names_for_those_who_do_not_see_them(explorer):
+    labels = re.findall('role="img" aria-label="(.*?)"', explorer.picture.value)
+    assert len(labels) == 4 and all(re.search(r"\d", label) for label in labels)
+    assert "head mean" in labels[0] and "clusters" in labels[2]
+    controls = [*explorer.options, *explorer.clustering, explorer.epoch, explorer.sample, explorer.pick]
+    assert all(control.description and control.tooltip for control in controls)
+
+
+def test_clusters_are_made_again_and_can_be_taken_back(explorer):
     before = explorer.now
-    explorer.clusters.value = 4
+    explorer.clustering["clusters"].value = 4
     assert explorer.now.clusters == 4 and "clusters=4" in explorer.command.value
-    explorer.estimator.value = "merged"
+    explorer.clustering["estimator"].value = "size"
     explorer.reset_clusters()
     np.testing.assert_array_equal(explorer.now.cluster, before.cluster)
-    assert "clusters=4" not in explorer.command.value
+    assert "clusters=4" not in explorer.command.value and "estimator" not in explorer.command.value
     explorer.epoch.value = 2
-    explorer.clusters.value = 5
+    explorer.clustering["clusters"].value = 5
     assert "whose features this snapshot keeps" in said(explorer)
 
 
 def test_bad_input_gives_one_line_and_the_explorer_stays_alive(explorer):
-    explorer.clusters.value = 100_000
-    assert "clusters invalid k = 100000: must be at most the number of images" in said(explorer)
-    explorer.clusters.value = 0
+    explorer.clustering["clusters"].value = 100_000
+    assert "invalid clusters k = 100000: must be at least 1 and at most the number of images" in said(explorer)
+    explorer.clustering["clusters"].value = 0
     assert "at least 1" in said(explorer)
     explorer.reset_clusters()
-    explorer.tau.value = (0.3, 0.3)
+    explorer.options["tau_min"].value = (0.3, 0.3)
     assert "zero width" in said(explorer)
-    explorer.tau.value = (0.1, 0.4)
-    assert "not possible" not in said(explorer) and "zero width" not in said(explorer)
+    explorer.options["tau_min"].value = (0.1, 0.4)
+    assert "invalid" not in said(explorer) and "zero width" not in said(explorer)
 
 
 def test_a_deleted_folder_gives_one_line(explorer):
     shutil.rmtree(explorer.run.path)
     explorer.epoch.value = 2
     assert "is gone" in said(explorer)
-    picture = explorer.panel.picture.image.value
-    explorer.tau.value = (0.1, 0.9)
-    assert explorer.panel.picture.image.value != picture  # what is in memory can still be explored
+    picture = explorer.picture.value
+    explorer.options["tau_min"].value = (0.1, 0.9)
+    assert explorer.picture.value != picture  # what is in memory can still be explored
 
 
 def test_without_labels_or_images_the_explorer_says_so(unlabelled):
     explorer = TemperatureExplorer(unlabelled, threaded=False)
-    assert "no labels" in said(explorer)
+    assert "no labels" in said(explorer) and "class" not in explorer.table
     assert [name for name, _ in explorer.pick.options] == ["choose …", "any all images", "τ rises most", "τ falls most"]
-    lost = Images(type("Lost", (), {"images": property(lambda _: 1 / 0)})())
+    lost = base.Images(type("Lost", (), {"images": property(lambda _: 1 / 0)})())
     assert "no thumbnails" in lost.strip([0], ["x"])
 
 
 def test_a_sample_can_be_picked_by_group_and_by_change(explorer):
-    explorer.tau.value = (0.02, 1.0)
+    explorer.options["tau_min"].value = (0.02, 1.0)
     explorer.pick.value = "2"
     assert explorer.now.group[explorer.sample.value] == 2 and explorer.pick.value == ""
     explorer.pick.value = "up"
     assert explorer.sample.value == explorer._most["up"][0]
     assert f"no. {explorer.sample.value}" in explorer.near.value
+
+
+def test_a_run_of_another_method_is_varied_too(trained):
+    explorer = TemperatureExplorer(trained[1], threaded=False)  # SimCLR
+    assert trained[1].config.method_title in said(explorer)
+    assert explorer.config.guidance_class.per_sample and len(explorer.table["tau"].unique()) > 2
 
 
 def test_a_run_without_snapshots_is_refused_with_a_reason(run):
@@ -274,12 +358,19 @@ def test_a_run_without_snapshots_is_refused_with_a_reason(run):
             open_it(tase.Run(run.path))
 
 
-def test_a_slider_is_quick_with_many_samples(capsys):
-    for n, limit in ((12_000, 150), (100_000, 400)):
-        result = benchmark_explorer(n, moves=11)
-        with capsys.disabled():
-            print(f"\nslider to new picture, {n:,} samples: median {result['median_ms']:.0f} ms (limit {limit} ms)")
-        assert result["median_ms"] < limit
+@pytest.mark.parametrize("n, limit", [(12_000, 150), (100_000, 400)])
+def test_a_slider_is_quick_with_many_samples(tmp_path, capsys, n, limit):
+    explorer = TemperatureExplorer(planted_run(tmp_path / "run", n), threaded=False)
+    explorer.sample.value = int(explorer.run.history.feature_index(0)[0])
+    taken = []
+    for i in range(11):
+        before, started = explorer.picture.value, time.perf_counter()
+        explorer.options["tau_min"].value = (0.05 + 0.005 * i, 0.3 + 0.02 * i)
+        taken.append(1000 * (time.perf_counter() - started))
+        assert explorer.picture.value != before
+    with capsys.disabled():
+        print(f"\nslider to new picture, {n:,} samples: median {np.median(taken):.0f} ms (limit {limit} ms)")
+    assert np.median(taken) < limit
 
 
 # --- run explorer -----------------------------------------------------------------------------------------------------
@@ -392,60 +483,82 @@ def panel(tiny, tmp_path):
     config = tiny(optim__epochs=60, guidance__refresh=5, record__knn_every=5)
     panel = LiveTraining(config, tmp_path / "run", watch=False)
     yield panel
-    process = live._started.get(panel.folder.resolve())
-    if process is not None and process.poll() is None:
-        process.kill()
-        process.wait()
+    if panel.process is not None and panel.process.poll() is None:
+        panel.process.kill()
+        panel.process.wait()
 
 
-def test_a_live_training_starts_pauses_is_steered_stops_and_is_found_again(panel):
-    def state():
-        panel.look()
-        return live.state_of(panel.folder)[0]
+def state_of(panel):
+    panel.look()
+    return live.training_state(live.open_if_run(panel.folder), panel.process)
 
-    assert state() == "none" and not panel.start_button.disabled and panel.stop_button.disabled
+
+def test_a_live_training_starts_pauses_is_steered_stops_and_is_found_again(panel, tmp_path):
+    assert state_of(panel) == "none" and not panel.buttons["start"].disabled and panel.buttons["stop"].disabled
     panel.start()
-    until(lambda: state() == "training")
+    until(lambda: state_of(panel) == "training")
     panel.pause()
-    until(lambda: state() == "paused")
-    panel.tau.value = (0.1, 0.33)
+    until(lambda: state_of(panel) == "paused")
+    panel.options["tau_max"].value = (0.1, 0.33)
     panel.steer()
-    assert "Asked for tau_max = 0.33: takes effect at the next refresh" in said(panel)
-    panel.go()  # the request that waits is not lost
-    until(lambda: state() == "training" and tase.Run(panel.folder).steered)
+    assert "Pending: tau_max = 0.33; takes effect at the next refresh" in said(panel)
+    assert panel.config.guidance.tau_max == 0.33 and panel.config.optim == panel.given.optim
+    panel.go()  # the pending request is not lost
+    until(lambda: state_of(panel) == "training" and tase.Run(panel.folder).steered)
     panel.look()
     assert "Steered at epoch" in said(panel) and "steered" in panel.status.value
+    assert "compare losses only" in panel.picture.value
     panel.stop()
-    until(lambda: state() == "stopped")
-    panel.look()
-    assert not panel.resume_button.disabled and panel.pause_button.disabled
+    until(lambda: state_of(panel) == "stopped")
+    assert not panel.buttons["resume"].disabled and panel.buttons["pause"].disabled
 
     again = LiveTraining(panel.folder, watch=False)  # as after a restart of the kernel
     assert "stopped" in again.status.value and "steered" in again.status.value
-    assert again.tau.value == (0.1, 0.33)
+    assert again.options["tau_max"].value == (0.1, 0.33)
     again.resume()
-    until(lambda: live.state_of(panel.folder)[0] in ("training", "finished"))
+    until(lambda: state_of(again) in ("training", "finished"))
     assert len(tase.Run(panel.folder).events) == 1
+    again.process.kill()
+    again.process.wait()
+    table = pandas.read_csv(again.save(tmp_path / "history.csv"))
+    assert table["epoch"].is_monotonic_increasing and {"loss", "tau_head_50", "tau_tail_90"} <= set(table)
+
+
+def test_a_finished_training_says_what_comes_next(run, unlabelled):
+    panel = LiveTraining(run.path, watch=False)
+    assert "finished" in panel.status.value and f"tase report {run.path}" in said(panel)
+    assert "evaluate" not in said(panel)  # its labels are gone
+
+
+def test_what_a_method_cannot_steer_is_not_offered(tiny, tmp_path):
+    """Each method's controls are exactly what the control file accepts."""
+    for name in METHODS:
+        config = tiny(method=name)
+        panel = LiveTraining(config, tmp_path / name, watch=False)
+        offered = {option for names in panel.options.controls for option in names}
+        assert offered == set(config.guidance_class.steerable)
+        for option in offered:
+            tase.runs.request(tmp_path, config, set={f"guidance.{option}": getattr(config.guidance, option)})
+        assert (panel.buttons["steer"] in panel.widget.children[2].children) == bool(offered)
 
 
 def test_a_training_that_dies_or_cannot_start_is_told_in_a_line(panel, run, tmp_path):
-    run_status = live.state_of(run.path)
-    assert run_status[0] == "finished"
+    assert live.training_state(run) == "finished"
     tase.runs.save_json(run.path / "status.json", {"state": "training", "pid": 2**22 - 3, "epoch": 3, "step": 9})
     lost = LiveTraining(run.path, watch=False)
-    assert "ended without a word" in said(lost) and not lost.resume_button.disabled
+    assert "ended without a word" in said(lost) and not lost.buttons["resume"].disabled
     shutil.rmtree(run.path)
     lost.look()
     assert "is gone" in said(lost)
-    (panel.folder).mkdir()
+    panel.folder.mkdir()
     (panel.folder / "mine.txt").write_text("keep")
     panel.start()
     assert "holds other files" in said(panel)
     with pytest.raises(RunError, match="out="):
-        LiveTraining(panel.config)
+        LiveTraining(panel.given)
 
 
-def test_a_process_that_ends_at_once_shows_its_last_words(tiny, tmp_path):
+def test_a_process_that_ends_immediately_shows_its_last_words(tiny, tmp_path):
     config = tiny(data__source="folder", data__root=str(tmp_path / "nothing"), data__rule="none", data__image_size=8)
     panel = LiveTraining(config, tmp_path / "run", watch=False)
     panel.start()

@@ -1,22 +1,22 @@
-"""Widgets for notebooks, thin over pure functions: no science in here.
+"""Widgets for notebooks, thin over saved runs: no science in here.
 
 tase.widgets.explore_temperatures(run)      what other settings would give every sample
 tase.widgets.explore_run(run, other)        the embedding over training time, linked with distributions and images
 tase.widgets.live_training(config, out)     a training in a process of its own: watched, paused, steered
+
+Each returns an object that shows itself, with `.config`, `.save(path)` and, where images are chosen, `.selection`.
 """
 
-from ._bench import benchmark_explorer
 from ._explorer import RunExplorer, explore_run
 from ._layouts import Layouts, layouts
-from ._live import LiveTraining, live_training
-from ._temperature import TemperatureExplorer, explore_temperatures
+from .live import LiveTraining, live_training
+from .temperature import TemperatureExplorer, explore_temperatures
 
 __all__ = [
     "Layouts",
     "LiveTraining",
     "RunExplorer",
     "TemperatureExplorer",
-    "benchmark_explorer",
     "explore_run",
     "explore_temperatures",
     "layouts",

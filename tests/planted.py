@@ -1,17 +1,15 @@
-"""How long does it take from a moved slider to a new picture?"""
+"""A run's folder made up without training, of any size: to test widgets, and to measure them."""
 
 from __future__ import annotations
 
-import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from ..data import ImageSet, Splits
-from ..presets import preset
-from ..runs import Run, save_json, save_npz
+import tase
+from tase.data import ImageSet, Splits
+from tase.runs import Run, save_json, save_npz
 
 
 def planted_run(folder: Path, n: int, clusters: int = 100, classes: int = 10, kept: int = 2000) -> Run:
@@ -26,7 +24,7 @@ def planted_run(folder: Path, n: int, clusters: int = 100, classes: int = 10, ke
     counts = np.bincount(labels, minlength=classes)
     groups = np.repeat([0, 1, 2], [classes - 2 * (classes // 3), classes // 3, classes // 3])
     (folder / "history").mkdir(parents=True)
-    config = preset("digits-lt")
+    config = tase.preset("digits-lt")
     save_json(folder / "config.json", {"format": 1, "identity": config.identity, "config": config.to_dict()})
     names = np.array([str(c) for c in range(classes)])
     save_npz(folder / "history" / "labels.npz", labels=labels, counts=counts, groups=groups, classes=names)
@@ -43,23 +41,3 @@ def planted_run(folder: Path, n: int, clusters: int = 100, classes: int = 10, ke
         ImageSet(images, torch.from_numpy(labels), tuple(names.tolist()), torch.from_numpy(counts), name="made up")
     )
     return run
-
-
-def benchmark_explorer(n: int = 12_000, moves: int = 30) -> dict[str, float]:
-    """Milliseconds from a moved tau slider to the new picture in the temperature explorer, n samples: median, largest.
-
-    Measured in the kernel, callback, PNG and thumbnails included.
-    """
-    from ._temperature import TemperatureExplorer
-
-    with tempfile.TemporaryDirectory() as folder:
-        explorer = TemperatureExplorer(planted_run(Path(folder) / "run", n), threaded=False)
-        explorer.sample.value = int(explorer.snapshots.features(0)[1][0])
-        taken = []
-        for i in range(moves):
-            started, before = time.perf_counter(), explorer.panel.picture.image.value
-            explorer.tau.value = (0.05 + 0.005 * i, 0.3 + 0.02 * i)
-            taken.append(1000 * (time.perf_counter() - started))
-            if explorer.panel.picture.image.value == before:
-                raise RuntimeError("the slider led to no new picture")
-    return {"samples": n, "median_ms": float(np.median(taken)), "largest_ms": max(taken)}

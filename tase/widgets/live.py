@@ -1,0 +1,394 @@
+"""Live training: a training as a process of its own, watched from its folder, paused, stopped and steered."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from ..config import Config
+from ..runs import Run, RunError, steered
+from .base import Message, OptionControls, Panel, flow_row, guarded, heading, override_guidance, train_words
+from .svg import CSS, Plot, at_least, group_colour, group_of_samples, groups_present, legend, plain_number
+
+if TYPE_CHECKING:
+    import pandas
+
+INTERVAL = 0.7  # seconds between two looks at the folder
+BUTTONS = {  # name: what is written on it, its icon, and the states in which it does something
+    "start": ("start", "play", ("none",)),
+    "pause": ("pause", "pause", ("training",)),
+    "go": ("run on", "play", ("paused",)),
+    "stop": ("stop", "stop", ("training", "paused")),
+    "resume": ("resume", "repeat", ("stopped", "failed", "lost")),
+    "steer": ("apply at the next refresh", "", ("training", "paused")),
+}
+WORDS = {"none": "not started", "lost": "interrupted"}
+
+
+def log_path(folder: Path) -> Path:
+    """Name the file for the process's output: next to the folder, which must be empty for a new run."""
+    return folder.with_name(f"{folder.name}.log")
+
+
+def launch(config: Config, folder: Path, resume: bool) -> subprocess.Popen:
+    """Start `tase train` in a session of its own: it outlives the kernel and the browser."""
+    words = train_words(config, folder.resolve(), resume)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    root = str(Path(__file__).resolve().parents[2])  # also where tase is not installed, but on the path
+    paths = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)
+    with open(log_path(folder), "ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "tase", *words, "--quiet"],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, "PYTHONPATH": paths},
+        )
+
+
+def open_if_run(folder: Path) -> Run | None:
+    return Run(folder) if (folder / "config.json").exists() else None
+
+
+def training_state(run: Run | None, process: subprocess.Popen | None = None) -> str:
+    """Tell none, starting, training, paused, stopped, failed, finished, or lost (killed) from a run's folder.
+
+    A training is alive while it holds the folder's lock, which the system releases however the process ends. `process`
+    is one that was launched here: before it has the lock, it imports torch.
+    """
+    saved = "none" if run is None else run.status.get("state", "lost")
+    if run is not None and run.is_training:
+        return "paused" if saved == "paused" else "training"
+    if process is not None and process.poll() is None:
+        return "starting"
+    return "lost" if saved in ("training", "paused") else saved
+
+
+# ---- the picture
+
+
+def training_table(run: Run) -> pandas.DataFrame:
+    """Return one row per epoch: the metrics, and 10, 50 and 90 % of tau in each group where there is a snapshot."""
+    import pandas
+
+    metrics, history = run.metrics, run.history
+    columns: dict[str, Any] = {"epoch": history.epoch}
+    if len(history):
+        tau = history.tau  # [s, n]
+        group = group_of_samples(history, tau.shape[1])
+        for g, name in groups_present(group):
+            spread = np.quantile(tau[:, group == g], (0.1, 0.5, 0.9), axis=1)
+            columns |= {f"tau_{name.replace(' ', '_')}_{part}": row for part, row in zip((10, 50, 90), spread)}
+    temperatures = pandas.DataFrame(columns)
+    return temperatures if metrics.empty else metrics.merge(temperatures, on="epoch", how="outer")
+
+
+def draw_training(run: Run) -> str:
+    """Draw loss, k-NN accuracy and tau per group over the epochs, with a line at each steering."""
+    table, steps = training_table(run), sorted({event["epoch"] for event in run.events})
+    panels = [_draw_loss(run, table, steps), _draw_knn(run, table, steps), _draw_tau(run, table, steps)]
+    notes = []
+    if steps:
+        notes.append("Steering changes τ and w, and with them the loss: compare losses only between two dashed lines.")
+    group = group_of_samples(run.history, run.history.tau.shape[1]) if len(run.history) else np.zeros(0)
+    entries = [(f"{name}: median τ, band 10-90 %", group_colour(g), False) for g, name in groups_present(group)]
+    entries += [("steered", "steer", True)] if steps else []
+    note = "".join(f'<div class="tase-message">{line}</div>' for line in notes)
+    return f'{legend(entries)}<div class="tase-picture">{"".join(panels)}</div>{note}'
+
+
+def _epochs_plot(run: Run, title: str, y: tuple[float, float], steps: list[int]) -> Plot:
+    plot = Plot(title, "epoch", x=(0, run.config.optim.epochs), y=y, size=(352, 250))
+    for epoch in steps:
+        plot.line([epoch, epoch], y, "steer", 1.2, "5 3", f"steered before epoch {epoch}")
+    return plot
+
+
+def _measured(table: pandas.DataFrame, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Epochs and values of a column where it has been measured."""
+    if name not in table:
+        return np.zeros(0), np.zeros(0)
+    seen = table.dropna(subset=[name])
+    return seen["epoch"].to_numpy(), seen[name].to_numpy()
+
+
+def _draw_loss(run: Run, table: pandas.DataFrame, steps: list[int]) -> str:
+    epoch, loss = _measured(table, "loss")
+    y = at_least(loss.min(), loss.max(), 0.5) if len(loss) else (0.0, 1.0)
+    plot = _epochs_plot(run, "Loss (nats)", y, steps)
+    plot.line(epoch, loss, "ink", 1.5, name="loss")
+    return plot.svg(f"{plain_number(loss[0])} at first, now {plain_number(loss[-1])}" if len(loss) else "no epoch yet")
+
+
+def _draw_knn(run: Run, table: pandas.DataFrame, steps: list[int]) -> str:
+    epoch, knn = _measured(table, "knn")
+    # At least 20 points high, and within 0 to 100: half a point of noise must not look like a fall.
+    low, high = at_least(knn.min(), knn.max(), 20) if len(knn) else (0.0, 100.0)
+    plot = _epochs_plot(run, "k-NN accuracy in %", (max(0.0, min(low, 80.0)), min(100.0, max(high, 20.0))), steps)
+    plot.line(epoch, knn, "ink", 1.5, name="k-NN accuracy")
+    plot.dots(epoch, knn, ["ink"] * len(knn))
+    if not len(knn):
+        plot.note("not measured yet\n(needs labels)", 0.5, 0.6, "middle")
+        return plot.svg("not measured yet")
+    return plot.svg(f"now {knn[-1]:.1f}, best {knn.max():.1f}")
+
+
+def _draw_tau(run: Run, table: pandas.DataFrame, steps: list[int]) -> str:
+    names = [name for name in table if str(name).startswith("tau_")]
+    if not names:
+        plot = _epochs_plot(run, "Temperature τ", (0, 0.3), steps)
+        plot.note("no snapshot yet", 0.5, 0.6, "middle")
+        return plot.svg("no snapshot yet")
+    plot = _epochs_plot(run, "Temperature τ", (0, max(0.3, 1.1 * float(table[names].max().max()))), steps)
+    said = []
+    for g, name in groups_present(group_of_samples(run.history, run.history.tau.shape[1])):
+        key = f"tau_{name.replace(' ', '_')}"
+        (epoch, low), (_, middle), (_, high) = (_measured(table, f"{key}_{part}") for part in (10, 50, 90))
+        plot.area(epoch, low, high, group_colour(g), 0.2)
+        # A temperature holds until the next snapshot: it is known at the dots only.
+        plot.line(epoch, middle, group_colour(g), 1.5, name=f"{name}: median")
+        plot.dots(epoch, middle, [group_colour(g)] * len(epoch))
+        said.append(f"{name} {middle[-1]:.2f}")
+    return plot.svg(f"median now {', '.join(said)}")
+
+
+# ---- the widget
+
+
+class LiveTraining(Panel):
+    """The controls of one training; the folder holds its state, so that any number of panels can attach to it.
+
+    `config` is the configuration with what the sliders show, `table` and `save` are the history.
+    """
+
+    following: ClassVar[dict[Path, LiveTraining]] = {}  # one panel per folder looks at it on its own
+
+    def __init__(self, what: Config | Run | str | Path, out: str | Path | None = None, watch: bool = True):
+        self.given, self.folder = _target(what, out)
+        self.process: subprocess.Popen | None = None
+        self.message = Message()
+        self._seen: tuple = ()
+        self._said: tuple | None = None
+        self._existed = False
+        self._ended, self._looking = threading.Event(), threading.Lock()
+        self._build()
+        self.look()
+        if watch:
+            self._watch()
+
+    # ---- what is on the page
+
+    def _build(self) -> None:
+        import ipywidgets as w
+
+        run = open_if_run(self.folder)
+        now = self.given if run is None else steered_config(run)
+        # Sent when let go: of a value still on its way, the button's click could come first.
+        self.options = OptionControls(now, now.guidance_class.steerable, continuous_update=False)
+        self.buttons = {name: w.Button(description=text, icon=icon) for name, (text, icon, _) in BUTTONS.items()}
+        for name, button in self.buttons.items():
+            button.add_class(f"tase-{name}")
+            button.layout.width = "auto"
+            button.on_click(lambda _, name=name: getattr(self, name)())
+        self.progress = w.IntProgress(max=self.given.optim.epochs, tooltip="epochs trained", bar_style="info")
+        self.status, self.picture = w.HTML(), w.HTML()
+        self.status.add_class("tase-status")
+        *rest, steer = self.buttons.values()
+        steering = [w.HTML(heading("steer")), *self.options, steer] if now.guidance_class.steerable else []
+        title = f"{self.given.method_title} on {self.given.preset}, seed {self.given.seed}, into {self.folder}"
+        self.widget = w.VBox(
+            [
+                w.HTML(CSS + heading(title)),
+                flow_row(*rest, self.progress, self.status),
+                flow_row(*steering),
+                self.message.html,
+                self.picture,
+            ]
+        )
+        self.widget.add_class("tase-box")
+        self.widget.add_class("tase-live")
+
+    # ---- what leaves the widget
+
+    @property
+    def config(self) -> Config:
+        """The configuration with the options that the sliders show, ready for `tase.train`."""
+        return override_guidance(self.given, self.options.values)
+
+    @property
+    def table(self) -> pandas.DataFrame:
+        """One row per epoch: loss and its parts, learning rate, accuracy, and tau of each group; RunError before."""
+        return training_table(Run(self.folder))
+
+    # ---- following the folder
+
+    def _watch(self) -> None:
+        """Look at the folder in a thread: the kernel stays free, and a busy cell does not stop the pictures."""
+        folder = self.folder.resolve()
+        if folder in self.following:
+            self.following[folder].close("This training is followed by a newer panel.")
+        self.following[folder] = self
+
+        def follow() -> None:
+            while not self._ended.wait(INTERVAL):
+                self.look()
+
+        threading.Thread(target=follow, daemon=True, name=f"tase-live {self.folder.name}").start()
+
+    def close(self, why: str = "") -> None:
+        """Stop following; the training is left as it is."""
+        self._ended.set()
+        self.message.say(why)
+
+    @guarded
+    def look(self) -> None:
+        """Bring the panel up to what the folder holds; draw only where something has changed."""
+        with self._looking:  # the thread looks, and every button does
+            try:
+                self._look()
+            except Exception:
+                self._said = None  # the error replaces our line: the next look writes its own
+                raise
+
+    def _look(self) -> None:
+        run = open_if_run(self.folder)
+        state = training_state(run, self.process)
+        for name, button in self.buttons.items():
+            button.disabled = state not in BUTTONS[name][2]
+        epoch = 0 if run is None else run.status.get("epoch", 0)
+        self.progress.value = epoch
+        mark = f" · <b>steered</b>, identity {run.identity}" if run is not None and run.steered else ""
+        total = self.given.optim.epochs
+        self.status.value = f"<b>{WORDS.get(state, state)}</b>, epoch {epoch:,} of {total:,}{mark}"
+        said = self._line(state, run, epoch)
+        if said != self._said:
+            self._said = said
+            self.message.say(*said)
+        seen = (state, *_times_of_change(self.folder)) if run else (state,)
+        if run is not None and seen != self._seen:
+            self.picture.value = draw_training(run)
+        self._seen = seen
+
+    def _line(self, state: str, run: Run | None, epoch: int) -> tuple[str, bool]:
+        """What there is to say, and whether it is a warning."""
+        self._existed = self._existed or run is not None
+        if run is None:
+            gone = f"The run's folder {self.folder} is gone; start trains it again." if self._existed else ""
+            return (self._last_words() or gone, True) if state == "none" else ("", False)
+        if state == "failed":
+            return f"The training failed: {run.status.get('error', 'see the log')}", True
+        if state == "lost":
+            return "The process has ended without a word; resume continues from its last checkpoint.", True
+        waiting = run.pending
+        if waiting and state in ("training", "paused"):
+            at = run.config.next_refresh(epoch)
+            return f"Pending: {_assignments(waiting)}; takes effect at the next refresh, before epoch {at}.", False
+        if state == "finished":
+            judge = f"`tase evaluate {run.path}` measures its accuracy, " if run.history.labels is not None else ""
+            return f"Finished. Next: {judge}`tase report {run.path}` shows it over time.", False
+        if run.steered:
+            last = run.events[-1]
+            return f"Steered at epoch {last['epoch']}, step {last['step']:,}: {_assignments(last['set'])}.", False
+        if not run.config.guidance_class.steerable:
+            return f"{run.config.method_title} has no options that can be steered.", False
+        return "", False
+
+    def _last_words(self) -> str:
+        """The end of the log of a process that failed."""
+        path = log_path(self.folder)
+        if self.process is None or not self.process.poll() or not path.exists():
+            return ""
+        said = path.read_text(errors="replace").strip()
+        words = said[said.rfind("error:") :] if "error:" in said else said.rsplit("\n", 1)[-1]
+        return f"The process ended: {words}" if words else "The process ended without a word."
+
+    # ---- buttons
+
+    @guarded
+    def start(self) -> None:
+        """Train in a process of its own; where the folder holds this run already, only follow it."""
+        run = open_if_run(self.folder)
+        if training_state(run, self.process) == "none":
+            if self.folder.exists() and any(path.name != ".lock" for path in self.folder.iterdir()):
+                raise RunError(f"{self.folder} holds other files; choose an empty or a new folder")
+            self.given = self.config
+            self.process = launch(self.given, self.folder, resume=False)
+        elif run is not None and run.config.identity != self.given.identity:
+            raise RunError(f"{self.folder} holds another run; choose another folder")
+        self.look()
+
+    @guarded
+    def resume(self) -> None:
+        """Continue from the last checkpoint, in a new process."""
+        self.process = launch(Run(self.folder).config, self.folder, resume=True)
+        self.look()
+
+    def pause(self) -> None:
+        """Wait after the step in hand."""
+        self._control("pause")
+
+    def go(self) -> None:
+        """End a pause."""
+        self._control("run")
+
+    def stop(self) -> None:
+        """End after the step in hand, with a checkpoint."""
+        self._control("stop")
+
+    @guarded
+    def _control(self, action: str) -> None:
+        Run(self.folder).control(action)
+        self.look()
+
+    @guarded
+    def steer(self) -> None:
+        """Request what the controls show; only what differs from the present options is sent."""
+        run = Run(self.folder)
+        now = steered_config(run).guidance
+        wanted = {name: value for name, value in self.options.values.items() if value != getattr(now, name)}
+        if not wanted:
+            self._said = None
+            self.message.say("Nothing to steer: the controls show what the training has.")
+            return
+        run.control("pause" if training_state(run) == "paused" else "run", **wanted)
+        self.look()
+
+
+def steered_config(run: Run) -> Config:
+    """Return the configuration after all events, and the request that is pending."""
+    return steered(run.config, [*run.events, {"set": run.pending}])
+
+
+def _target(what: Config | Run | str | Path, out: str | Path | None) -> tuple[Config, Path]:
+    if isinstance(what, Config):
+        if out is None:
+            raise RunError("live_training(config, out): name the folder to train into, as out=...")
+        return what, Path(out)
+    run = what if isinstance(what, Run) else Run(what)
+    return run.config, run.path
+
+
+def _times_of_change(folder: Path) -> list[int]:
+    paths = [folder / "metrics.jsonl", folder / "events.jsonl", folder / "history"]
+    return [path.stat().st_mtime_ns if path.exists() else 0 for path in paths]
+
+
+def _assignments(changed: dict[str, Any]) -> str:
+    return ", ".join(f"{name.removeprefix('guidance.')} = {value}" for name, value in changed.items())
+
+
+def live_training(what: Config | Run | str | Path, out: str | Path | None = None) -> LiveTraining:
+    """Train in a process of its own and follow, pause, stop, resume and steer it through its folder, as a widget.
+
+    `what` is a configuration, to be trained into the folder `out`, or a run (or its folder) to attach to. Closing the
+    page or restarting the kernel loses nothing: call it again. `.config` is ready for `tase.train`,
+    `.save("history.csv")` writes the history. Raises RunError for a folder that is no run.
+    """
+    return LiveTraining(what, out)

@@ -1,0 +1,190 @@
+"""Pictures that follow the page's theme: SVG whose text and colours are the page's, groups of samples, numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+
+from ..data import GROUPS
+from ..figures.style import GROUP_COLOURS
+from ..runs import History
+
+# Every colour is a variable of the page, so that a picture changes with JupyterLab's theme without being drawn again.
+_DARK = ("#6F9BEA", "#F0806D", "#63BF8A")
+CSS = f"""<style>
+.tase-box {{ --tase-0: {GROUP_COLOURS[0]}; --tase-1: {GROUP_COLOURS[1]}; --tase-2: {GROUP_COLOURS[2]};
+  --tase-rest: #666; --tase-ink: var(--jp-ui-font-color1, #222); --tase-soft: var(--jp-ui-font-color2, #666);
+  --tase-grid: rgba(128, 128, 128, 0.25); --tase-steer: #8E3B9E; max-width: 1090px; color: var(--tase-ink); }}
+[data-jp-theme-light="false"] .tase-box, .vscode-dark .tase-box {{ --tase-0: {_DARK[0]}; --tase-1: {_DARK[1]};
+  --tase-2: {_DARK[2]}; --tase-rest: #AAA; --tase-steer: #D58BE3; }}
+.tase-box .widget-label {{ white-space: nowrap; }}
+.tase-flow {{ display: flex; flex-flow: row wrap; align-items: center; column-gap: 14px; }}
+.tase-flow .widget-slider {{ width: 390px; }}
+.tase-flow .widget-dropdown, .tase-flow .widget-text {{ width: auto; min-width: 150px; }}
+.tase-flow .widget-text input[type="number"] {{ max-width: 80px; }}
+.tase-flow .widget-text input[type="text"] {{ width: 360px; }}
+.tase-picture {{ display: flex; flex-wrap: wrap; gap: 8px; line-height: 1.2; }}
+.tase-picture svg {{ overflow: visible; }}
+.tase-picture text {{ font: 11px sans-serif; fill: var(--tase-ink); }}
+.tase-picture .tase-title {{ font-weight: 600; font-size: 12px; }}
+.tase-legend span {{ margin-right: 14px; white-space: nowrap; color: var(--tase-ink); }}
+.tase-legend i {{ display: inline-block; width: 14px; vertical-align: middle; margin-right: 4px; }}
+.tase-message {{ color: var(--tase-ink); min-height: 22px; line-height: 20px; }}
+.tase-warning {{ border-left: 4px solid #DE8F05; padding-left: 8px; }}
+.tase-thumbs {{ display: flex; flex-wrap: wrap; gap: 4px; align-items: flex-start; }}
+.tase-thumbs figure {{ margin: 0; text-align: center; font-size: 11px; line-height: 14px; width: 60px;
+  color: var(--tase-ink); overflow: hidden; }}
+.tase-thumbs img {{ width: 44px; height: 44px; object-fit: contain; image-rendering: pixelated;
+  border: 1px solid var(--tase-grid); }}
+.tase-heading {{ font-weight: 600; line-height: 20px; color: var(--tase-ink); }}
+.tase-command textarea {{ font-family: var(--jp-code-font-family, monospace); font-size: 12px; }}
+</style>"""
+
+
+def plain_number(value: float) -> str:
+    """Write a number as people do, to three digits: 1,420 and 0.031, never 1.42e+03."""
+    if not math.isfinite(value) or value == 0 or abs(value) >= 100:
+        return f"{value:,.0f}"
+    text = f"{value:.{2 - math.floor(math.log10(abs(value)))}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def group_of_samples(history: History, n: int) -> Int64[np.ndarray, " n"]:
+    """Return the group of each of n images; -1 where there are no labels, or no tail among the classes."""
+    labels, groups, counts = history.labels, history.groups, history.counts
+    if labels is None or groups is None or counts.min() == counts.max():
+        return np.full(n, -1, dtype=np.int64)
+    return groups[labels].astype(np.int64)
+
+
+def groups_present(group: Int64[np.ndarray, " n"]) -> list[tuple[int, str]]:
+    """List number and name of the groups that occur; one, "all images", where none is known."""
+    return [(g, GROUPS[g]) for g in range(3) if (group == g).any()] or [(-1, "all images")]
+
+
+def group_colour(group: int) -> str:
+    return str(group) if 0 <= group < 3 else "rest"
+
+
+class Plot:
+    """Draw one panel as SVG: its text and colours are the page's, so that it follows a dark theme, and it is quick.
+
+    `x` and `y` are the ends of the axes in data units; `rows` names horizontal bands in place of the y axis's numbers.
+    Colours are names of the CSS variables `--tase-NAME`.
+    """
+
+    LEFT, TOP, BOTTOM = 46, 24, 36  # pixels around the axes
+
+    def __init__(
+        self,
+        title: str,
+        xlabel: str,
+        *,
+        x: tuple[float, float],
+        y: tuple[float, float],
+        log: bool = False,
+        ticks: Sequence[float] | None = None,
+        rows: Sequence[str] = (),
+        size: tuple[int, int] = (262, 270),
+    ):
+        self.title, self.x, self.y, self.log, self.size = title, x, y, log, size
+        self.parts: list[str] = []
+        self._frame(xlabel, _ticks(*x, log) if ticks is None else ticks, rows)
+
+    def _at(self, x: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Pixels of points in data units; those beyond the axes lie on their edge."""
+        scale = np.log10 if self.log else np.asarray
+        (width, height), (left, right), (low, high) = self.size, scale(self.x), self.y
+        across = np.clip((scale(np.asarray(x, dtype=np.float64)) - left) / (right - left), 0, 1)
+        up = np.clip((np.asarray(y, dtype=np.float64) - low) / (high - low), 0, 1)
+        return self.LEFT + across * (width - self.LEFT - 8), height - self.BOTTOM - up * (
+            height - self.TOP - self.BOTTOM
+        )
+
+    def _frame(self, xlabel: str, ticks: Iterable[float], rows: Sequence[str]) -> None:
+        width, height = self.size
+        self.parts.append(f'<text class="tase-title" x="2" y="13">{escape(self.title)}</text>')
+        self.parts.append(f'<text x="{(self.LEFT + width) / 2}" y="{height - 4}" text-anchor="middle">{xlabel}</text>')
+        for tick in ticks:
+            self.line([tick, tick], self.y, "grid", 1)
+            self._words(tick, self.y[0], plain_number(tick), "middle", dy=14)
+        if not rows:
+            for tick in _ticks(*self.y):
+                self.line(self.x, [tick, tick], "grid", 1)
+                self._words(self.x[0], tick, plain_number(tick), "end", dx=-5, dy=4)
+        for i, name in enumerate(rows):
+            self.line(self.x, [i, i], "grid", 1)
+            for k, words in enumerate(name.split("\n")):
+                self._words(self.x[0], i + 0.45, words, "end", dx=-5, dy=13 * k)
+
+    def _words(self, x: float, y: float, text: str, anchor: str = "start", dx: float = 0, dy: float = 0) -> None:
+        px, py = self._at(x, y)
+        self.parts.append(f'<text x="{px + dx:.1f}" y="{py + dy:.1f}" text-anchor="{anchor}">{escape(text)}</text>')
+
+    def note(self, text: str, x: float = 0.03, y: float = 0.95, anchor: str = "start") -> None:
+        """Write lines of text at a place given in shares of the axes."""
+        width, height = self.size
+        px = self.LEFT + x * (width - self.LEFT - 8)
+        py = self.TOP + (1 - y) * (height - self.TOP - self.BOTTOM)
+        for k, line in enumerate(text.split("\n")):
+            place = f'x="{px:.1f}" y="{py + 8 + 14 * k:.1f}" text-anchor="{anchor}"'
+            self.parts.append(f"<text {place}>{escape(line)}</text>")
+
+    def line(self, x: Any, y: Any, colour: str, width: float = 1.5, dash: str = "", name: str = "") -> None:
+        """Draw a line; `name` is shown when the mouse rests on it."""
+        pen = f"stroke:var(--tase-{colour});stroke-width:{width};stroke-dasharray:{dash or 'none'}"
+        self._path(_joined(*self._at(x, y)), f"fill:none;{pen}", name)
+
+    def area(self, x: Any, low: Any, high: Any, colour: str, opacity: float = 0.75, name: str = "") -> None:
+        """Fill between two lines."""
+        right, up = self._at(x, high)
+        back, down = self._at(np.asarray(x)[::-1], np.asarray(low)[::-1])
+        shape = _joined(np.concatenate([right, back]), np.concatenate([up, down])) + "Z"
+        self._path(shape, f"fill:var(--tase-{colour});fill-opacity:{opacity}", name)
+
+    def dots(self, x: Any, y: Any, colours: Sequence[str], radius: float = 2.5, hollow: bool = False) -> None:
+        for px, py, colour in zip(*self._at(x, y), colours):
+            paint = f"fill:none;stroke:var(--tase-{colour})" if hollow else f"fill:var(--tase-{colour})"
+            self.parts.append(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="{radius}" style="{paint}"/>')
+
+    def _path(self, shape: str, style: str, name: str) -> None:
+        self.parts.append(f'<path d="{shape}" style="{style}"><title>{escape(name)}</title></path>')
+
+    def svg(self, alt: str) -> str:
+        """Return the panel; `alt` says what it shows to those who do not see it."""
+        width, height = self.size
+        box = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
+        label = escape(f"{self.title}: {alt}", quote=True)
+        return f'<svg {box} role="img" aria-label="{label}">{"".join(self.parts)}</svg>'
+
+
+def _joined(x: np.ndarray, y: np.ndarray) -> str:
+    return "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in zip(x.tolist(), y.tolist()) if a == a and b == b)
+
+
+def _ticks(low: float, high: float, log: bool = False) -> list[float]:
+    """A few round numbers between the ends of an axis."""
+    from matplotlib.ticker import LogLocator, MaxNLocator
+
+    locator = LogLocator(numticks=5) if log else MaxNLocator(5, steps=[1, 2, 2.5, 5, 10])
+    return [float(tick) for tick in locator.tick_values(low, high) if low <= tick <= high]
+
+
+def at_least(low: float, high: float, span: float) -> tuple[float, float]:
+    """Widen an axis from low to high to `span`, so that a small change does not look like a large one."""
+    more = max(0.0, span - (high - low)) / 2
+    return low - more, high + more
+
+
+def legend(entries: Iterable[tuple[str, str, bool]]) -> str:
+    """Return a line of entries: name, colour, and whether it is drawn dashed."""
+    cells = []
+    for name, colour, dashed in entries:
+        mark = "2px dashed" if dashed else "9px solid"
+        cells.append(f'<span><i style="border-top:{mark} var(--tase-{colour})"></i>{escape(name)}</span>')
+    return f'<div class="tase-legend">{"".join(cells)}</div>'

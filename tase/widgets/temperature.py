@@ -1,0 +1,538 @@
+"""Temperature explorer: what would other settings give every sample of a saved run?"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+
+from ..config import Config, check
+from ..guidance import TASE, build_guidance, temperature_and_weight
+from ..pseudo_labels import Quantity, centred, clipped_rank
+from ..runs import History, Run, RunError
+from .base import (
+    Images,
+    Job,
+    Message,
+    OptionControls,
+    Panel,
+    command_line,
+    error_line,
+    flow_row,
+    guarded,
+    heading,
+    override_guidance,
+)
+from .svg import CSS, Plot, group_colour, group_of_samples, groups_present, legend
+
+if TYPE_CHECKING:
+    import pandas
+
+CLUSTERING = ("clusters", "estimator", "merge_to")
+SHOWN = 9  # images shown in a row
+TOPS = (0.3, 0.6, 1.0, 2.0, 5.0)  # ends of the temperature axes: few, so that the axes seldom change
+WEIGHTS = (0.1, 0.2, 0.5, 1, 2, 5, 10)
+
+
+# ---- from a snapshot to what is drawn
+
+
+@dataclass(frozen=True)
+class SampleTable:
+    """What one snapshot says of its n samples; `index` holds their image numbers."""
+
+    epoch: int
+    index: Int64[np.ndarray, " n"]
+    headness: Float[np.ndarray, " n"]
+    log_sizes: Float[np.ndarray, " m"] | None  # of the clusters that are not empty; None: percentiles of the headness
+    cluster: Int64[np.ndarray, " n"]
+    tau: Float[np.ndarray, " n"]  # as saved
+    weight: Float[np.ndarray, " n"]  # as saved
+    group: Int64[np.ndarray, " n"]  # 0 head, 1 mid, 2 tail; -1 without labels
+    clusters: int
+
+
+class WhatIf(NamedTuple):
+    """Temperature and weight that other options would give the samples of a snapshot."""
+
+    tau: Float[np.ndarray, " n"]
+    weight: Float[np.ndarray, " n"]
+    spread: float  # hi - lo of equation (4); below 0.1 the clusters say nothing about quantity
+
+
+def saved_samples(history: History, t: int, options: Any) -> SampleTable:
+    """Read snapshot `t` as training saved it; `options` are the guidance options of the run."""
+    headness, sizes = history.headness[t].astype(np.float64), history.cluster_sizes[t].astype(np.float64)
+    n, log_sizes = len(headness), history.log_sizes(t)
+    if log_sizes is None and len(sizes) and (options.labels == "oracle" or options.estimator == "size"):
+        log_sizes = np.log(sizes[sizes > 1e-9 * n])  # an old run: sizes of merged clusters would be lost
+    return SampleTable(
+        epoch=int(history.epoch[t]),
+        index=np.arange(n),
+        headness=headness,
+        log_sizes=None if log_sizes is None else log_sizes.astype(np.float64),
+        cluster=history.pseudo_label[t],
+        tau=history.tau[t],
+        weight=history.weight[t],
+        group=group_of_samples(history, n),
+        clusters=len(sizes),
+    )
+
+
+def reclustered(
+    saved: SampleTable,
+    features: Float[np.ndarray, "m d"],
+    index: Int64[np.ndarray, " m"],
+    config: Config,
+    labels: Int64[np.ndarray, " n"] | None = None,
+) -> SampleTable:
+    """Cluster the images `index` [m] again, as a training with `config` would: only these are in the result.
+
+    `labels` of all images are used by the oracle only. Raises ConfigError for more clusters than images.
+    """
+    x = torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32))
+    true = None if labels is None else torch.from_numpy(labels[index])
+    pseudo = build_guidance(config, len(x), true).pseudo
+    pseudo.update(x)
+    return dataclasses.replace(
+        saved,
+        index=np.asarray(index),
+        headness=pseudo.headness.numpy(),
+        log_sizes=None if pseudo.log_sizes is None else pseudo.log_sizes.numpy(),
+        cluster=pseudo.labels.numpy(),
+        tau=saved.tau[index],
+        weight=saved.weight[index],
+        group=saved.group[index],
+        clusters=pseudo.clusters,
+    )
+
+
+def what_if(now: SampleTable, options: Any) -> WhatIf:
+    """Compute tau and w of equations (4) to (6) from the saved headness, after the ramp."""
+    a = torch.from_numpy(now.headness)
+    sizes = None if now.log_sizes is None else torch.from_numpy(now.log_sizes)
+    q, spread = clipped_rank(Quantity(a, sizes), options.headness_map)
+    tau, weight = temperature_and_weight(q, a, options)
+    return WhatIf(tau.numpy(), weight.numpy(), float(spread))
+
+
+def what_if_config(config: Config) -> Config:
+    """Return the configuration whose options are varied: the run's own, or the default method's on the same data.
+
+    A run without temperatures by quantity (SimCLR, say) still has clusters, so that its samples have a headness.
+    """
+    if issubclass(config.guidance_class, TASE):
+        return config
+    return dataclasses.replace(config, method=Config.method)
+
+
+def histograms(
+    values: Float[np.ndarray, " n"], group: Int64[np.ndarray, " n"], edges: Float[np.ndarray, " b"], groups: list[int]
+) -> Float[np.ndarray, "g b"]:
+    """Count each of `groups` over equal bins between `edges`, in % of the group; values beyond fall in the end bins."""
+    bins = len(edges) - 1
+    place = (np.asarray(values) - edges[0]) * (bins / (edges[-1] - edges[0]))
+    place = np.clip(np.nan_to_num(place), 0, bins - 1).astype(np.int64)
+    table = np.bincount((group + 1) * bins + place, minlength=4 * bins).reshape(4, bins)
+    rows = table[[g + 1 for g in groups]]
+    return 100 * rows / np.maximum(rows.sum(1, keepdims=True), 1)
+
+
+def group_means(values: Float[np.ndarray, " n"], group: Int64[np.ndarray, " n"], groups: list[int]) -> list[float]:
+    """Average each of `groups`; NaN where a group has no sample."""
+    count = np.bincount(group + 1, minlength=4)
+    with np.errstate(invalid="ignore"):
+        return (np.bincount(group + 1, values, 4) / count)[[g + 1 for g in groups]].tolist()
+
+
+def nearest_first(h: Float[np.ndarray, "m d"], row: int) -> tuple[Int64[np.ndarray, " m-1"], Float[np.ndarray, " m-1"]]:
+    """Sort all other samples by their cosine to row `row` of the unit features h; returns rows and cosines."""
+    cosine = h @ h[row]
+    order = np.argsort(-cosine, kind="stable")
+    order = order[order != row]
+    return order, cosine[order].astype(np.float64)
+
+
+def push_shares(similarity: Float[np.ndarray, " m"], tau: float) -> Float[np.ndarray, " m"]:
+    """Compute the share of an anchor's push that each of its negatives takes, in %: the softmax of equation (1)."""
+    return 100 * torch.softmax(torch.from_numpy(similarity) / tau, 0).numpy()
+
+
+def most_changed(
+    old: Float[np.ndarray, " n"], new: Float[np.ndarray, " n"], count: int = 8
+) -> tuple[Int64[np.ndarray, " u"], Int64[np.ndarray, " d"]]:
+    """Find the rows whose value rises most, and falls most: at most `count` each, the largest change first."""
+    change = new - old
+    count = min(count, len(change))
+    up = np.argpartition(-change, count - 1)[:count]
+    down = np.argpartition(change, count - 1)[:count]
+    up, down = up[np.argsort(-change[up], kind="stable")], down[np.argsort(change[down], kind="stable")]
+    return up[change[up] > 1e-6], down[change[down] < -1e-6]
+
+
+# ---- the picture
+
+
+def draw_rows(plot: Plot, edges: np.ndarray, now: SampleTable, old: np.ndarray, new: np.ndarray, means: list) -> str:
+    """Draw a histogram for each group: filled what is proposed, dashed what is saved; returns the means in words."""
+    groups = groups_present(now.group)
+    ids = [g for g, _ in groups]
+    across = np.repeat(edges, 2)[1:-1]
+    pairs = zip(groups, histograms(old, now.group, edges, ids), histograms(new, now.group, edges, ids), means)
+    said = []
+    for i, ((g, name), before, after, mean) in enumerate(pairs):
+        base = len(groups) - 1 - i
+        # The square root of the share: rare values stay visible next to a spike.
+        heights = [base + np.repeat(0.7 * np.sqrt(share / max(share.max(), 1e-9)), 2) for share in (before, after)]
+        plot.area(across, np.full_like(across, base), heights[1], group_colour(g), name=f"{name}, proposed")
+        plot.line(across, heights[0], "soft", 1, "4 3", f"{name}, as saved")
+        words = "no sample" if np.isnan(mean) else f"mean {mean:.2f}"
+        plot.note(words, 0.99, (base + 1) / len(groups), "end")
+        said.append(f"{name} {words}")
+    return ", ".join(said)
+
+
+def draw_temperatures(now: SampleTable, new: WhatIf, push: tuple | None, push_note: str) -> str:
+    """Draw tau and w per group, tau against cluster size, and the push on a sample's neighbours: saved, proposed.
+
+    `push`: saved and proposed shares of the neighbours, nearest first, or None.
+    """
+    groups = groups_present(now.group)
+    ids = [g for g, _ in groups]
+    highest = max(float(new.tau.max()), float(now.tau.max()))
+    top = next((t for t in TOPS if highest <= 1.02 * t), highest)
+    rows = [f"{name}\n{(now.group == g).sum():,}" for g, name in groups][::-1]
+    y = (0.0, float(len(rows)))
+
+    tau = Plot("Temperature: samples per group", "temperature τ", x=(0, top), y=y, rows=rows)
+    edges = np.linspace(0, top, 81)
+    tau_said = draw_rows(tau, edges, now, now.tau, new.tau, group_means(new.tau, now.group, ids))
+
+    ends = (1 / 10.5, 10.5)
+    weight = Plot("Weight: samples per group", "weight w (log scale)", x=ends, y=y, rows=rows, log=True, ticks=WEIGHTS)
+    edges = np.geomspace(*ends, 69)
+    logs = [np.log10(values) for values in (now.weight, new.weight, edges)]
+    weight_said = draw_rows(weight, edges, now, *logs[:2], group_means(new.weight, now.group, ids))
+    panels = [
+        tau.svg(f"{tau_said} (proposed)"),
+        weight.svg(f"{weight_said} (proposed)"),
+        _draw_sizes(now, new, top),
+        _draw_push(push, push_note),
+    ]
+    entries = [(f"{name}, proposed", group_colour(g), False) for g, name in groups]
+    return (
+        legend([*entries, ("as saved in the run", "soft", True)]) + f'<div class="tase-picture">{"".join(panels)}</div>'
+    )
+
+
+def _draw_sizes(now: SampleTable, new: WhatIf, top: float) -> str:
+    """Mean tau of each cluster against its size, coloured by its most frequent group."""
+    label = np.unique(now.cluster, return_inverse=True)[1].reshape(-1)
+    size = np.bincount(label)  # [c]
+    frequent = np.bincount(label * 4 + now.group + 1, minlength=4 * len(size)).reshape(-1, 4).argmax(1) - 1
+    plot = Plot(
+        "Mean τ against cluster size",
+        "samples in the cluster (log scale)",
+        x=(0.8, max(10.0, 1.3 * size.max())),
+        y=(0, top),
+        log=True,
+    )
+    old, proposed = (np.bincount(label, values, len(size)) / size for values in (now.tau, new.tau))
+    plot.dots(size, old, ["soft"] * len(size), hollow=True)
+    plot.dots(size, proposed, [group_colour(g) for g in frequent], 3)
+    low, high = proposed[size.argmin()], proposed[size.argmax()]
+    return plot.svg(f"{len(size)} clusters; the smallest has τ {low:.2f}, the largest {high:.2f} (proposed)")
+
+
+def _draw_push(push: tuple | None, note: str) -> str:
+    """Share of the push that the nearest 1, 2, ... neighbours take together."""
+    m = 10 if push is None else len(push[0])
+    plot = Plot(
+        "Push on a sample's neighbours, in %",
+        "nearest neighbours together (log scale)",
+        x=(0.9, max(10.0, 1.1 * m)),
+        y=(0, 102),
+        log=True,
+    )
+    if push is not None:
+        at = np.unique(np.geomspace(1, m, 200).astype(np.int64)) - 1  # more than the eye can see
+        for shares, pen in zip(push, (("soft", 1.2, "4 3", "as saved"), ("ink", 1.6, "", "proposed"))):
+            plot.line(at + 1, np.cumsum(shares)[at], *pen)
+    plot.note(note)
+    return plot.svg(note.replace("\n", "; "))
+
+
+# ---- the widget
+
+
+class TemperatureExplorer(Panel):
+    """The controls and what they move. `config`, `table`, `selection` and `save` carry what is shown elsewhere."""
+
+    def __init__(self, run: Run, threaded: bool = True):
+        self.run, self.base = run, what_if_config(run.config)
+        self.message, self.images = Message(), Images(run)
+        self._features: tuple | None = None  # of the snapshot that was used last: epoch, raw, centred, image numbers
+        self._near: tuple | None = None  # of the sample that was chosen last: epoch and image, rows, cosines
+        epochs = self._epochs()
+        if not epochs:
+            raise RunError(f"{run.path} has no snapshot yet: the first comes when its training starts")
+        self.now = self._saved(epochs[-1])
+        self.n, self.saved_clusters = len(self.now.tau), self.now.clusters
+        self._build(epochs)
+        self.job = Job(lambda error: self.message.say(error_line(error), True), self._busy, threaded)
+        self.redraw()
+
+    # ---- what is on the page
+
+    def _build(self, epochs: list[int]) -> None:
+        import ipywidgets as w
+
+        text = {"style": {"description_width": "initial"}, "continuous_update": False}
+        self.options = OptionControls(self.base, self.base.guidance_class.steerable)
+        self.clustering = OptionControls(self.base, CLUSTERING)
+        self.clustering["clusters"].value = self.saved_clusters
+        self.epoch = w.SelectionSlider(
+            options=epochs, value=epochs[-1], description="snapshot at epoch", tooltip="of the saved run", **text
+        )
+        self.as_saved = w.Button(description="clusters as saved", tooltip="undo the new clustering")
+        self.sample = w.BoundedIntText(
+            0, 0, self.n - 1, description="sample", tooltip="number of the image whose neighbours are shown", **text
+        )
+        groups = [(f"any {name}", str(g)) for g, name in groups_present(self.now.group)]
+        choices = [("choose …", ""), *groups, ("τ rises most", "up"), ("τ falls most", "down")]
+        self.pick = w.Dropdown(options=choices, description="or", tooltip="choose a sample by what it is")
+        self.out = w.Text(self._free_folder(), description="train into folder", tooltip="a new folder", **text)
+        self.train = w.Button(description="train this setting", button_style="primary", icon="play")
+        self.command = w.Textarea(rows=2, description="to copy", tooltip="command that trains this setting", **text)
+        self.command.layout.width = "auto"
+        self.busy, self.picture, self.near, self.changed, self.live = (*(w.HTML() for _ in range(4)), w.VBox())
+        for name in ("epoch", "sample", "pick", "out", "train", "command", "busy", "near", "changed"):
+            getattr(self, name).add_class(f"tase-{name}")
+        self._listen()
+        settings = [flow_row(*self.options, self.epoch), flow_row(*self.clustering, self.as_saved, self.busy)]
+        samples = [flow_row(self.sample, self.pick), self.near, self.changed]
+        training = [self.command, flow_row(self.out, self.train), self.live]
+        self.widget = w.VBox([w.HTML(CSS), *settings, self.message.html, self.picture, *samples, *training])
+        self.widget.add_class("tase-box")
+        self.widget.add_class("tase-temperature")
+
+    def _listen(self) -> None:
+        self.options.observe(self.redraw)
+        self.clustering.observe(self.recluster)
+        for control, call in ((self.epoch, self.recluster), (self.sample, self.redraw), (self.pick, self.pick_sample)):
+            control.observe(lambda _, call=call: call(), "value")
+        self.out.observe(lambda _: self._write_command(), "value")
+        self.as_saved.on_click(lambda _: self.reset_clusters())
+        self.train.on_click(lambda _: self.start())
+
+    def _free_folder(self) -> str:
+        """A folder next to the run's that does not exist yet."""
+        names = (f"{self.run.name}-tuned{number or ''}" for number in (0, *range(2, 1000)))
+        paths = (self.run.path.with_name(name) for name in names)
+        return str(next(path for path in paths if not path.exists()))
+
+    def _busy(self, on: bool) -> None:
+        self.busy.value = "<b>⏳ clustering …</b>" if on else ""
+
+    # ---- what leaves the widget
+
+    @property
+    def config(self) -> Config:
+        """The run's configuration with these settings, ready for `tase.train`; raises ConfigError for invalid ones."""
+        clustering = self.clustering.values
+        k = clustering["clusters"]
+        check(1 <= k <= self.n, "clusters k", k, f"at least 1 and at most the number of images, {self.n}")
+        if k == self.saved_clusters:  # where it was chosen by the number of images (0), it stays chosen by it
+            del clustering["clusters"]
+        return override_guidance(self.base, {**self.options.values, **clustering})
+
+    @property
+    def table(self) -> pandas.DataFrame:
+        """One row per sample: what is saved, and tau and w as proposed (columns tau, w)."""
+        import pandas
+
+        now, new, history = self.now, what_if(self.now, self.config.guidance), self.run.history
+        columns: dict[str, Any] = {"index": now.index}
+        if history.labels is not None:
+            names = dict(groups_present(now.group))
+            columns["class"] = np.array(history.classes)[history.labels[now.index]]
+            columns["group"] = [names.get(g, "") for g in now.group.tolist()]
+        columns |= {"cluster": now.cluster, "headness": now.headness, "saved_tau": now.tau, "saved_w": now.weight}
+        return pandas.DataFrame({**columns, "tau": new.tau, "w": new.weight})
+
+    @property
+    def selection(self) -> pandas.DataFrame:
+        """The rows of the chosen sample and its nearest neighbours as shown, with their cosine."""
+        row, cosine = self._neighbours(self.sample.value)
+        shown = [self.sample.value, *self._kept_features(self.now.epoch)[2][row[:SHOWN]].tolist()]
+        rows = self.table.set_index("index").reindex(shown)
+        return rows.assign(cosine=[1.0, *cosine[:SHOWN]]).reset_index()
+
+    # ---- what the run has
+
+    def _epochs(self) -> list[int]:
+        if not self.run.path.exists():
+            raise RunError(f"the run's folder {self.run.path} is gone")
+        return self.run.history.epoch.tolist()
+
+    def _saved(self, epoch: int) -> SampleTable:
+        epochs = self._epochs()
+        if epoch not in epochs:
+            raise RunError(f"the snapshot of epoch {epoch} is gone from {self.run.path}")
+        return saved_samples(self.run.history, epochs.index(epoch), self.run.config.guidance)
+
+    def _kept_features(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Features [m, d], the same centred and of unit length, and image numbers [m] of a snapshot."""
+        if self._features is None or self._features[0] != epoch:
+            t = self._epochs().index(epoch)
+            x, index = self.run.history.features(t), self.run.history.feature_index(t)
+            if not len(index):
+                raise RunError("this snapshot keeps no features (record.features)")
+            self._features = (epoch, x, centred(torch.from_numpy(x)).numpy(), index)
+        return self._features[1:]
+
+    def _neighbours(self, image: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and cosines of the other samples, nearest first; the nearest are shown as images."""
+        key = (self.now.epoch, image)
+        if self._near is None or self._near[0] != key:
+            _, h, index = self._kept_features(self.now.epoch)
+            own = np.flatnonzero(index == image)
+            if not len(own):
+                raise RunError(f"epoch {self.now.epoch} keeps the features of {len(index):,} images, not of {image}")
+            row, cosine = nearest_first(h, int(own[0]))
+            self._near = (key, row, cosine)
+            nearest = index[row[:SHOWN]]
+            captions = [f"no. {image}", *(f"no. {i}\ncos {c:.2f}" for i, c in zip(nearest, cosine))]
+            title = heading("The sample and its nearest neighbours (cosine of the backbone's features, mean removed)")
+            self.near.value = title + self.images.strip([image, *nearest], captions)
+        return self._near[1:]
+
+    # ---- what happens
+
+    @property
+    def own_clusters(self) -> bool:
+        """Whether the clusters that the controls show are those that the run saved."""
+        saved = {name: getattr(self.base.guidance, name) for name in CLUSTERING}
+        return self.clustering.values == {**saved, "clusters": self.saved_clusters}
+
+    @guarded
+    def redraw(self) -> None:
+        """Draw a new picture for the settings of this moment."""
+        options = self.config.guidance
+        new = what_if(self.now, options)
+        push, note, missing = self._push(new)
+        self.picture.value = draw_temperatures(self.now, new, push, note)
+        self._show_changed(new)
+        self._write_command()
+        self.message.say(self._remark(options, new.spread) or missing)
+
+    def _remark(self, options: Any, spread: float) -> str:
+        """What one should know about the picture, most important first."""
+        if options.tau_min == options.tau_max:
+            return f"A range of zero width: every sample gets τ = {options.tau_min:g}; only the weights differ."
+        if spread < 0.1:
+            return "The clusters are all about as large and say nothing about quantity: every sample gets the middle τ."
+        if len(self.now.index) < self.n:
+            return f"Clustered again from the {len(self.now.index):,} images whose features this snapshot keeps."
+        if self.base.method != self.run.config.method:
+            return f"The run was trained by {self.run.config.method_title}; proposed is {self.base.method_title}."
+        if options.shuffled:
+            return "This run permutes τ and w across samples; proposed is what each sample has before that."
+        if self.now.log_sizes is None and options.estimator == "merged" and self.own_clusters:
+            return "The sizes of merged clusters are not saved: q is by percentiles of the samples' headness."
+        if (self.now.group < 0).all():
+            return "This run has no labels, or no tail among its classes: group colours are off."
+        return ""
+
+    def _push(self, new: WhatIf) -> tuple[tuple | None, str, str]:
+        """Saved and proposed push of the chosen sample, what to write next to it, and what is missing for it."""
+        place, now = np.flatnonzero(self.now.index == self.sample.value), self.now
+        try:
+            _, cosine = self._neighbours(self.sample.value)
+            if not len(place):
+                raise RunError(f"image {self.sample.value} is not among the images clustered again")
+        except RunError as error:
+            return None, "no features kept\nfor this sample", f"No neighbours: {error}."
+        i = int(place[0])
+        old, proposed = push_shares(cosine, now.tau[i]), push_shares(cosine, new.tau[i])
+        count = min(10, len(old))
+        factor = (new.weight[i] / new.tau[i]) / (now.weight[i] / now.tau[i])  # the gradient's size goes with w / tau
+        lines = [
+            f"τ {now.tau[i]:.2f} → {new.tau[i]:.2f}",
+            f"{count} nearest: {old[:count].sum():.0f} → {proposed[:count].sum():.0f} %",
+            f"factor w/τ: × {factor:.2f}",
+        ]
+        return (old, proposed), "\n".join(lines), ""
+
+    def _show_changed(self, new: WhatIf) -> None:
+        up, down = most_changed(self.now.tau, new.tau)
+        self._most = {"up": up, "down": down}
+        halves = []
+        for rows, title in ((up, "τ rises most"), (down, "τ falls most")):
+            captions = [f"{self.now.tau[i]:.2f} →\n{new.tau[i]:.2f}" for i in rows]
+            body = self.images.strip(self.now.index[rows], captions) if len(rows) else "<i>for no sample</i>"
+            halves.append(f"<div>{heading(f'{title}, saved → proposed')}{body}</div>")
+        self.changed.value = f'<div class="tase-flow">{"".join(halves)}</div>'
+
+    @guarded
+    def pick_sample(self) -> None:
+        """Choose a sample of a group, or the one that changes most."""
+        choice, self.pick.value = self.pick.value, ""
+        rows = self._most.get(choice, [])
+        if choice and choice not in self._most:
+            rows = np.random.default_rng(self.sample.value).permutation(np.flatnonzero(self.now.group == int(choice)))
+        if len(rows):
+            self.sample.value = int(self.now.index[rows[0]])
+
+    @guarded
+    def recluster(self) -> None:
+        """Make new clusters of the chosen snapshot in the background, then a new picture; or take the saved ones."""
+        saved, config = self._saved(self.epoch.value), self.config
+        if self.own_clusters:
+            self.job.cancel()
+            self._take(saved)
+            return
+        x, _, index = self._kept_features(saved.epoch)
+        k = config.guidance.clusters
+        check(k <= len(index), "clusters k", k, f"at most the {len(index)} images kept")
+        self.job.start(lambda: reclustered(saved, x, index, config, self.run.history.labels), self._take)
+
+    def _take(self, now: SampleTable) -> None:
+        self.now = now
+        self.redraw()
+
+    @guarded
+    def reset_clusters(self) -> None:
+        """Go back to the clusters that the run saved."""
+        # Each of the three observes itself and clusters; the last one finds all as saved.
+        self.clustering.show(dataclasses.replace(self.base.guidance, clusters=self.saved_clusters))
+        self.recluster()
+
+    @guarded
+    def _write_command(self) -> None:
+        self.command.value = command_line(self.config, self.out.value)
+
+    @guarded
+    def start(self) -> None:
+        """Train the setting in a process of its own, watched below."""
+        from .live import LiveTraining
+
+        live = LiveTraining(self.config, self.out.value)
+        live.start()
+        self.live.children = [live.widget]
+
+
+def explore_temperatures(run: Run | str | Path) -> TemperatureExplorer:
+    """Show what other temperatures and weights would do to every sample of a saved run, as a widget.
+
+    Sliders for the range of tau, gamma, w_max, headness map and direction are seen immediately; clusters k and merging
+    are made again from the saved features. `.config` is ready for `tase.train`, `.selection` holds the chosen sample
+    and its neighbours, `.save("samples.csv")` writes all samples. `run` is a run or its folder; raises RunError where
+    it has no snapshot.
+    """
+    return TemperatureExplorer(run if isinstance(run, Run) else Run(run))
