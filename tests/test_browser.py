@@ -138,8 +138,14 @@ class Page:
         kernel = "window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.connectionStatus"
         self.page.wait_for_function(f"{kernel} === 'connected'", timeout=60_000)
 
-    def command(self, name):
-        self.page.evaluate("(name) => { window.jupyterapp.commands.execute(name); }", name)
+    def command(self, name, **arguments):
+        self.page.evaluate("([name, given]) => { window.jupyterapp.commands.execute(name, given); }", [name, arguments])
+
+    def theme(self, name):
+        """Change JupyterLab's theme to Light or Dark."""
+        self.command("apputils:change-theme", theme=f"JupyterLab {name}")
+        light = str(name == "Light").lower()
+        self.page.wait_for_selector(f'body[data-jp-theme-light="{light}"]', state="attached", timeout=30_000)
 
     def run_all(self):
         self.command("notebook:run-all-cells")
@@ -182,8 +188,8 @@ def until(look, what, seconds=30):
     return found
 
 
-def picture(widget, name="picture"):
-    return widget.locator(f"img.tase-{name}").first.get_attribute("src")
+def picture(widget):
+    return widget.locator(".tase-picture").first.inner_html()
 
 
 def drag(page, handle, dx):
@@ -253,14 +259,16 @@ def test_temperature_ranges(browser, lab, folder):
     page.run_all()
     explorer = page.widget("temperature")
     _vary(page, explorer)
+    _follows_theme(page, "temperature")
     live = page.widget("live")
     _train(page, live, folder)
+    _follows_theme(page, "live")
     page.check()
 
 
 def _vary(page, explorer):
     """Drag the range, change the map, cluster anew."""
-    until(lambda: explorer.locator("img.tase-picture").count(), "the picture")
+    until(lambda: explorer.locator("svg").count(), "the picture")
     first, readout = picture(explorer), explorer.locator(".tase-tau .widget-readout")
     before = readout.inner_text()
     drag(page.page, explorer.locator(".tase-tau .noUi-handle").nth(1), 30)
@@ -269,8 +277,8 @@ def _vary(page, explorer):
     second = until(lambda: (p := picture(explorer)) != first and p, "a new picture")
     command = explorer.locator(".tase-command textarea")
     until(lambda: f"guidance.tau_max={float(high):g}" in command.input_value(), "the line to copy")
-    until(lambda: explorer.locator(".tase-rising img, .tase-falling img").count(), "images whose tau changes")
-    explorer.locator(".tase-map select").select_option(label="rank")
+    until(lambda: explorer.locator(".tase-changed img").count(), "images whose tau changes")
+    explorer.locator(".tase-headness-map select").select_option(label="rank")
     until(lambda: picture(explorer) != second, "another map, another picture")
     until(lambda: "guidance.headness_map=rank" in command.input_value(), "the map in the line to copy")
     page.shot("explorer")
@@ -283,6 +291,32 @@ def _vary(page, explorer):
     clusters.press("Enter")
     until(lambda: "guidance.clusters=8" in command.input_value(), "clustered anew")
     page.shot("clusters")
+
+
+# Mean of the red, green and blue of a colour of an element; null where it is transparent.
+BRIGHTNESS = """([selector, what]) => {
+    const parts = getComputedStyle(document.querySelector(selector))[what].match(/[\\d.]+/g).map(Number);
+    return parts[3] === 0 ? null : (parts[0] + parts[1] + parts[2]) / 3;
+}"""
+BEYOND = "(selector) => { const e = document.querySelector(selector); return e.scrollWidth - e.clientWidth; }"
+
+
+def _follows_theme(page, kind):
+    """Text is dark on light and light on dark, no picture has a ground of its own, and a narrow page holds all."""
+    widget = f".tase-{kind}"
+
+    def light_text():
+        return page.page.evaluate(BRIGHTNESS, [f"{widget} svg text", "fill"]) > 128
+
+    for theme, width in (("Light", 1280), ("Dark", 1600), ("Dark", 1280), ("Light", 1600)):
+        page.page.set_viewport_size({"width": width, "height": 1600})
+        page.theme(theme)
+        until(light_text if theme == "Dark" else lambda: not light_text(), f"text for the theme {theme}")
+        for part in (widget, f"{widget} .tase-picture", f"{widget} svg"):
+            assert page.page.evaluate(BRIGHTNESS, [part, "backgroundColor"]) is None
+        assert page.page.evaluate(BEYOND, widget) <= 0
+        page.shot(f"{kind}_{theme.lower()}_{width}")
+    page.page.set_viewport_size({"width": 1280, "height": 1600})
 
 
 def _train(page, live, folder):

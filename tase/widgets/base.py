@@ -46,7 +46,8 @@ class OptionControls:
     """One control for each of `names` among a configuration's guidance options; X_min and X_max make one range."""
 
     def __init__(self, config: Config, names: Iterable[str], **common: Any):
-        options = {field.name: field for field in dataclasses.fields(config.guidance) if field.name in set(names)}
+        known = {field.name: field for field in dataclasses.fields(config.guidance)}
+        options = {name: known[name] for name in names}
         self.controls: dict[tuple[str, ...], Any] = {}
         for name, field in options.items():
             stem = name.removesuffix("_min")
@@ -72,7 +73,8 @@ class OptionControls:
         found: dict[str, Any] = {}
         for names, control in self.controls.items():
             shown = control.value if len(names) == 2 else (control.value,)
-            found.update({name: round(v, 4) if isinstance(v, float) else v for name, v in zip(names, shown)})
+            # Of a dragged slider come values like 0.30000000000000004.
+            found.update({name: round(v, 10) if isinstance(v, float) else v for name, v in zip(names, shown)})
         return found
 
     def show(self, options: Any) -> None:
@@ -233,15 +235,12 @@ class Job:
             if number != self.number:
                 return
             try:
-                result = work()
-                if number == self.number:
-                    done(result)
+                finish = functools.partial(done, work())
             except Exception as error:
-                if number == self.number:
-                    self.failed(error)
-            finally:
-                if number == self.number:
-                    self.busy(False)
+                finish = functools.partial(self.failed, error)
+            if number == self.number:  # no newer request meanwhile
+                self.busy(False)
+                finish()
 
 
 # ---- images

@@ -14,7 +14,7 @@ import numpy as np
 from ..config import Config
 from ..runs import Run, RunError, steered
 from .base import Message, OptionControls, Panel, flow_row, guarded, heading, override_guidance, train_words
-from .svg import CSS, Plot, at_least, group_colour, group_of_samples, groups_present, legend, plain_number
+from .svg import CSS, Plot, at_least, group_colour, group_of_samples, groups_present, page_of, plain_number
 
 if TYPE_CHECKING:
     import pandas
@@ -28,6 +28,7 @@ BUTTONS = {  # name: what is written on it, its icon, and the states in which it
     "resume": ("resume", "repeat", ("stopped", "failed", "lost")),
     "steer": ("apply at the next refresh", "", ("training", "paused")),
 }
+PARTS = (10, 50, 90)  # percentiles of tau
 WORDS = {"none": "not started", "lost": "interrupted"}
 
 
@@ -63,15 +64,18 @@ def training_state(run: Run | None, process: subprocess.Popen | None = None) -> 
     A training is alive while it holds the folder's lock, which the system releases however the process ends. `process`
     is one that was launched here: before it has the lock, it imports torch.
     """
-    saved = "none" if run is None else run.status.get("state", "lost")
     if run is not None and run.is_training:
-        return "paused" if saved == "paused" else "training"
+        return "paused" if run.status.get("state") == "paused" else "training"
     if process is not None and process.poll() is None:
         return "starting"
-    return "lost" if saved in ("training", "paused") else saved
+    return "none" if run is None else run.state
 
 
 # ---- the picture
+
+
+def _column(group: str) -> str:
+    return f"tau_{group.replace(' ', '_')}"
 
 
 def training_table(run: Run) -> pandas.DataFrame:
@@ -84,30 +88,38 @@ def training_table(run: Run) -> pandas.DataFrame:
         tau = history.tau  # [s, n]
         group = group_of_samples(history, tau.shape[1])
         for g, name in groups_present(group):
-            spread = np.quantile(tau[:, group == g], (0.1, 0.5, 0.9), axis=1)
-            columns |= {f"tau_{name.replace(' ', '_')}_{part}": row for part, row in zip((10, 50, 90), spread)}
+            spread = np.percentile(tau[:, group == g], PARTS, axis=1)  # [3, s]
+            columns |= {f"{_column(name)}_{part}": row for part, row in zip(PARTS, spread)}
     temperatures = pandas.DataFrame(columns)
     return temperatures if metrics.empty else metrics.merge(temperatures, on="epoch", how="outer")
 
 
 def draw_training(run: Run) -> str:
-    """Draw loss, k-NN accuracy and tau per group over the epochs, with a line at each steering."""
-    table, steps = training_table(run), sorted({event["epoch"] for event in run.events})
-    panels = [_draw_loss(run, table, steps), _draw_knn(run, table, steps), _draw_tau(run, table, steps)]
-    notes = []
-    if steps:
-        notes.append("Steering changes τ and w, and with them the loss: compare losses only between two dashed lines.")
-    group = group_of_samples(run.history, run.history.tau.shape[1]) if len(run.history) else np.zeros(0)
-    entries = [(f"{name}: median τ, band 10-90 %", group_colour(g), False) for g, name in groups_present(group)]
-    entries += [("steered", "steer", True)] if steps else []
-    note = "".join(f'<div class="tase-message">{line}</div>' for line in notes)
-    return f'{legend(entries)}<div class="tase-picture">{"".join(panels)}</div>{note}'
+    """Draw loss, k-NN accuracy and tau per group over the epochs, with a line where the loss changes its meaning."""
+    table = training_table(run)
+    panels = [_draw_loss(run, table), _draw_knn(run, table), _draw_tau(run, table)]
+    entries = [(f"{name}: median τ, band 10-90 %", group_colour(g), False) for g, name in _groups(run)]
+    marks = _marks(run)
+    entries += [(text, colour, True) for text, colour in dict(marks.values()).items()]
+    note = "τ and w are part of the loss: compare its values only between two dashed lines." if marks else ""
+    return page_of(panels, entries, note)
 
 
-def _epochs_plot(run: Run, title: str, y: tuple[float, float], steps: list[int]) -> Plot:
-    plot = Plot(title, "epoch", x=(0, run.config.optim.epochs), y=y, size=(352, 250))
-    for epoch in steps:
-        plot.line([epoch, epoch], y, "steer", 1.2, "5 3", f"steered before epoch {epoch}")
+def _groups(run: Run) -> list[tuple[int, str]]:
+    return groups_present(group_of_samples(run.history, run.history.tau.shape[1])) if len(run.history) else []
+
+
+def _marks(run: Run) -> dict[int, tuple[str, str]]:
+    """Epochs from which other temperatures hold: what happened, and its colour."""
+    ramps = hasattr(run.config.guidance, "ramp") and run.config.warmup > 0
+    marks = {run.config.warmup: ("end of the warm-up", "soft")} if ramps else {}
+    return {**marks, **{event["epoch"]: ("steered", "steer") for event in run.events}}
+
+
+def _epochs_plot(run: Run, title: str, y: tuple[float, float]) -> Plot:
+    plot = Plot(title, "epoch", x=(0, run.config.optim.epochs), y=y, size=(310, 240))
+    for epoch, (text, colour) in _marks(run).items():
+        plot.line([epoch, epoch], y, colour, 1.2, "5 3", f"{text}, epoch {epoch}")
     return plot
 
 
@@ -119,44 +131,38 @@ def _measured(table: pandas.DataFrame, name: str) -> tuple[np.ndarray, np.ndarra
     return seen["epoch"].to_numpy(), seen[name].to_numpy()
 
 
-def _draw_loss(run: Run, table: pandas.DataFrame, steps: list[int]) -> str:
+def _draw_loss(run: Run, table: pandas.DataFrame) -> str:
     epoch, loss = _measured(table, "loss")
-    y = at_least(loss.min(), loss.max(), 0.5) if len(loss) else (0.0, 1.0)
-    plot = _epochs_plot(run, "Loss (nats)", y, steps)
-    plot.line(epoch, loss, "ink", 1.5, name="loss")
+    plot = _epochs_plot(run, "Loss (nats)", at_least(loss.min(), loss.max(), 0.5) if len(loss) else (0.0, 1.0))
+    plot.line(epoch, loss, "ink", name="loss")
     return plot.svg(f"{plain_number(loss[0])} at first, now {plain_number(loss[-1])}" if len(loss) else "no epoch yet")
 
 
-def _draw_knn(run: Run, table: pandas.DataFrame, steps: list[int]) -> str:
+def _draw_knn(run: Run, table: pandas.DataFrame) -> str:
     epoch, knn = _measured(table, "knn")
     # At least 20 points high, and within 0 to 100: half a point of noise must not look like a fall.
     low, high = at_least(knn.min(), knn.max(), 20) if len(knn) else (0.0, 100.0)
-    plot = _epochs_plot(run, "k-NN accuracy in %", (max(0.0, min(low, 80.0)), min(100.0, max(high, 20.0))), steps)
-    plot.line(epoch, knn, "ink", 1.5, name="k-NN accuracy")
+    plot = _epochs_plot(run, "k-NN accuracy in %", (max(0.0, min(low, 80.0)), min(100.0, max(high, 20.0))))
+    plot.line(epoch, knn, "ink", name="k-NN accuracy")
     plot.dots(epoch, knn, ["ink"] * len(knn))
     if not len(knn):
         plot.note("not measured yet\n(needs labels)", 0.5, 0.6, "middle")
-        return plot.svg("not measured yet")
-    return plot.svg(f"now {knn[-1]:.1f}, best {knn.max():.1f}")
+    return plot.svg(f"now {knn[-1]:.1f}, best {knn.max():.1f}" if len(knn) else "not measured yet")
 
 
-def _draw_tau(run: Run, table: pandas.DataFrame, steps: list[int]) -> str:
-    names = [name for name in table if str(name).startswith("tau_")]
-    if not names:
-        plot = _epochs_plot(run, "Temperature τ", (0, 0.3), steps)
-        plot.note("no snapshot yet", 0.5, 0.6, "middle")
-        return plot.svg("no snapshot yet")
-    plot = _epochs_plot(run, "Temperature τ", (0, max(0.3, 1.1 * float(table[names].max().max()))), steps)
+def _draw_tau(run: Run, table: pandas.DataFrame) -> str:
+    tau = table.filter(like="tau_")
+    plot = _epochs_plot(run, "Temperature τ", (0, max(0.3, 1.05 * float(np.nanmax(tau.to_numpy(), initial=0)))))
     said = []
-    for g, name in groups_present(group_of_samples(run.history, run.history.tau.shape[1])):
-        key = f"tau_{name.replace(' ', '_')}"
-        (epoch, low), (_, middle), (_, high) = (_measured(table, f"{key}_{part}") for part in (10, 50, 90))
+    for g, name in _groups(run):
+        (epoch, low), (_, middle), (_, high) = (_measured(table, f"{_column(name)}_{part}") for part in PARTS)
         plot.area(epoch, low, high, group_colour(g), 0.2)
-        # A temperature holds until the next snapshot: it is known at the dots only.
-        plot.line(epoch, middle, group_colour(g), 1.5, name=f"{name}: median")
-        plot.dots(epoch, middle, [group_colour(g)] * len(epoch))
+        plot.line(epoch, middle, group_colour(g), name=f"{name}: median")
+        plot.dots(epoch, middle, [group_colour(g)] * len(epoch))  # what is known: the snapshots
         said.append(f"{name} {middle[-1]:.2f}")
-    return plot.svg(f"median now {', '.join(said)}")
+    if not said:
+        plot.note("no snapshot yet", 0.5, 0.6, "middle")
+    return plot.svg(f"median now {', '.join(said)}" if said else "no snapshot yet")
 
 
 # ---- the widget
@@ -291,8 +297,8 @@ class LiveTraining(Panel):
             at = run.config.next_refresh(epoch)
             return f"Pending: {_assignments(waiting)}; takes effect at the next refresh, before epoch {at}.", False
         if state == "finished":
-            judge = f"`tase evaluate {run.path}` measures its accuracy, " if run.history.labels is not None else ""
-            return f"Finished. Next: {judge}`tase report {run.path}` shows it over time.", False
+            judge = f"tase evaluate {run.path} (how accurate it is), " if run.history.labels is not None else ""
+            return f"Finished. Next: {judge}tase report {run.path} (how it went, image by image).", False
         if run.steered:
             last = run.events[-1]
             return f"Steered at epoch {last['epoch']}, step {last['step']:,}: {_assignments(last['set'])}.", False

@@ -28,9 +28,10 @@ CSS = f"""<style>
 .tase-flow .widget-dropdown, .tase-flow .widget-text {{ width: auto; min-width: 150px; }}
 .tase-flow .widget-text input[type="number"] {{ max-width: 80px; }}
 .tase-flow .widget-text input[type="text"] {{ width: 360px; }}
-.tase-picture {{ display: flex; flex-wrap: wrap; gap: 8px; line-height: 1.2; }}
-.tase-picture svg {{ overflow: visible; }}
-.tase-picture text {{ font: 11px sans-serif; fill: var(--tase-ink); }}
+.tase-picture {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(196px, 1fr)); gap: 6px;
+  line-height: 1.2; }}
+.tase-picture svg {{ width: 100%; max-width: 350px; height: auto; overflow: visible; }}
+.tase-picture text {{ font: 11.5px sans-serif; fill: var(--tase-ink); }}
 .tase-picture .tase-title {{ font-weight: 600; font-size: 12px; }}
 .tase-legend span {{ margin-right: 14px; white-space: nowrap; color: var(--tase-ink); }}
 .tase-legend i {{ display: inline-block; width: 14px; vertical-align: middle; margin-right: 4px; }}
@@ -78,7 +79,7 @@ class Plot:
     Colours are names of the CSS variables `--tase-NAME`.
     """
 
-    LEFT, TOP, BOTTOM = 46, 24, 36  # pixels around the axes
+    LEFT, TOP, BOTTOM = 40, 24, 34  # pixels around the axes
 
     def __init__(
         self,
@@ -90,7 +91,7 @@ class Plot:
         log: bool = False,
         ticks: Sequence[float] | None = None,
         rows: Sequence[str] = (),
-        size: tuple[int, int] = (262, 270),
+        size: tuple[int, int] = (240, 250),
     ):
         self.title, self.x, self.y, self.log, self.size = title, x, y, log, size
         self.parts: list[str] = []
@@ -135,25 +136,28 @@ class Plot:
             place = f'x="{px:.1f}" y="{py + 8 + 14 * k:.1f}" text-anchor="{anchor}"'
             self.parts.append(f"<text {place}>{escape(line)}</text>")
 
-    def line(self, x: Any, y: Any, colour: str, width: float = 1.5, dash: str = "", name: str = "") -> None:
-        """Draw a line; `name` is shown when the mouse rests on it."""
-        pen = f"stroke:var(--tase-{colour});stroke-width:{width};stroke-dasharray:{dash or 'none'}"
-        self._path(_joined(*self._at(x, y)), f"fill:none;{pen}", name)
+    def line(self, x: Any, y: Any, colour: str, width: float = 1.5, dash: str = "none", name: str = "") -> None:
+        """Draw a line; `name` is shown when the mouse rests on it. Points that are no numbers are left out."""
+        pen = f"fill:none;stroke:var(--tase-{colour});stroke-width:{width};stroke-dasharray:{dash}"
+        self._path(*self._at(x, y), "", pen, name)
 
     def area(self, x: Any, low: Any, high: Any, colour: str, opacity: float = 0.75, name: str = "") -> None:
         """Fill between two lines."""
         right, up = self._at(x, high)
-        back, down = self._at(np.asarray(x)[::-1], np.asarray(low)[::-1])
-        shape = _joined(np.concatenate([right, back]), np.concatenate([up, down])) + "Z"
-        self._path(shape, f"fill:var(--tase-{colour});fill-opacity:{opacity}", name)
+        left, down = self._at(np.asarray(x)[::-1], np.asarray(low)[::-1])
+        paint = f"fill:var(--tase-{colour});fill-opacity:{opacity}"
+        self._path(np.concatenate([right, left]), np.concatenate([up, down]), "Z", paint, name)
 
     def dots(self, x: Any, y: Any, colours: Sequence[str], radius: float = 2.5, hollow: bool = False) -> None:
         for px, py, colour in zip(*self._at(x, y), colours):
             paint = f"fill:none;stroke:var(--tase-{colour})" if hollow else f"fill:var(--tase-{colour})"
             self.parts.append(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="{radius}" style="{paint}"/>')
 
-    def _path(self, shape: str, style: str, name: str) -> None:
-        self.parts.append(f'<path d="{shape}" style="{style}"><title>{escape(name)}</title></path>')
+    def _path(self, x: np.ndarray, y: np.ndarray, end: str, style: str, name: str) -> None:
+        points = [f"{a:.1f} {b:.1f}" for a, b in zip(x.tolist(), y.tolist()) if math.isfinite(a + b)]
+        if points:
+            shape = f"M{'L'.join(points)}{end}"
+            self.parts.append(f'<path d="{shape}" style="{style}"><title>{escape(name)}</title></path>')
 
     def svg(self, alt: str) -> str:
         """Return the panel; `alt` says what it shows to those who do not see it."""
@@ -161,10 +165,6 @@ class Plot:
         box = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
         label = escape(f"{self.title}: {alt}", quote=True)
         return f'<svg {box} role="img" aria-label="{label}">{"".join(self.parts)}</svg>'
-
-
-def _joined(x: np.ndarray, y: np.ndarray) -> str:
-    return "M" + "L".join(f"{a:.1f} {b:.1f}" for a, b in zip(x.tolist(), y.tolist()) if a == a and b == b)
 
 
 def _ticks(low: float, high: float, log: bool = False) -> list[float]:
@@ -176,15 +176,16 @@ def _ticks(low: float, high: float, log: bool = False) -> list[float]:
 
 
 def at_least(low: float, high: float, span: float) -> tuple[float, float]:
-    """Widen an axis from low to high to `span`, so that a small change does not look like a large one."""
-    more = max(0.0, span - (high - low)) / 2
+    """Widen an axis to `span` at least, so that a small change does not look like a large one; else by a margin."""
+    more = max(0.05 * (high - low), (span - (high - low)) / 2)
     return low - more, high + more
 
 
-def legend(entries: Iterable[tuple[str, str, bool]]) -> str:
-    """Return a line of entries: name, colour, and whether it is drawn dashed."""
+def page_of(panels: Iterable[str], entries: Iterable[tuple[str, str, bool]], note: str = "") -> str:
+    """Put panels in a row that shrinks with the page, under a legend: name, colour, and whether it is drawn dashed."""
     cells = []
     for name, colour, dashed in entries:
         mark = "2px dashed" if dashed else "9px solid"
         cells.append(f'<span><i style="border-top:{mark} var(--tase-{colour})"></i>{escape(name)}</span>')
-    return f'<div class="tase-legend">{"".join(cells)}</div>'
+    legend, below = "".join(cells), f'<div class="tase-message">{escape(note)}</div>' if note else ""
+    return f'<div class="tase-legend">{legend}</div><div class="tase-picture">{"".join(panels)}</div>{below}'

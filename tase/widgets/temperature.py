@@ -28,7 +28,7 @@ from .base import (
     heading,
     override_guidance,
 )
-from .svg import CSS, Plot, group_colour, group_of_samples, groups_present, legend
+from .svg import CSS, Plot, group_colour, group_of_samples, groups_present, page_of
 
 if TYPE_CHECKING:
     import pandas
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 CLUSTERING = ("clusters", "estimator", "merge_to")
 SHOWN = 9  # images shown in a row
 TOPS = (0.3, 0.6, 1.0, 2.0, 5.0)  # ends of the temperature axes: few, so that the axes seldom change
-WEIGHTS = (0.1, 0.2, 0.5, 1, 2, 5, 10)
+BINS = 80
 
 
 # ---- from a snapshot to what is drawn
@@ -131,23 +131,9 @@ def what_if_config(config: Config) -> Config:
     return dataclasses.replace(config, method=Config.method)
 
 
-def histograms(
-    values: Float[np.ndarray, " n"], group: Int64[np.ndarray, " n"], edges: Float[np.ndarray, " b"], groups: list[int]
-) -> Float[np.ndarray, "g b"]:
-    """Count each of `groups` over equal bins between `edges`, in % of the group; values beyond fall in the end bins."""
-    bins = len(edges) - 1
-    place = (np.asarray(values) - edges[0]) * (bins / (edges[-1] - edges[0]))
-    place = np.clip(np.nan_to_num(place), 0, bins - 1).astype(np.int64)
-    table = np.bincount((group + 1) * bins + place, minlength=4 * bins).reshape(4, bins)
-    rows = table[[g + 1 for g in groups]]
-    return 100 * rows / np.maximum(rows.sum(1, keepdims=True), 1)
-
-
-def group_means(values: Float[np.ndarray, " n"], group: Int64[np.ndarray, " n"], groups: list[int]) -> list[float]:
-    """Average each of `groups`; NaN where a group has no sample."""
-    count = np.bincount(group + 1, minlength=4)
-    with np.errstate(invalid="ignore"):
-        return (np.bincount(group + 1, values, 4) / count)[[g + 1 for g in groups]].tolist()
+def bin_counts(values: Float[np.ndarray, " n"], ends: tuple[float, float], bins: int) -> Int64[np.ndarray, " bins"]:
+    """Count values in equal bins between `ends`; those beyond fall in the end bins."""
+    return np.histogram(np.clip(values, *ends), bins, ends)[0]
 
 
 def nearest_first(h: Float[np.ndarray, "m d"], row: int) -> tuple[Int64[np.ndarray, " m-1"], Float[np.ndarray, " m-1"]]:
@@ -178,23 +164,25 @@ def most_changed(
 # ---- the picture
 
 
-def draw_rows(plot: Plot, edges: np.ndarray, now: SampleTable, old: np.ndarray, new: np.ndarray, means: list) -> str:
-    """Draw a histogram for each group: filled what is proposed, dashed what is saved; returns the means in words."""
-    groups = groups_present(now.group)
-    ids = [g for g, _ in groups]
-    across = np.repeat(edges, 2)[1:-1]
-    pairs = zip(groups, histograms(old, now.group, edges, ids), histograms(new, now.group, edges, ids), means)
+def _draw_groups(title: str, xlabel: str, now: SampleTable, old: np.ndarray, new: np.ndarray, **axis: Any) -> str:
+    """A histogram for each group: filled what is proposed, dashed what is saved."""
+    groups = groups_present(now.group)[::-1]  # head on top
+    rows = [f"{name}\n{(now.group == g).sum():,}" for g, name in groups]
+    plot = Plot(title, xlabel, y=(0, len(rows)), rows=rows, **axis)
+    scale, back = (np.log10, lambda x: 10**x) if plot.log else (np.asarray, np.asarray)
+    ends = tuple(scale(plot.x))
+    across = np.repeat(back(np.linspace(*ends, BINS + 1)), 2)[1:-1]
     said = []
-    for i, ((g, name), before, after, mean) in enumerate(pairs):
-        base = len(groups) - 1 - i
+    for base, (g, name) in enumerate(groups):
+        own = now.group == g
+        shares = (bin_counts(scale(values[own]), ends, BINS) / own.sum() for values in (old, new))
         # The square root of the share: rare values stay visible next to a spike.
-        heights = [base + np.repeat(0.7 * np.sqrt(share / max(share.max(), 1e-9)), 2) for share in (before, after)]
-        plot.area(across, np.full_like(across, base), heights[1], group_colour(g), name=f"{name}, proposed")
-        plot.line(across, heights[0], "soft", 1, "4 3", f"{name}, as saved")
-        words = "no sample" if np.isnan(mean) else f"mean {mean:.2f}"
-        plot.note(words, 0.99, (base + 1) / len(groups), "end")
-        said.append(f"{name} {words}")
-    return ", ".join(said)
+        saved, proposed = (base + np.repeat(0.7 * np.sqrt(share / share.max()), 2) for share in shares)
+        plot.area(across, np.full_like(across, base), proposed, group_colour(g), name=f"{name}, proposed")
+        plot.line(across, saved, "soft", 1, "4 3", f"{name}, as saved")
+        plot.note(f"mean {new[own].mean():.2f}", 0.99, (base + 0.95) / len(rows), "end")
+        said.insert(0, f"{name} mean {new[own].mean():.2f} (saved {old[own].mean():.2f})")
+    return plot.svg(", ".join(said))
 
 
 def draw_temperatures(now: SampleTable, new: WhatIf, push: tuple | None, push_note: str) -> str:
@@ -202,32 +190,17 @@ def draw_temperatures(now: SampleTable, new: WhatIf, push: tuple | None, push_no
 
     `push`: saved and proposed shares of the neighbours, nearest first, or None.
     """
-    groups = groups_present(now.group)
-    ids = [g for g, _ in groups]
     highest = max(float(new.tau.max()), float(now.tau.max()))
     top = next((t for t in TOPS if highest <= 1.02 * t), highest)
-    rows = [f"{name}\n{(now.group == g).sum():,}" for g, name in groups][::-1]
-    y = (0.0, float(len(rows)))
-
-    tau = Plot("Temperature: samples per group", "temperature τ", x=(0, top), y=y, rows=rows)
-    edges = np.linspace(0, top, 81)
-    tau_said = draw_rows(tau, edges, now, now.tau, new.tau, group_means(new.tau, now.group, ids))
-
-    ends = (1 / 10.5, 10.5)
-    weight = Plot("Weight: samples per group", "weight w (log scale)", x=ends, y=y, rows=rows, log=True, ticks=WEIGHTS)
-    edges = np.geomspace(*ends, 69)
-    logs = [np.log10(values) for values in (now.weight, new.weight, edges)]
-    weight_said = draw_rows(weight, edges, now, *logs[:2], group_means(new.weight, now.group, ids))
+    weights = {"x": (1 / 10.5, 10.5), "log": True, "ticks": (0.1, 0.2, 0.5, 1, 2, 5, 10)}
     panels = [
-        tau.svg(f"{tau_said} (proposed)"),
-        weight.svg(f"{weight_said} (proposed)"),
+        _draw_groups("Temperature: samples per group", "temperature τ", now, now.tau, new.tau, x=(0, top)),
+        _draw_groups("Weight: samples per group", "weight w (log scale)", now, now.weight, new.weight, **weights),
         _draw_sizes(now, new, top),
         _draw_push(push, push_note),
     ]
-    entries = [(f"{name}, proposed", group_colour(g), False) for g, name in groups]
-    return (
-        legend([*entries, ("as saved in the run", "soft", True)]) + f'<div class="tase-picture">{"".join(panels)}</div>'
-    )
+    entries = [(f"{name}, proposed", group_colour(g), False) for g, name in groups_present(now.group)]
+    return page_of(panels, [*entries, ("as saved in the run", "soft", True)])
 
 
 def _draw_sizes(now: SampleTable, new: WhatIf, top: float) -> str:
