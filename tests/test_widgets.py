@@ -17,7 +17,7 @@ from tase.config import METHODS, ConfigError
 from tase.guidance import Guidance, Method
 from tase.pseudo_labels import centred
 from tase.runs import RunError
-from tase.widgets import LiveTraining, TemperatureExplorer, base, live, svg, temperature
+from tase.widgets import LiveTraining, TemperatureExplorer, base, live, svg, temperature, what_if
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed")
 
@@ -51,8 +51,8 @@ def unlabelled(run):
 def test_what_if_with_the_runs_own_options_is_what_training_saved(tiny, tmp_path, changes):
     config = tiny(**{f"guidance__{k}": v for k, v in changes.items()}, optim__epochs=4)
     run = tase.train(config, tmp_path / "run", progress=False)
-    now = temperature.saved_samples(run.history, len(run.history) - 1, config.guidance)
-    new = temperature.what_if(now, config.guidance)
+    now = what_if.saved_samples(run.history, len(run.history) - 1, config.guidance)
+    new = what_if.apply_options(now, config.guidance)
     # Ranks of two samples whose headness is equal but for rounding may be exchanged.
     one_rank = (config.guidance.tau_max - config.guidance.tau_min) / len(new.tau)
     np.testing.assert_allclose(
@@ -63,12 +63,12 @@ def test_what_if_with_the_runs_own_options_is_what_training_saved(tiny, tmp_path
 
 def test_new_clusters_with_the_saved_options_give_every_sample_a_cluster(run):
     t = len(run.history) - 1
-    saved = temperature.saved_samples(run.history, t, run.config.guidance)
+    saved = what_if.saved_samples(run.history, t, run.config.guidance)
     x, index = run.history.features(t)[:100], run.history.feature_index(t)[:100]
 
     def clustered(**options):
         config = base.override_guidance(run.config, options)
-        return temperature.reclustered(saved, x, index, config, run.history.labels)
+        return what_if.reclustered(saved, x, index, config, run.history.labels)
 
     for estimator, k in (("size", 5), ("merged", 12), ("density", 3)):
         now = clustered(clusters=k, estimator=estimator)
@@ -88,27 +88,27 @@ def test_histograms_hold_all_samples_also_those_beyond_the_ends():
 
 def test_the_push_on_neighbours_is_the_softmax_of_the_loss():
     h = centred(torch.randn(40, 8, generator=torch.Generator().manual_seed(0))).numpy()
-    row, similarity = temperature.nearest_first(h, 7)
+    row, similarity = what_if.nearest_first(h, 7)
     assert 7 not in row and len(row) == 39
     assert (np.diff(similarity) <= 0).all()
     np.testing.assert_allclose(similarity, h[row] @ h[7], atol=1e-6)
-    share = temperature.push_shares(similarity, 0.2)
+    share = what_if.push_shares(similarity, 0.2)
     expected = np.exp(similarity / 0.2)
     np.testing.assert_allclose(share, 100 * expected / expected.sum(), rtol=1e-9)
-    assert temperature.push_shares(similarity, 0.05)[0] > share[0]  # a lower temperature: more on the nearest
+    assert what_if.push_shares(similarity, 0.05)[0] > share[0]  # a lower temperature: more on the nearest
 
 
 def test_most_changed_are_ordered_and_leave_out_what_stays():
     old, new = np.zeros(6), np.array([0.3, -0.1, 0, 0.1, -0.4, 0])
-    up, down = temperature.most_changed(old, new, 4)
+    up, down = what_if.most_changed(old, new, 4)
     assert up.tolist() == [0, 3] and down.tolist() == [4, 1]
-    assert not len(np.concatenate(temperature.most_changed(old, old, 4)))
+    assert not len(np.concatenate(what_if.most_changed(old, old, 4)))
 
 
 def test_a_run_of_any_method_is_varied_by_the_default_method_on_the_same_data(tiny):
     simclr, oracle = tiny(method="simclr"), tiny(method="oracle")
-    assert temperature.what_if_config(oracle) == oracle
-    varied = temperature.what_if_config(simclr)
+    assert what_if.what_if_config(oracle) == oracle
+    varied = what_if.what_if_config(simclr)
     assert varied.guidance_class.steerable and varied.data == simclr.data and varied.model == simclr.model
     assert varied.guidance.clusters == simclr.guidance.clusters and tase.override(varied, {"guidance.tau_max": 0.3})
 
@@ -226,7 +226,7 @@ def test_the_explorer_shows_itself_and_hands_over_what_it_shows(explorer, tmp_pa
     np.testing.assert_allclose(table["saved_tau"], explorer.run.history.tau[-1], rtol=1e-5)
     assert set(table["group"]) == {"head", "mid", "tail"} and set(table["class"].astype(str)) <= set("0123456789")
     chosen = explorer.selection
-    assert chosen["index"][0] == explorer.sample.value and len(chosen) == temperature.SHOWN + 1
+    assert chosen["index"][0] == explorer.sample.value and len(chosen) == temperature.STRIP_LENGTH + 1
     assert chosen["cosine"][0] == 1 and (chosen["cosine"].diff()[2:] <= 0).all()
     assert explorer.config.guidance.tau_max == 0.8 and explorer.config.changes(explorer.run.config) == {
         "guidance.tau_min": 0.05,
@@ -352,6 +352,7 @@ def state_of(panel):
 
 def test_a_live_training_starts_pauses_is_steered_stops_and_is_found_again(panel, tmp_path):
     assert state_of(panel) == "none" and not panel.buttons["start"].disabled and panel.buttons["stop"].disabled
+    panel.options["gamma"].value = 0.25  # what the controls show at the start is trained
     panel.start()
     until(lambda: state_of(panel) == "training")
     panel.pause()
@@ -360,6 +361,7 @@ def test_a_live_training_starts_pauses_is_steered_stops_and_is_found_again(panel
     panel.steer()
     assert "Pending: tau_max = 0.33; takes effect at the next refresh" in said(panel)
     assert panel.config.guidance.tau_max == 0.33 and panel.config.optim == panel.given.optim
+    assert tase.Run(panel.folder).config.guidance.gamma == 0.25
     panel.go()  # the pending request is not lost
     until(lambda: state_of(panel) == "training" and tase.Run(panel.folder).steered)
     panel.look()

@@ -18,7 +18,7 @@ import numpy as np
 from ..config import Config, ConfigError, override
 from ..presets import preset
 from ..runs import Run
-from .svg import CSS
+from .svg import WIDGET_CSS
 
 if TYPE_CHECKING:
     import pandas
@@ -31,7 +31,7 @@ def heading(text: str) -> str:
 # ---- controls of a method's options
 
 
-LABELS = {  # what a control is called; other options have their own name
+OPTION_LABELS = {  # what a control is called; other options have their own name
     "tau": "temperature range τ",
     "gamma": "strength of the weight γ",
     "w_max": "largest weight w_max",
@@ -54,9 +54,9 @@ class OptionControls:
             pair = (name, f"{stem}_max") if name.endswith("_min") and f"{stem}_max" in options else (name,)
             if not any(name in taken for taken in self.controls):
                 values = [getattr(config.guidance, part) for part in pair]
-                label = LABELS.get(stem, stem.replace("_", " "))
+                label = OPTION_LABELS.get(stem, stem.replace("_", " "))
                 help = "; ".join(f"{part}: {options[part].metadata['help']}" for part in pair)
-                control = _control(values, field.metadata, description=label, tooltip=help, **common)
+                control = _option_control(values, field.metadata, description=label, tooltip=help, **common)
                 control.add_class(f"tase-{stem.replace('_', '-')}")
                 self.controls[pair] = control
 
@@ -88,7 +88,7 @@ class OptionControls:
             control.observe(lambda _: call(), "value")
 
 
-def _control(values: list[Any], rule: Any, **common: Any) -> Any:
+def _option_control(values: list[Any], rule: Any, **common: Any) -> Any:
     """The control that fits an option's value (two: a range) and its rule, the metadata of the option."""
     import ipywidgets as w
 
@@ -152,7 +152,7 @@ class Panel:
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         # The HTML is for readers without a kernel: a page on the web shows the picture, though nothing moves.
-        still = f'{CSS}<div class="tase-box">{self.picture.value}</div>'
+        still = f'{WIDGET_CSS}<div class="tase-box">{self.picture.value}</div>'
         return {**self.widget._repr_mimebundle_(**kwargs), "text/html": still}
 
     def save(self, path: str | Path) -> Path:

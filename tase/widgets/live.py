@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from jaxtyping import Float
 
 from ..config import Config
-from ..runs import Run, RunError, steered
+from ..runs import History, Run, RunError, steered
 from .base import Message, OptionControls, Panel, flow_row, guarded, heading, override_guidance, train_words
-from .svg import CSS, Plot, at_least, group_colour, group_of_samples, groups_present, page_of, plain_number
+from .svg import WIDGET_CSS, Plot, at_least, figure_html, group_colour, group_of_samples, groups_present, plain_number
 
 if TYPE_CHECKING:
     import pandas
 
-INTERVAL = 0.7  # seconds between two looks at the folder
-BUTTONS = {  # name: what is written on it, its icon, and the states in which it does something
+LOOK_EVERY = 0.7  # seconds between two looks at the folder
+LIVE_BUTTONS = {  # name: what is written on it, its icon, and the states in which it does something
     "start": ("start", "play", ("none",)),
     "pause": ("pause", "pause", ("training",)),
     "go": ("run on", "play", ("paused",)),
@@ -28,8 +29,8 @@ BUTTONS = {  # name: what is written on it, its icon, and the states in which it
     "resume": ("resume", "repeat", ("stopped", "failed", "lost")),
     "steer": ("apply at the next refresh", "", ("training", "paused")),
 }
-PARTS = (10, 50, 90)  # percentiles of tau
-WORDS = {"none": "not started", "lost": "interrupted"}
+TAU_PERCENTILES = (10, 50, 90)  # percentiles of tau
+STATE_WORDS = {"none": "not started", "lost": "interrupted"}
 
 
 def log_path(folder: Path) -> Path:
@@ -74,42 +75,37 @@ def training_state(run: Run | None, process: subprocess.Popen | None = None) -> 
 # ---- the picture
 
 
-def _column(group: str) -> str:
-    return f"tau_{group.replace(' ', '_')}"
+def tau_of_groups(history: History) -> dict[str, tuple[int, Float[np.ndarray, "3 s"]]]:
+    """Return number and the percentiles of tau at each snapshot, for each group by name."""
+    if not len(history):
+        return {}
+    tau = history.tau  # [s, n]
+    group = group_of_samples(history, tau.shape[1])
+    return {name: (g, np.percentile(tau[:, group == g], TAU_PERCENTILES, axis=1)) for g, name in groups_present(group)}
 
 
 def training_table(run: Run) -> pandas.DataFrame:
-    """Return one row per epoch: the metrics, and 10, 50 and 90 % of tau in each group where there is a snapshot."""
+    """Return one row per epoch: the metrics, and percentiles of tau in each group where there is a snapshot."""
     import pandas
 
-    metrics, history = run.metrics, run.history
-    columns: dict[str, Any] = {"epoch": history.epoch}
-    if len(history):
-        tau = history.tau  # [s, n]
-        group = group_of_samples(history, tau.shape[1])
-        for g, name in groups_present(group):
-            spread = np.percentile(tau[:, group == g], PARTS, axis=1)  # [3, s]
-            columns |= {f"{_column(name)}_{part}": row for part, row in zip(PARTS, spread)}
-    temperatures = pandas.DataFrame(columns)
+    columns = {"epoch": run.history.epoch}
+    for name, (_, rows) in tau_of_groups(run.history).items():
+        columns |= {f"tau_{name}_{part}".replace(" ", "_"): row for part, row in zip(TAU_PERCENTILES, rows)}
+    metrics, temperatures = run.metrics, pandas.DataFrame(columns)
     return temperatures if metrics.empty else metrics.merge(temperatures, on="epoch", how="outer")
 
 
 def draw_training(run: Run) -> str:
     """Draw loss, k-NN accuracy and tau per group over the epochs, with a line where the loss changes its meaning."""
-    table = training_table(run)
-    panels = [_draw_loss(run, table), _draw_knn(run, table), _draw_tau(run, table)]
-    entries = [(f"{name}: median τ, band 10-90 %", group_colour(g), False) for g, name in _groups(run)]
-    marks = _marks(run)
-    entries += [(text, colour, True) for text, colour in dict(marks.values()).items()]
-    note = "τ and w are part of the loss: compare its values only between two dashed lines." if marks else ""
-    return page_of(panels, entries, note)
+    metrics, tau, breaks = run.metrics, tau_of_groups(run.history), _loss_breaks(run)
+    panels = [_draw_loss(run, *_measured_values(metrics, "loss")), _draw_knn(run, *_measured_values(metrics, "knn"))]
+    entries = [(f"{name}: median τ, band 10-90 %", group_colour(g), False) for name, (g, _) in tau.items()]
+    entries += [(text, colour, True) for text, colour in dict(breaks.values()).items()]
+    note = "τ and w are part of the loss: compare its values only between two dashed lines." if breaks else ""
+    return figure_html([*panels, _draw_tau(run, tau)], entries, note)
 
 
-def _groups(run: Run) -> list[tuple[int, str]]:
-    return groups_present(group_of_samples(run.history, run.history.tau.shape[1])) if len(run.history) else []
-
-
-def _marks(run: Run) -> dict[int, tuple[str, str]]:
+def _loss_breaks(run: Run) -> dict[int, tuple[str, str]]:
     """Epochs from which other temperatures hold: what happened, and its colour."""
     ramps = hasattr(run.config.guidance, "ramp") and run.config.warmup > 0
     marks = {run.config.warmup: ("end of the warm-up", "soft")} if ramps else {}
@@ -118,28 +114,26 @@ def _marks(run: Run) -> dict[int, tuple[str, str]]:
 
 def _epochs_plot(run: Run, title: str, y: tuple[float, float]) -> Plot:
     plot = Plot(title, "epoch", x=(0, run.config.optim.epochs), y=y, size=(310, 240))
-    for epoch, (text, colour) in _marks(run).items():
+    for epoch, (text, colour) in _loss_breaks(run).items():
         plot.line([epoch, epoch], y, colour, 1.2, "5 3", f"{text}, epoch {epoch}")
     return plot
 
 
-def _measured(table: pandas.DataFrame, name: str) -> tuple[np.ndarray, np.ndarray]:
+def _measured_values(metrics: pandas.DataFrame, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Epochs and values of a column where it has been measured."""
-    if name not in table:
+    if name not in metrics:
         return np.zeros(0), np.zeros(0)
-    seen = table.dropna(subset=[name])
+    seen = metrics.dropna(subset=[name])
     return seen["epoch"].to_numpy(), seen[name].to_numpy()
 
 
-def _draw_loss(run: Run, table: pandas.DataFrame) -> str:
-    epoch, loss = _measured(table, "loss")
+def _draw_loss(run: Run, epoch: np.ndarray, loss: np.ndarray) -> str:
     plot = _epochs_plot(run, "Loss (nats)", at_least(loss.min(), loss.max(), 0.5) if len(loss) else (0.0, 1.0))
     plot.line(epoch, loss, "ink", name="loss")
     return plot.svg(f"{plain_number(loss[0])} at first, now {plain_number(loss[-1])}" if len(loss) else "no epoch yet")
 
 
-def _draw_knn(run: Run, table: pandas.DataFrame) -> str:
-    epoch, knn = _measured(table, "knn")
+def _draw_knn(run: Run, epoch: np.ndarray, knn: np.ndarray) -> str:
     # At least 20 points high, and within 0 to 100: half a point of noise must not look like a fall.
     low, high = at_least(knn.min(), knn.max(), 20) if len(knn) else (0.0, 100.0)
     plot = _epochs_plot(run, "k-NN accuracy in %", (max(0.0, min(low, 80.0)), min(100.0, max(high, 20.0))))
@@ -150,19 +144,18 @@ def _draw_knn(run: Run, table: pandas.DataFrame) -> str:
     return plot.svg(f"now {knn[-1]:.1f}, best {knn.max():.1f}" if len(knn) else "not measured yet")
 
 
-def _draw_tau(run: Run, table: pandas.DataFrame) -> str:
-    tau = table.filter(like="tau_")
-    plot = _epochs_plot(run, "Temperature τ", (0, max(0.3, 1.05 * float(np.nanmax(tau.to_numpy(), initial=0)))))
-    said = []
-    for g, name in _groups(run):
-        (epoch, low), (_, middle), (_, high) = (_measured(table, f"{_column(name)}_{part}") for part in PARTS)
+def _draw_tau(run: Run, tau: dict[str, tuple[int, Float[np.ndarray, "3 s"]]]) -> str:
+    epoch, highest = run.history.epoch, max((rows.max() for _, rows in tau.values()), default=0)
+    plot = _epochs_plot(run, "Temperature τ", (0, max(0.3, 1.05 * float(highest))))
+    for name, (g, (low, middle, high)) in tau.items():
         plot.area(epoch, low, high, group_colour(g), 0.2)
         plot.line(epoch, middle, group_colour(g), name=f"{name}: median")
         plot.dots(epoch, middle, [group_colour(g)] * len(epoch))  # what is known: the snapshots
-        said.append(f"{name} {middle[-1]:.2f}")
-    if not said:
+    if not tau:
         plot.note("no snapshot yet", 0.5, 0.6, "middle")
-    return plot.svg(f"median now {', '.join(said)}" if said else "no snapshot yet")
+    return plot.svg(
+        ", ".join(f"{name} median {rows[1, -1]:.2f}" for name, (_, rows) in tau.items()) or "no snapshot yet"
+    )
 
 
 # ---- the widget
@@ -177,7 +170,7 @@ class LiveTraining(Panel):
     following: ClassVar[dict[Path, LiveTraining]] = {}  # one panel per folder looks at it on its own
 
     def __init__(self, what: Config | Run | str | Path, out: str | Path | None = None, watch: bool = True):
-        self.given, self.folder = _target(what, out)
+        self.given, self.folder = _config_and_folder(what, out)
         self.process: subprocess.Popen | None = None
         self.message = Message()
         self._seen: tuple = ()
@@ -198,7 +191,7 @@ class LiveTraining(Panel):
         now = self.given if run is None else steered_config(run)
         # Sent when let go: of a value still on its way, the button's click could come first.
         self.options = OptionControls(now, now.guidance_class.steerable, continuous_update=False)
-        self.buttons = {name: w.Button(description=text, icon=icon) for name, (text, icon, _) in BUTTONS.items()}
+        self.buttons = {name: w.Button(description=text, icon=icon) for name, (text, icon, _) in LIVE_BUTTONS.items()}
         for name, button in self.buttons.items():
             button.add_class(f"tase-{name}")
             button.layout.width = "auto"
@@ -211,7 +204,7 @@ class LiveTraining(Panel):
         title = f"{self.given.method_title} on {self.given.preset}, seed {self.given.seed}, into {self.folder}"
         self.widget = w.VBox(
             [
-                w.HTML(CSS + heading(title)),
+                w.HTML(WIDGET_CSS + heading(title)),
                 flow_row(*rest, self.progress, self.status),
                 flow_row(*steering),
                 self.message.html,
@@ -243,7 +236,7 @@ class LiveTraining(Panel):
         self.following[folder] = self
 
         def follow() -> None:
-            while not self._ended.wait(INTERVAL):
+            while not self._ended.wait(LOOK_EVERY):
                 self.look()
 
         threading.Thread(target=follow, daemon=True, name=f"tase-live {self.folder.name}").start()
@@ -267,12 +260,12 @@ class LiveTraining(Panel):
         run = open_if_run(self.folder)
         state = training_state(run, self.process)
         for name, button in self.buttons.items():
-            button.disabled = state not in BUTTONS[name][2]
+            button.disabled = state not in LIVE_BUTTONS[name][2]
         epoch = 0 if run is None else run.status.get("epoch", 0)
         self.progress.value = epoch
         mark = f" · <b>steered</b>, identity {run.identity}" if run is not None and run.steered else ""
         total = self.given.optim.epochs
-        self.status.value = f"<b>{WORDS.get(state, state)}</b>, epoch {epoch:,} of {total:,}{mark}"
+        self.status.value = f"<b>{STATE_WORDS.get(state, state)}</b>, epoch {epoch:,} of {total:,}{mark}"
         said = self._line(state, run, epoch)
         if said != self._said:
             self._said = said
@@ -295,13 +288,13 @@ class LiveTraining(Panel):
         waiting = run.pending
         if waiting and state in ("training", "paused"):
             at = run.config.next_refresh(epoch)
-            return f"Pending: {_assignments(waiting)}; takes effect at the next refresh, before epoch {at}.", False
+            return f"Pending: {_options_text(waiting)}; takes effect at the next refresh, before epoch {at}.", False
         if state == "finished":
             judge = f"tase evaluate {run.path} (how accurate it is), " if run.history.labels is not None else ""
             return f"Finished. Next: {judge}tase report {run.path} (how it went, image by image).", False
         if run.steered:
             last = run.events[-1]
-            return f"Steered at epoch {last['epoch']}, step {last['step']:,}: {_assignments(last['set'])}.", False
+            return f"Steered at epoch {last['epoch']}, step {last['step']:,}: {_options_text(last['set'])}.", False
         if not run.config.guidance_class.steerable:
             return f"{run.config.method_title} has no options that can be steered.", False
         return "", False
@@ -372,7 +365,7 @@ def steered_config(run: Run) -> Config:
     return steered(run.config, [*run.events, {"set": run.pending}])
 
 
-def _target(what: Config | Run | str | Path, out: str | Path | None) -> tuple[Config, Path]:
+def _config_and_folder(what: Config | Run | str | Path, out: str | Path | None) -> tuple[Config, Path]:
     if isinstance(what, Config):
         if out is None:
             raise RunError("live_training(config, out): name the folder to train into, as out=...")
@@ -386,7 +379,7 @@ def _times_of_change(folder: Path) -> list[int]:
     return [path.stat().st_mtime_ns if path.exists() else 0 for path in paths]
 
 
-def _assignments(changed: dict[str, Any]) -> str:
+def _options_text(changed: dict[str, Any]) -> str:
     return ", ".join(f"{name.removeprefix('guidance.')} = {value}" for name, value in changed.items())
 
 

@@ -16,7 +16,7 @@ from ..runs import History
 
 # Every colour is a variable of the page, so that a picture changes with JupyterLab's theme without being drawn again.
 _DARK = ("#6F9BEA", "#F0806D", "#63BF8A")
-CSS = f"""<style>
+WIDGET_CSS = f"""<style>
 .tase-box {{ --tase-0: {GROUP_COLOURS[0]}; --tase-1: {GROUP_COLOURS[1]}; --tase-2: {GROUP_COLOURS[2]};
   --tase-rest: #666; --tase-ink: var(--jp-ui-font-color1, #222); --tase-soft: var(--jp-ui-font-color2, #666);
   --tase-grid: rgba(128, 128, 128, 0.25); --tase-steer: #8E3B9E; max-width: 1090px; color: var(--tase-ink); }}
@@ -76,7 +76,7 @@ class Plot:
     """Draw one panel as SVG: its text and colours are the page's, so that it follows a dark theme, and it is quick.
 
     `x` and `y` are the ends of the axes in data units; `rows` names horizontal bands in place of the y axis's numbers.
-    Colours are names of the CSS variables `--tase-NAME`.
+    Colours are names of the WIDGET_CSS variables `--tase-NAME`.
     """
 
     LEFT, TOP, BOTTOM = 40, 24, 34  # pixels around the axes
@@ -95,17 +95,21 @@ class Plot:
     ):
         self.title, self.x, self.y, self.log, self.size = title, x, y, log, size
         self.parts: list[str] = []
-        self._frame(xlabel, _ticks(*x, log) if ticks is None else ticks, rows)
+        self._frame(xlabel, _round_ticks(*x, log) if ticks is None else ticks, rows)
 
     def _at(self, x: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
         """Pixels of points in data units; those beyond the axes lie on their edge."""
         scale = np.log10 if self.log else np.asarray
-        (width, height), (left, right), (low, high) = self.size, scale(self.x), self.y
-        across = np.clip((scale(np.asarray(x, dtype=np.float64)) - left) / (right - left), 0, 1)
-        up = np.clip((np.asarray(y, dtype=np.float64) - low) / (high - low), 0, 1)
-        return self.LEFT + across * (width - self.LEFT - 8), height - self.BOTTOM - up * (
-            height - self.TOP - self.BOTTOM
-        )
+        (left, right), (low, high) = scale(self.x), self.y
+        across = (scale(np.asarray(x, dtype=np.float64)) - left) / (right - left)
+        up = (np.asarray(y, dtype=np.float64) - low) / (high - low)
+        return self._pixels(np.clip(across, 0, 1), np.clip(up, 0, 1))
+
+    def _pixels(self, across: Any, up: Any) -> tuple[Any, Any]:
+        """Pixels of a place given in shares of the axes."""
+        width, height = self.size
+        bottom = height - self.BOTTOM
+        return self.LEFT + across * (width - self.LEFT - 8), bottom - up * (bottom - self.TOP)
 
     def _frame(self, xlabel: str, ticks: Iterable[float], rows: Sequence[str]) -> None:
         width, height = self.size
@@ -115,25 +119,24 @@ class Plot:
             self.line([tick, tick], self.y, "grid", 1)
             self._words(tick, self.y[0], plain_number(tick), "middle", dy=14)
         if not rows:
-            for tick in _ticks(*self.y):
+            for tick in _round_ticks(*self.y):
                 self.line(self.x, [tick, tick], "grid", 1)
                 self._words(self.x[0], tick, plain_number(tick), "end", dx=-5, dy=4)
         for i, name in enumerate(rows):
             self.line(self.x, [i, i], "grid", 1)
-            for k, words in enumerate(name.split("\n")):
-                self._words(self.x[0], i + 0.45, words, "end", dx=-5, dy=13 * k)
+            self._words(self.x[0], i + 0.45, name, "end", dx=-5)
 
     def _words(self, x: float, y: float, text: str, anchor: str = "start", dx: float = 0, dy: float = 0) -> None:
-        px, py = self._at(x, y)
-        self.parts.append(f'<text x="{px + dx:.1f}" y="{py + dy:.1f}" text-anchor="{anchor}">{escape(text)}</text>')
+        """Write lines of text at a point in data units, moved by some pixels."""
+        self._write(*self._at(x, y), text, anchor, dx, dy)
 
-    def note(self, text: str, x: float = 0.03, y: float = 0.95, anchor: str = "start") -> None:
+    def note(self, text: str, across: float = 0.03, up: float = 0.95, anchor: str = "start") -> None:
         """Write lines of text at a place given in shares of the axes."""
-        width, height = self.size
-        px = self.LEFT + x * (width - self.LEFT - 8)
-        py = self.TOP + (1 - y) * (height - self.TOP - self.BOTTOM)
+        self._write(*self._pixels(across, up), text, anchor, 0, 8)
+
+    def _write(self, x: float, y: float, text: str, anchor: str, dx: float, dy: float) -> None:
         for k, line in enumerate(text.split("\n")):
-            place = f'x="{px:.1f}" y="{py + 8 + 14 * k:.1f}" text-anchor="{anchor}"'
+            place = f'x="{x + dx:.1f}" y="{y + dy + 14 * k:.1f}" text-anchor="{anchor}"'
             self.parts.append(f"<text {place}>{escape(line)}</text>")
 
     def line(self, x: Any, y: Any, colour: str, width: float = 1.5, dash: str = "none", name: str = "") -> None:
@@ -167,7 +170,7 @@ class Plot:
         return f'<svg {box} role="img" aria-label="{label}">{"".join(self.parts)}</svg>'
 
 
-def _ticks(low: float, high: float, log: bool = False) -> list[float]:
+def _round_ticks(low: float, high: float, log: bool = False) -> list[float]:
     """A few round numbers between the ends of an axis."""
     from matplotlib.ticker import LogLocator, MaxNLocator
 
@@ -181,7 +184,7 @@ def at_least(low: float, high: float, span: float) -> tuple[float, float]:
     return low - more, high + more
 
 
-def page_of(panels: Iterable[str], entries: Iterable[tuple[str, str, bool]], note: str = "") -> str:
+def figure_html(panels: Iterable[str], entries: Iterable[tuple[str, str, bool]], note: str = "") -> str:
     """Put panels in a row that shrinks with the page, under a legend: name, colour, and whether it is drawn dashed."""
     cells = []
     for name, colour, dashed in entries:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
 
 from ..config import Config, check
-from ..guidance import TASE, build_guidance, temperature_and_weight
-from ..pseudo_labels import Quantity, centred, clipped_rank
-from ..runs import History, Run, RunError
+from ..pseudo_labels import centred
+from ..runs import Run, RunError
 from .base import (
     Images,
     Job,
@@ -28,140 +26,34 @@ from .base import (
     heading,
     override_guidance,
 )
-from .svg import CSS, Plot, group_colour, group_of_samples, groups_present, page_of
+from .svg import WIDGET_CSS, Plot, figure_html, group_colour, groups_present
+from .what_if import (
+    SampleTable,
+    WhatIf,
+    apply_options,
+    most_changed,
+    nearest_first,
+    push_shares,
+    reclustered,
+    saved_samples,
+    what_if_config,
+)
 
 if TYPE_CHECKING:
     import pandas
 
-CLUSTERING = ("clusters", "estimator", "merge_to")
-SHOWN = 9  # images shown in a row
-TOPS = (0.3, 0.6, 1.0, 2.0, 5.0)  # ends of the temperature axes: few, so that the axes seldom change
-BINS = 80
+CLUSTER_OPTIONS = ("clusters", "estimator", "merge_to")
+STRIP_LENGTH = 9  # images shown in a row
+TAU_TOPS = (0.3, 0.6, 1.0, 2.0, 5.0)  # ends of the temperature axes: few, so that the axes seldom change
+HISTOGRAM_BINS = 80
 
 
-# ---- from a snapshot to what is drawn
-
-
-@dataclass(frozen=True)
-class SampleTable:
-    """What one snapshot says of its n samples; `index` holds their image numbers."""
-
-    epoch: int
-    index: Int64[np.ndarray, " n"]
-    headness: Float[np.ndarray, " n"]
-    log_sizes: Float[np.ndarray, " m"] | None  # of the clusters that are not empty; None: percentiles of the headness
-    cluster: Int64[np.ndarray, " n"]
-    tau: Float[np.ndarray, " n"]  # as saved
-    weight: Float[np.ndarray, " n"]  # as saved
-    group: Int64[np.ndarray, " n"]  # 0 head, 1 mid, 2 tail; -1 without labels
-    clusters: int
-
-
-class WhatIf(NamedTuple):
-    """Temperature and weight that other options would give the samples of a snapshot."""
-
-    tau: Float[np.ndarray, " n"]
-    weight: Float[np.ndarray, " n"]
-    spread: float  # hi - lo of equation (4); below 0.1 the clusters say nothing about quantity
-
-
-def saved_samples(history: History, t: int, options: Any) -> SampleTable:
-    """Read snapshot `t` as training saved it; `options` are the guidance options of the run."""
-    headness, sizes = history.headness[t].astype(np.float64), history.cluster_sizes[t].astype(np.float64)
-    n, log_sizes = len(headness), history.log_sizes(t)
-    if log_sizes is None and len(sizes) and (options.labels == "oracle" or options.estimator == "size"):
-        log_sizes = np.log(sizes[sizes > 1e-9 * n])  # an old run: sizes of merged clusters would be lost
-    return SampleTable(
-        epoch=int(history.epoch[t]),
-        index=np.arange(n),
-        headness=headness,
-        log_sizes=None if log_sizes is None else log_sizes.astype(np.float64),
-        cluster=history.pseudo_label[t],
-        tau=history.tau[t],
-        weight=history.weight[t],
-        group=group_of_samples(history, n),
-        clusters=len(sizes),
-    )
-
-
-def reclustered(
-    saved: SampleTable,
-    features: Float[np.ndarray, "m d"],
-    index: Int64[np.ndarray, " m"],
-    config: Config,
-    labels: Int64[np.ndarray, " n"] | None = None,
-) -> SampleTable:
-    """Cluster the images `index` [m] again, as a training with `config` would: only these are in the result.
-
-    `labels` of all images are used by the oracle only. Raises ConfigError for more clusters than images.
-    """
-    x = torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32))
-    true = None if labels is None else torch.from_numpy(labels[index])
-    pseudo = build_guidance(config, len(x), true).pseudo
-    pseudo.update(x)
-    return dataclasses.replace(
-        saved,
-        index=np.asarray(index),
-        headness=pseudo.headness.numpy(),
-        log_sizes=None if pseudo.log_sizes is None else pseudo.log_sizes.numpy(),
-        cluster=pseudo.labels.numpy(),
-        tau=saved.tau[index],
-        weight=saved.weight[index],
-        group=saved.group[index],
-        clusters=pseudo.clusters,
-    )
-
-
-def what_if(now: SampleTable, options: Any) -> WhatIf:
-    """Compute tau and w of equations (4) to (6) from the saved headness, after the ramp."""
-    a = torch.from_numpy(now.headness)
-    sizes = None if now.log_sizes is None else torch.from_numpy(now.log_sizes)
-    q, spread = clipped_rank(Quantity(a, sizes), options.headness_map)
-    tau, weight = temperature_and_weight(q, a, options)
-    return WhatIf(tau.numpy(), weight.numpy(), float(spread))
-
-
-def what_if_config(config: Config) -> Config:
-    """Return the configuration whose options are varied: the run's own, or the default method's on the same data.
-
-    A run without temperatures by quantity (SimCLR, say) still has clusters, so that its samples have a headness.
-    """
-    if issubclass(config.guidance_class, TASE):
-        return config
-    return dataclasses.replace(config, method=Config.method)
+# ---- the picture
 
 
 def bin_counts(values: Float[np.ndarray, " n"], ends: tuple[float, float], bins: int) -> Int64[np.ndarray, " bins"]:
     """Count values in equal bins between `ends`; those beyond fall in the end bins."""
     return np.histogram(np.clip(values, *ends), bins, ends)[0]
-
-
-def nearest_first(h: Float[np.ndarray, "m d"], row: int) -> tuple[Int64[np.ndarray, " m-1"], Float[np.ndarray, " m-1"]]:
-    """Sort all other samples by their cosine to row `row` of the unit features h; returns rows and cosines."""
-    cosine = h @ h[row]
-    order = np.argsort(-cosine, kind="stable")
-    order = order[order != row]
-    return order, cosine[order].astype(np.float64)
-
-
-def push_shares(similarity: Float[np.ndarray, " m"], tau: float) -> Float[np.ndarray, " m"]:
-    """Compute the share of an anchor's push that each of its negatives takes, in %: the softmax of equation (1)."""
-    return 100 * torch.softmax(torch.from_numpy(similarity) / tau, 0).numpy()
-
-
-def most_changed(
-    old: Float[np.ndarray, " n"], new: Float[np.ndarray, " n"], count: int = 8
-) -> tuple[Int64[np.ndarray, " u"], Int64[np.ndarray, " d"]]:
-    """Find the rows whose value rises most, and falls most: at most `count` each, the largest change first."""
-    change = new - old
-    count = min(count, len(change))
-    up = np.argpartition(-change, count - 1)[:count]
-    down = np.argpartition(change, count - 1)[:count]
-    up, down = up[np.argsort(-change[up], kind="stable")], down[np.argsort(change[down], kind="stable")]
-    return up[change[up] > 1e-6], down[change[down] < -1e-6]
-
-
-# ---- the picture
 
 
 def _draw_groups(title: str, xlabel: str, now: SampleTable, old: np.ndarray, new: np.ndarray, **axis: Any) -> str:
@@ -171,11 +63,11 @@ def _draw_groups(title: str, xlabel: str, now: SampleTable, old: np.ndarray, new
     plot = Plot(title, xlabel, y=(0, len(rows)), rows=rows, **axis)
     scale, back = (np.log10, lambda x: 10**x) if plot.log else (np.asarray, np.asarray)
     ends = tuple(scale(plot.x))
-    across = np.repeat(back(np.linspace(*ends, BINS + 1)), 2)[1:-1]
+    across = np.repeat(back(np.linspace(*ends, HISTOGRAM_BINS + 1)), 2)[1:-1]
     said = []
     for base, (g, name) in enumerate(groups):
         own = now.group == g
-        shares = (bin_counts(scale(values[own]), ends, BINS) / own.sum() for values in (old, new))
+        shares = (bin_counts(scale(values[own]), ends, HISTOGRAM_BINS) / own.sum() for values in (old, new))
         # The square root of the share: rare values stay visible next to a spike.
         saved, proposed = (base + np.repeat(0.7 * np.sqrt(share / share.max()), 2) for share in shares)
         plot.area(across, np.full_like(across, base), proposed, group_colour(g), name=f"{name}, proposed")
@@ -191,7 +83,7 @@ def draw_temperatures(now: SampleTable, new: WhatIf, push: tuple | None, push_no
     `push`: saved and proposed shares of the neighbours, nearest first, or None.
     """
     highest = max(float(new.tau.max()), float(now.tau.max()))
-    top = next((t for t in TOPS if highest <= 1.02 * t), highest)
+    top = next((t for t in TAU_TOPS if highest <= 1.02 * t), highest)
     weights = {"x": (1 / 10.5, 10.5), "log": True, "ticks": (0.1, 0.2, 0.5, 1, 2, 5, 10)}
     panels = [
         _draw_groups("Temperature: samples per group", "temperature τ", now, now.tau, new.tau, x=(0, top)),
@@ -200,7 +92,7 @@ def draw_temperatures(now: SampleTable, new: WhatIf, push: tuple | None, push_no
         _draw_push(push, push_note),
     ]
     entries = [(f"{name}, proposed", group_colour(g), False) for g, name in groups_present(now.group)]
-    return page_of(panels, [*entries, ("as saved in the run", "soft", True)])
+    return figure_html(panels, [*entries, ("as saved in the run", "soft", True)])
 
 
 def _draw_sizes(now: SampleTable, new: WhatIf, top: float) -> str:
@@ -267,7 +159,7 @@ class TemperatureExplorer(Panel):
 
         text = {"style": {"description_width": "initial"}, "continuous_update": False}
         self.options = OptionControls(self.base, self.base.guidance_class.steerable)
-        self.clustering = OptionControls(self.base, CLUSTERING)
+        self.clustering = OptionControls(self.base, CLUSTER_OPTIONS)
         self.clustering["clusters"].value = self.saved_clusters
         self.epoch = w.SelectionSlider(
             options=epochs, value=epochs[-1], description="snapshot at epoch", tooltip="of the saved run", **text
@@ -290,7 +182,7 @@ class TemperatureExplorer(Panel):
         settings = [flow_row(*self.options, self.epoch), flow_row(*self.clustering, self.as_saved, self.busy)]
         samples = [flow_row(self.sample, self.pick), self.near, self.changed]
         training = [self.command, flow_row(self.out, self.train), self.live]
-        self.widget = w.VBox([w.HTML(CSS), *settings, self.message.html, self.picture, *samples, *training])
+        self.widget = w.VBox([w.HTML(WIDGET_CSS), *settings, self.message.html, self.picture, *samples, *training])
         self.widget.add_class("tase-box")
         self.widget.add_class("tase-temperature")
 
@@ -329,7 +221,7 @@ class TemperatureExplorer(Panel):
         """One row per sample: what is saved, and tau and w as proposed (columns tau, w)."""
         import pandas
 
-        now, new, history = self.now, what_if(self.now, self.config.guidance), self.run.history
+        now, new, history = self.now, apply_options(self.now, self.config.guidance), self.run.history
         columns: dict[str, Any] = {"index": now.index}
         if history.labels is not None:
             names = dict(groups_present(now.group))
@@ -342,9 +234,9 @@ class TemperatureExplorer(Panel):
     def selection(self) -> pandas.DataFrame:
         """The rows of the chosen sample and its nearest neighbours as shown, with their cosine."""
         row, cosine = self._neighbours(self.sample.value)
-        shown = [self.sample.value, *self._kept_features(self.now.epoch)[2][row[:SHOWN]].tolist()]
+        shown = [self.sample.value, *self._kept_features(self.now.epoch)[2][row[:STRIP_LENGTH]].tolist()]
         rows = self.table.set_index("index").reindex(shown)
-        return rows.assign(cosine=[1.0, *cosine[:SHOWN]]).reset_index()
+        return rows.assign(cosine=[1.0, *cosine[:STRIP_LENGTH]]).reset_index()
 
     # ---- what the run has
 
@@ -379,7 +271,7 @@ class TemperatureExplorer(Panel):
                 raise RunError(f"epoch {self.now.epoch} keeps the features of {len(index):,} images, not of {image}")
             row, cosine = nearest_first(h, int(own[0]))
             self._near = (key, row, cosine)
-            nearest = index[row[:SHOWN]]
+            nearest = index[row[:STRIP_LENGTH]]
             captions = [f"no. {image}", *(f"no. {i}\ncos {c:.2f}" for i, c in zip(nearest, cosine))]
             title = heading("The sample and its nearest neighbours (cosine of the backbone's features, mean removed)")
             self.near.value = title + self.images.strip([image, *nearest], captions)
@@ -390,14 +282,14 @@ class TemperatureExplorer(Panel):
     @property
     def own_clusters(self) -> bool:
         """Whether the clusters that the controls show are those that the run saved."""
-        saved = {name: getattr(self.base.guidance, name) for name in CLUSTERING}
+        saved = {name: getattr(self.base.guidance, name) for name in CLUSTER_OPTIONS}
         return self.clustering.values == {**saved, "clusters": self.saved_clusters}
 
     @guarded
     def redraw(self) -> None:
         """Draw a new picture for the settings of this moment."""
         options = self.config.guidance
-        new = what_if(self.now, options)
+        new = apply_options(self.now, options)
         push, note, missing = self._push(new)
         self.picture.value = draw_temperatures(self.now, new, push, note)
         self._show_changed(new)

@@ -1,0 +1,129 @@
+"""What if: the samples of a snapshot, their temperatures and weights under other options, other clusters of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+
+from ..config import Config
+from ..guidance import TASE, build_guidance, temperature_and_weight
+from ..pseudo_labels import Quantity, clipped_rank
+from ..runs import History
+from .svg import group_of_samples
+
+
+@dataclass(frozen=True)
+class SampleTable:
+    """What one snapshot says of its n samples; `index` holds their image numbers."""
+
+    epoch: int
+    index: Int64[np.ndarray, " n"]
+    headness: Float[np.ndarray, " n"]
+    log_sizes: Float[np.ndarray, " m"] | None  # of the clusters that are not empty; None: percentiles of the headness
+    cluster: Int64[np.ndarray, " n"]
+    tau: Float[np.ndarray, " n"]  # as saved
+    weight: Float[np.ndarray, " n"]  # as saved
+    group: Int64[np.ndarray, " n"]  # 0 head, 1 mid, 2 tail; -1 without labels
+    clusters: int
+
+
+class WhatIf(NamedTuple):
+    """Temperature and weight that other options would give the samples of a snapshot."""
+
+    tau: Float[np.ndarray, " n"]
+    weight: Float[np.ndarray, " n"]
+    spread: float  # hi - lo of equation (4); below 0.1 the clusters say nothing about quantity
+
+
+def saved_samples(history: History, t: int, options: Any) -> SampleTable:
+    """Read snapshot `t` as training saved it; `options` are the guidance options of the run."""
+    headness, sizes = history.headness[t].astype(np.float64), history.cluster_sizes[t].astype(np.float64)
+    n, log_sizes = len(headness), history.log_sizes(t)
+    if log_sizes is None and len(sizes) and (options.labels == "oracle" or options.estimator == "size"):
+        log_sizes = np.log(sizes[sizes > 1e-9 * n])  # an old run: sizes of merged clusters would be lost
+    return SampleTable(
+        epoch=int(history.epoch[t]),
+        index=np.arange(n),
+        headness=headness,
+        log_sizes=None if log_sizes is None else log_sizes.astype(np.float64),
+        cluster=history.pseudo_label[t],
+        tau=history.tau[t],
+        weight=history.weight[t],
+        group=group_of_samples(history, n),
+        clusters=len(sizes),
+    )
+
+
+def reclustered(
+    saved: SampleTable,
+    features: Float[np.ndarray, "m d"],
+    index: Int64[np.ndarray, " m"],
+    config: Config,
+    labels: Int64[np.ndarray, " n"] | None = None,
+) -> SampleTable:
+    """Cluster the images `index` [m] again, as a training with `config` would: only these are in the result.
+
+    `labels` of all images are used by the oracle only. Raises ConfigError for more clusters than images.
+    """
+    x = torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32))
+    true = None if labels is None else torch.from_numpy(labels[index])
+    pseudo = build_guidance(config, len(x), true).pseudo
+    pseudo.update(x)
+    return dataclasses.replace(
+        saved,
+        index=np.asarray(index),
+        headness=pseudo.headness.numpy(),
+        log_sizes=None if pseudo.log_sizes is None else pseudo.log_sizes.numpy(),
+        cluster=pseudo.labels.numpy(),
+        tau=saved.tau[index],
+        weight=saved.weight[index],
+        group=saved.group[index],
+        clusters=pseudo.clusters,
+    )
+
+
+def apply_options(now: SampleTable, options: Any) -> WhatIf:
+    """Compute tau and w of equations (4) to (6) from the saved headness, after the ramp."""
+    a = torch.from_numpy(now.headness)
+    sizes = None if now.log_sizes is None else torch.from_numpy(now.log_sizes)
+    q, spread = clipped_rank(Quantity(a, sizes), options.headness_map)
+    tau, weight = temperature_and_weight(q, a, options)
+    return WhatIf(tau.numpy(), weight.numpy(), float(spread))
+
+
+def what_if_config(config: Config) -> Config:
+    """Return the configuration whose options are varied: the run's own, or the default method's on the same data.
+
+    A run without temperatures by quantity (SimCLR, say) still has clusters, so that its samples have a headness.
+    """
+    if issubclass(config.guidance_class, TASE):
+        return config
+    return dataclasses.replace(config, method=Config.method)
+
+
+def nearest_first(h: Float[np.ndarray, "m d"], row: int) -> tuple[Int64[np.ndarray, " m-1"], Float[np.ndarray, " m-1"]]:
+    """Sort all other samples by their cosine to row `row` of the unit features h; returns rows and cosines."""
+    cosine = h @ h[row]
+    order = np.argsort(-cosine, kind="stable")
+    order = order[order != row]
+    return order, cosine[order].astype(np.float64)
+
+
+def push_shares(similarity: Float[np.ndarray, " m"], tau: float) -> Float[np.ndarray, " m"]:
+    """Compute the share of an anchor's push that each of its negatives takes, in %: the softmax of equation (1)."""
+    return 100 * torch.softmax(torch.from_numpy(similarity) / tau, 0).numpy()
+
+
+def most_changed(
+    old: Float[np.ndarray, " n"], new: Float[np.ndarray, " n"], count: int = 8
+) -> tuple[Int64[np.ndarray, " u"], Int64[np.ndarray, " d"]]:
+    """Find the rows whose value rises most, and falls most: at most `count` each, the largest change first."""
+    change = new - old
+    order = np.argsort(change, kind="stable")
+    up, down = order[::-1][:count], order[:count]
+    return up[change[up] > 1e-6], down[change[down] < -1e-6]
