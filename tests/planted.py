@@ -9,7 +9,8 @@ import torch
 
 import tase
 from tase.data import ImageSet, Splits
-from tase.runs import Run, save_json, save_npz
+from tase.files import save_json, save_npz
+from tase.runs import Run
 
 
 def planted_run(folder: Path, n: int, clusters: int = 100, classes: int = 10, kept: int = 2000) -> Run:

@@ -14,9 +14,10 @@ from planted import planted_run
 
 import tase
 from tase.config import METHODS, ConfigError
+from tase.files import RunError, save_json
 from tase.guidance import Guidance, Method
 from tase.pseudo_labels import centred
-from tase.runs import RunError
+from tase.runs import request
 from tase.widgets import LiveTraining, TemperatureExplorer, base, live, svg, temperature, what_if
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed")
@@ -187,7 +188,7 @@ def test_controls_are_made_of_a_methods_own_options(tiny):
 
 def test_a_newer_job_replaces_an_older_one():
     errors, results, busy = [], [], []
-    job = base.Job(errors.append, busy.append, threaded=True)
+    job = base.BackgroundJob(errors.append, busy.append, threaded=True)
     job.start(lambda: time.sleep(0.2) or "old", results.append)
     job.start(lambda: "new", results.append)
     for _ in range(100):
@@ -195,7 +196,7 @@ def test_a_newer_job_replaces_an_older_one():
         if results and busy[-1] is False:
             break
     assert results == ["new"] and busy[-1] is False and not errors
-    base.Job(errors.append, busy.append, threaded=False).start(lambda: 1 / 0, results.append)
+    base.BackgroundJob(errors.append, busy.append, threaded=False).start(lambda: 1 / 0, results.append)
     assert isinstance(errors[0], ZeroDivisionError)
 
 
@@ -397,13 +398,13 @@ def test_what_a_method_cannot_steer_is_not_offered(tiny, tmp_path):
         offered = {option for names in panel.options.controls for option in names}
         assert offered == set(config.guidance_class.steerable)
         for option in offered:
-            tase.runs.request(tmp_path, config, set={f"guidance.{option}": getattr(config.guidance, option)})
+            request(tmp_path, config, set={f"guidance.{option}": getattr(config.guidance, option)})
         assert (panel.buttons["steer"] in panel.widget.children[2].children) == bool(offered)
 
 
 def test_a_training_that_dies_or_cannot_start_is_told_in_a_line(panel, run, tmp_path):
     assert live.training_state(run) == "finished"
-    tase.runs.save_json(run.path / "status.json", {"state": "training", "pid": 2**22 - 3, "epoch": 3, "step": 9})
+    save_json(run.path / "status.json", {"state": "training", "pid": 2**22 - 3, "epoch": 3, "step": 9})
     lost = LiveTraining(run.path, watch=False)
     assert "ended without a word" in said(lost) and not lost.buttons["resume"].disabled
     shutil.rmtree(run.path)

@@ -209,7 +209,7 @@ def guarded(method: Callable) -> Callable:
     return call
 
 
-class Job:
+class BackgroundJob:
     """One piece of work at a time in a thread, so that the kernel stays usable; a newer request replaces an older."""
 
     def __init__(self, failed: Callable[[BaseException], None], busy: Callable[[bool], None], threaded: bool = True):

@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Float
 
 from ..config import Config
-from ..runs import History, Run, RunError, steered
+from ..files import RunError
+from ..runs import History, Run, steered
 from .base import Message, OptionControls, Panel, flow_row, guarded, heading, override_guidance, train_words
 from .svg import WIDGET_CSS, Plot, at_least, figure_html, group_colour, group_of_samples, groups_present, plain_number
 

@@ -11,11 +11,12 @@ import torch
 from jaxtyping import Float, Int64
 
 from ..config import Config, check
+from ..files import RunError
 from ..pseudo_labels import centred
-from ..runs import Run, RunError
+from ..runs import Run
 from .base import (
+    BackgroundJob,
     Images,
-    Job,
     Message,
     OptionControls,
     Panel,
@@ -149,7 +150,7 @@ class TemperatureExplorer(Panel):
         self.now = self._saved(epochs[-1])
         self.n, self.saved_clusters = len(self.now.tau), self.now.clusters
         self._build(epochs)
-        self.job = Job(lambda error: self.message.say(error_line(error), True), self._busy, threaded)
+        self.job = BackgroundJob(lambda error: self.message.say(error_line(error), True), self._busy, threaded)
         self.redraw()
 
     # ---- what is on the page

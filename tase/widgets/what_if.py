@@ -124,6 +124,5 @@ def most_changed(
 ) -> tuple[Int64[np.ndarray, " u"], Int64[np.ndarray, " d"]]:
     """Find the rows whose value rises most, and falls most: at most `count` each, the largest change first."""
     change = new - old
-    order = np.argsort(change, kind="stable")
-    up, down = order[::-1][:count], order[:count]
+    up, down = (np.argsort(sign * change, kind="stable")[:count] for sign in (-1, 1))
     return up[change[up] > 1e-6], down[change[down] < -1e-6]
