@@ -126,8 +126,8 @@ def train_words(config: Config, out: str | Path, resume: bool = False) -> list[s
             return str(value).lower()
         return ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
-    base = preset(config.preset, config.method, config.seed)
-    settings = {name: text(value) for name, value in config.flat().items() if value != base.flat()[name]}
+    base = preset(config.preset, config.method, config.seed).flat()
+    settings = {name: text(value) for name, value in config.flat().items() if value != base[name]}
     if preset(config.preset, config.method, config.seed, settings) != config:
         raise ConfigError("this configuration cannot be written as a command line")
     words = ["train", "--preset", config.preset, "--method", config.method, "--seed", str(config.seed)]
