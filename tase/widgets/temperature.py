@@ -233,7 +233,10 @@ class TemperatureExplorer(Panel):
 
     @property
     def selection(self) -> pandas.DataFrame:
-        """The rows of the chosen sample and its nearest neighbours as shown, with their cosine."""
+        """The rows of the chosen sample and its nearest neighbours as shown, with their cosine.
+
+        Raises RunError where the snapshot does not keep the sample's features.
+        """
         row, cosine = self._neighbours(self.sample.value)
         shown = [self.sample.value, *self._kept_features(self.now.epoch)[2][row[:STRIP_LENGTH]].tolist()]
         rows = self.table.set_index("index").reindex(shown)
