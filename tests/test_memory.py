@@ -67,7 +67,7 @@ def test_the_budget_decides_and_says_so(images):
     gib = images.numel() / 2**30
     assert place(images, CPU)[0] is images and place(images, CPU, gib)[0] is images
     fetched, words = place(images, CPU, gib * 0.99)
-    assert isinstance(fetched, Mapped) and words == "40 images, 3.4e-06 GiB: fetched batch by batch to cpu"
+    assert isinstance(fetched, Mapped) and words == "40 images, 3.5 KiB: fetched batch by batch to cpu"
     assert isinstance(place(whole(images), CPU)[0], Mapped)
     loaded, words = place(whole(images), CPU, 1.0)
     assert torch.equal(loaded, images) and words.endswith("resident on cpu")
@@ -106,7 +106,7 @@ def test_batches_and_the_trained_run_are_the_same_both_ways(tiny, trained, tmp_p
     sets = tase.load_splits(config).train
     assert isinstance(Training(config, sets).images, Mapped) and not isinstance(Training(tiny(), sets).images, Mapped)
     assert_same_run(train(config, tmp_path / "run"), trained[2])
-    assert "405 images, 2.4e-05 GiB: fetched batch by batch to cpu" in capsys.readouterr().err
+    assert "405 images, 25.3 KiB: fetched batch by batch to cpu" in capsys.readouterr().err
     assert max(n for n, _ in reads) <= 405 and sum(n == 64 for n, _ in reads) == 8 * (405 // 64)
 
 

@@ -190,7 +190,9 @@ def place(images: Tensor | Mapped, device: torch.device, memory: float = 0.0) ->
         placed, where = Mapped(rows.source, rows.index, device), f"fetched batch by batch to {device}"
     else:
         placed, where = _resident(images, device), f"resident on {device}"
-    facts = f"{len(images):,} images, {size / 2**30:.2g} GiB"
+    units = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "bytes"))
+    amount, unit = next((size / n, unit) for n, unit in units if size >= n or n == 1)
+    facts = f"{len(images):,} images, {amount:,.1f} {unit}"
     log.info("%s: %s", facts, where)
     return placed, f"{facts}: {where}"
 
