@@ -6,8 +6,12 @@ Names are loaded when they are first used, so that `import tase` costs little mo
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import os
+import sys
+from pathlib import Path
 
-from . import guidance  # noqa: F401 (without torch: it makes the methods known by name)
+from . import config, guidance  # noqa: F401 (without torch; guidance makes the methods known by name)
 
 __version__ = "0.1.0"
 
@@ -43,13 +47,15 @@ _ROOM_OF = {
     "RunError": "runs",
     "TrainingError": "training",
     "train": "training",
+    "report": "reports",
+    "rare": "reports",
     "compare": "evaluation",
     "evaluate": "evaluation",
 }
 _ROOMS = frozenset(_ROOM_OF.values()) | {"bench", "figures", "probes", "studies", "widgets"}
 
 
-__all__ = ["__version__", *_ROOM_OF]
+__all__ = ["__version__", "use", *_ROOM_OF]
 
 
 def __getattr__(name: str):
@@ -60,5 +66,27 @@ def __getattr__(name: str):
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
 
 
+def use(path: str | os.PathLike) -> None:
+    """Import a Python file of your own that adds methods, data sources, protocols or estimators to the registries.
+
+    Processes started from here (live training, jobs of a study) import it, too: it joins the variable TASE_IMPORT.
+    Raises ConfigError if there is no such file.
+    """
+    path = Path(path).resolve()
+    if not path.is_file():
+        raise config.ConfigError(f"{path} is no file: a Python file that adds methods, sources or protocols")
+    known = [entry for entry in os.environ.get("TASE_IMPORT", "").split(os.pathsep) if entry]
+    os.environ["TASE_IMPORT"] = os.pathsep.join(dict.fromkeys([*known, str(path)]))
+    name = f"tase_user_{path.stem}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+
+
 def __dir__() -> list[str]:
     return sorted([*__all__, *_ROOMS])
+
+
+for _path in filter(None, os.environ.get("TASE_IMPORT", "").split(os.pathsep)):
+    use(_path)

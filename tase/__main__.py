@@ -11,7 +11,7 @@ import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
-from . import __version__
+from . import __version__, use
 from .config import METHODS, Config, ConfigError, applicable, fields, unknown
 from .presets import PRESETS, preset
 
@@ -178,7 +178,7 @@ def _info_preset(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _report(args: argparse.Namespace) -> dict[str, Any]:
-    from .report import report
+    from .reports import report
     from .runs import Run
 
     out = args.out or str(Path(args.runs[0]) / "report.html")
@@ -189,7 +189,7 @@ def _report(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _rare(args: argparse.Namespace) -> dict[str, Any]:
-    from .report import rare
+    from .reports import rare
     from .runs import Run
 
     table = rare(Run(args.run_folder))
@@ -257,6 +257,7 @@ def _parser() -> argparse.ArgumentParser:
         p.set_defaults(run=run)
         p.add_argument("--json", action="store_true", help="print one JSON object on standard output")
         p.add_argument("--quiet", action="store_true", help="no progress bars")
+        p.add_argument("--import", dest="files", nargs="+", default=[], metavar="FILE", help="Python files of your own")
         return p
 
     p = verb("train", _train, "pre-train one run")
@@ -335,6 +336,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if several and args.verb != "train":
             raise ConfigError(f"several processes can train together, not {args.verb}: start it without torchrun")
+        for path in args.files:
+            use(path)
         result = args.run(args)
     except KeyboardInterrupt as stop:
         if speaks:

@@ -1,6 +1,7 @@
 """A method, a data source and a protocol that are defined here alone: everything else works with them."""
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -91,8 +92,9 @@ def mine(tmp_path_factory):
     before = [dict(registry) for registry in registries]
     path = tmp_path_factory.mktemp("mine") / "mine.py"
     path.write_text(MINE)
-    exec(compile(MINE, str(path), "exec"), {"__name__": "mine"})
+    tase.use(path)
     yield path
+    del os.environ["TASE_IMPORT"], sys.modules["tase_user_mine"]
     for registry, entries in zip(registries, before):
         registry.clear(), registry.update(entries)
 
@@ -160,6 +162,7 @@ def test_another_process_knows_it_from_the_users_file(mine, tmp_path):
     words = ["train", "--import", str(mine), "--preset", "digits-lt", "--method", "nearness", "--set", *sets]
     ended = subprocess.run(
         [sys.executable, "-m", "tase", *words, "--out", str(tmp_path / "run"), "--json", "--quiet"],
+        env={name: value for name, value in os.environ.items() if name != "TASE_IMPORT"},
         capture_output=True,
         text=True,
     )

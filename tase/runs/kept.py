@@ -21,7 +21,8 @@ _folders: dict[str, Path] = {}  # where zips are unpacked, by the hash of their 
 def keep_runs(runs: Iterable[Run], zip_path: str | Path, tables_only: bool = False) -> Path:
     """Write slim copies of the runs into one zip, by the names of their folders; runs that it has already stay.
 
-    `tables_only` keeps what tables need, some 5 kB a run; else figures can be drawn, too. The same runs give the same bytes. Raises RunError if two of the runs have one name.
+    `tables_only` keeps what tables need, some 5 kB a run; else figures can be drawn, too. The same runs give the same
+    bytes. Raises RunError if two of the runs have one name.
     """
     zip_path = Path(zip_path)
     named = {run.name: run for run in kept_runs(zip_path)} if zip_path.exists() else {}
