@@ -77,7 +77,7 @@ def use(path: str | os.PathLike) -> None:
         raise config.ConfigError(f"{path} is no file: a Python file that adds methods, sources or protocols")
     known = [entry for entry in os.environ.get("TASE_IMPORT", "").split(os.pathsep) if entry]
     os.environ["TASE_IMPORT"] = os.pathsep.join(dict.fromkeys([*known, str(path)]))
-    name = f"tase_user_{path.stem}"
+    name = "tase_user" + "".join(c if c.isalnum() else "_" for c in str(path))  # the same in every process
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
         sys.modules[name] = importlib.util.module_from_spec(spec)

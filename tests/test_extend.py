@@ -94,7 +94,7 @@ def mine(tmp_path_factory):
     path.write_text(MINE)
     tase.use(path)
     yield path
-    del os.environ["TASE_IMPORT"], sys.modules["tase_user_mine"]
+    del os.environ["TASE_IMPORT"]
     for registry, entries in zip(registries, before):
         registry.clear(), registry.update(entries)
 
