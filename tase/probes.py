@@ -1,7 +1,7 @@
 """Measure features: linear probes, neighbours, SVMs, scores by group, the geometry of the space.
 
-Nothing here trains a network: features [n, d] and classes [n] come in, predictions and numbers go out, so the training
-loop may call the k-NN while it runs. Classes are numbered 0..C-1; `tase.evaluation` numbers the evaluated ones so.
+No network is trained here, linear layers are. Features [n, d] and classes [n] come in, predictions and numbers go out, so
+the training loop may call the k-NN while it runs. Classes are numbered 0..C-1, by `tase.evaluation` among the evaluated.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int64
-from torch import Tensor
+from jaxtyping import Bool, Float, Int64, UInt8
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .data import GROUPS
+from .models import resized
 
 # Strength of the L2 penalty, strongest first, half a decade a step. Features are scaled so that one image has about
 # unit norm; on digits, Fashion-MNIST, and untrained networks the best lies between 1e-3 and 1e-6.
@@ -216,6 +217,70 @@ def knn_accuracy(
     train, test = train_y >= 0, test_y >= 0
     predicted = knn_classes(train_x[train], train_y[train], test_x[test], k)
     return mean_accuracy(predicted, test_y[test], len(eval_classes))
+
+
+# ------------------------------------------------------------------------------------------ SDCLR's linear layer by SGD
+
+SGD_LR, SGD_MOMENTUM, SGD_BATCH = 30.0, 0.9, 128
+SGD_PADDING = 8  # random shifts go up to an eighth of the side: 4 of 32 pixels
+SGD_FULL = (30, (10, 20))  # epochs, and those after which the learning rate drops to a tenth
+SGD_FEW = (100, (40, 60))
+
+
+def sgd_probe(
+    backbone: nn.Module,
+    images: UInt8[Tensor, "n c h w"],
+    y: Int64[Tensor, "n"],
+    val_x: Float[Tensor, "v d"],
+    val_y: Int64[Tensor, "v"],
+    judged_x: Float[Tensor, "m d"],
+    classes: int,
+    schedule: tuple[int, tuple[int, ...]],
+    generator: torch.Generator,
+    size: int = 0,
+    flip: bool = True,
+) -> tuple[Int64[Tensor, "m"], int]:
+    """Train a linear layer on the frozen backbone's features of augmented images, and predict the judged ones.
+
+    Returns classes [m] by the epoch that is best on validation (the first such), and that epoch. Learning rate 30,
+    momentum 0.9, batch 128, `pad_crop_flip`. (Jiang et al. 2021, arXiv 2106.02990; the field's older protocol, slower
+    and less certain than `linear_probe`.)
+    """
+    epochs, drops = schedule
+    weight = 0.01 * torch.randn(judged_x.shape[1], classes, generator=generator, device=judged_x.device)
+    layer = Linear(weight.requires_grad_(), torch.zeros_like(weight[0]).requires_grad_())
+    optimiser = torch.optim.SGD(layer, SGD_LR, SGD_MOMENTUM)
+    best, chosen, epoch_chosen = -1.0, None, 0
+    for epoch in range(epochs):
+        optimiser.param_groups[0]["lr"] = SGD_LR * 0.1 ** sum(epoch >= drop for drop in drops)
+        for index in torch.randperm(len(y), generator=generator, device=y.device).split(SGD_BATCH):
+            x = resized(images[index.to(images.device)].to(y.device), size)
+            with torch.no_grad():
+                x = backbone(pad_crop_flip(x, flip, generator)).float()  # [b, d]
+            with torch.enable_grad():
+                loss = F.cross_entropy(x @ layer.weight + layer.bias, y[index])
+                optimiser.zero_grad()
+                loss.backward()
+            optimiser.step()
+        with torch.no_grad():
+            accuracy = mean_accuracy(layer.predict(val_x), val_y, classes)
+            if accuracy > best:
+                best, chosen, epoch_chosen = accuracy, layer.predict(judged_x), epoch + 1
+    return chosen, epoch_chosen
+
+
+def pad_crop_flip(x: Float[Tensor, "b c s s"], flip: bool, generator: torch.Generator) -> Float[Tensor, "b c s s"]:
+    """Shift each image by up to an eighth of its side (4 of 32 pixels) into black; mirror half of them if `flip`."""
+    b, _, height, width = x.shape
+    border = max(1, round(min(height, width) / SGD_PADDING))
+    shift = torch.randint(2 * border + 1, (2, b, 1), generator=generator, device=x.device)
+    mirrored = (torch.rand(b, 1, generator=generator, device=x.device) < 0.5) & flip
+    row, column = torch.arange(height, device=x.device), torch.arange(width, device=x.device)
+    column = torch.where(mirrored, width - 1 - column, column)
+    image = torch.arange(b, device=x.device)[:, None, None]
+    row, column = (row + shift[0])[:, :, None], (column + shift[1])[:, None, :]  # [b, h, 1], [b, 1, w]
+    # Indices around the slice put the channels last.
+    return F.pad(x, (border,) * 4)[image, :, row, column].permute(0, 3, 1, 2).contiguous()
 
 
 # --------------------------------------------------------------------------------------------------------------- scores

@@ -15,9 +15,8 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
 from .config import METHODS, ConfigError, fields
+from .lazy import torch
 from .runs import Run
 
 if TYPE_CHECKING:
@@ -58,13 +57,15 @@ def summary(values: Iterable[float | None]) -> Summary:
 
     One value has no deviation (NaN), none has no mean either.
     """
-    present = np.array([v for v in values if v is not None], dtype=float)
+    present = torch.tensor([v for v in values if v is not None], dtype=torch.float64)
     n = len(present)
     if n < 2:
         return Summary(n, float(present[0]) if n else math.nan, math.nan, math.nan)
-    from scipy.stats import sem, t
+    from scipy.stats import t
 
-    return Summary(n, float(present.mean()), float(present.std(ddof=1)), float(t.ppf(0.975, n - 1) * sem(present)))
+    # torch's order of summation: means that lie between two printed digits stay as published.
+    std = float(present.std())
+    return Summary(n, float(present.mean()), std, float(t.ppf(0.975, n - 1)) * std / math.sqrt(n))
 
 
 def paired_difference(a: Values, b: Values) -> Summary:
@@ -414,8 +415,9 @@ def _labelled_results(entries: list[tuple[str | None, Result]]) -> list[tuple[st
 def _label_of(result: Result, common: set[str]) -> str:
     name = result["method"] + (", balanced" if result["balanced"] else "")
     own = [change for change in result["changes"] if change not in common]
-    if result["method"] in METHODS:  # older results also list options that the method does not read
-        read = {dotted.rpartition(".")[2] for dotted in fields(result["method"])}
+    if result["method"] in METHODS:  # older results also list options that the method does not have
+        read = {dotted.partition(".")[2] for dotted in fields(result["method"])}
+        read -= {*METHODS[result["method"]].guidance.snapshot_only()}
         own = [change for change in own if change.split("=")[0] in read]
     return f"{name} ({', '.join(own)})" if own else name
 
