@@ -38,9 +38,10 @@ from . import presets, probes
 from .config import PROTOCOLS, Config, ConfigError, check, check_choice, override
 from .data import ImageSet, Splits, few_shot_draws, load_splits
 from .distributed import choose_device
+from .files import load_json, load_optional_json, save_json, save_npz, tidy
 from .losses import nt_xent
 from .models import Network, encode
-from .runs import Run, load_checkpoint, load_json, load_kept, save_json, save_npz, tidy
+from .runs import Run, load_checkpoint
 from .tables import BASELINES, compare, format_table, to_markdown
 from .training import generator, initial_network
 from .views import two_views
@@ -362,7 +363,7 @@ def _baseline(
 ) -> dict[str, dict[str, Any]]:
     """Score raw pixels or the untrained network; runs in the same folder share them through a hidden folder."""
     path = run.path.parent / ".baselines" / f"{kind}-{_baseline_key(kind, split, run.splits)}.json"
-    saved = {} if force else load_kept(path)
+    saved = {} if force else load_optional_json(path)
     todo = _missing(saved, protocols, run.config)
     bar.update(len(protocols) - len(todo))
     if todo:
@@ -391,7 +392,7 @@ def _chosen_protocols(protocols: Iterable[str] | None, config: Config) -> list[s
 
 def _saved_results(run: Run, on: str) -> dict[str, Any]:
     """Load what the results' file holds, where it was measured on this run; else nothing."""
-    saved = load_kept(run.path / FILES[on])
+    saved = load_optional_json(run.path / FILES[on])
     same = (saved.get("format"), saved.get("identity")) == (FORMAT, run.config.identity)
     # Files without "tail" are older: a balanced run's `lt` protocols then had its own images as neighbours.
     return saved if same and ("tail" in saved or not run.config.data.balanced) else {}

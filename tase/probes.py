@@ -1,7 +1,7 @@
 """Measure features: linear probes, neighbours, SVMs, scores by group, the geometry of the space.
 
-No network is trained here, linear layers are. Features [n, d] and classes [n] come in, predictions and numbers go out, so
-the training loop may call the k-NN while it runs. Classes are numbered 0..C-1, by `tase.evaluation` among the evaluated.
+No network is trained here, linear layers are. Features [n, d] and classes [n] come in, predictions and numbers go out:
+the training loop may call the k-NN while it runs. Classes are numbered 0..C-1, in `tase.evaluation` the evaluated ones.
 """
 
 from __future__ import annotations

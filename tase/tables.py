@@ -406,20 +406,29 @@ def _results_of(run: Run | str | Path | Result) -> Result:
 
 
 def _labelled_results(entries: list[tuple[str | None, Result]]) -> list[tuple[str, Result]]:
-    """Label each result with the given label, or the method and what is particular to it among these runs."""
-    every = [set(result["changes"]) for _, result in entries]
-    common = set.intersection(*every) if every else set()
-    return [(label or _label_of(result, common), result) for label, result in entries]
+    """Label each result with the given label, or the method and what tells it apart among these runs."""
+    ignored = {result["method"]: _ignored(result["method"]) for _, result in entries}
+
+    def particular(change: str, method: str) -> bool:
+        """Whether the method has this option, and another run of a method that has it is without this change."""
+        option = change.split("=")[0]
+        having = [other for _, other in entries if option not in ignored[other["method"]]]
+        return option not in ignored[method] and any(change not in other["changes"] for other in having)
+
+    named = []
+    for label, result in entries:
+        own = [change for change in result["changes"] if particular(change, result["method"])]
+        name = result["method"] + (", balanced" if result["balanced"] else "")
+        named.append((label or (f"{name} ({', '.join(own)})" if own else name), result))
+    return named
 
 
-def _label_of(result: Result, common: set[str]) -> str:
-    name = result["method"] + (", balanced" if result["balanced"] else "")
-    own = [change for change in result["changes"] if change not in common]
-    if result["method"] in METHODS:  # older results also list options that the method does not have
-        read = {dotted.partition(".")[2] for dotted in fields(result["method"])}
-        read -= {*METHODS[result["method"]].guidance.snapshot_only()}
-        own = [change for change in own if change.split("=")[0] in read]
-    return f"{name} ({', '.join(own)})" if own else name
+def _ignored(method: str) -> set[str]:
+    """Name the options of other methods, which older results also list, and those that shape only the snapshots."""
+    if method not in METHODS:
+        return set()
+    others = {dotted for other in METHODS for dotted in fields(other)} - {*fields(method)}
+    return {dotted.partition(".")[2] for dotted in others} | {*METHODS[method].guidance.snapshot_only()}
 
 
 def _compared_rows(named: Sequence[tuple[str, Result]]) -> Iterator[dict[str, Any]]:

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..config import ESTIMATORS, Config, fields, override, unknown
+from ..config import ESTIMATORS, Config, applicable, fields, override, unknown
 from ..presets import preset
 
 # A label -> the fields ("section.name", or "method") that it sets.
@@ -149,8 +149,7 @@ class Study:
         _check_labels("field", shared, self._fields)
         method = changes.get("method", shared.get("method", "tase"))
         plain = {field: value for field, value in changes.items() if not isinstance(value, Multiple)}
-        settled = {field: value for field, value in shared.items() if field in fields(method)} | plain
-        settled.pop("method", None)
+        settled = {**applicable(shared, method), **plain, "method": method}
         config = preset(name, method, seed, settled)
         multiples = {field: value for field, value in changes.items() if field not in plain}
         for dotted, multiple in multiples.items():

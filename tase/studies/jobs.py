@@ -24,9 +24,10 @@ from ..config import Config
 from ..data import class_counts
 from ..distributed import choose_device
 from ..evaluation import evaluate, lacking
+from ..files import RunError, load_optional_json, read_lines, save_json
 from ..guidance import build_guidance
 from ..pseudo_labels import quality
-from ..runs import Run, RunError, load_kept, read_lines, save_json
+from ..runs import Run
 from ..training import train
 
 ASSUMED = 1000  # images a second and job, where no run of the same network has finished: one CPU core, conv4, 28x28
@@ -55,12 +56,12 @@ class Job:
 
     @property
     def epochs_left(self) -> int:
-        return self.config.optim.epochs - load_kept(self.folder / "status.json").get("epoch", 0)
+        return self.config.optim.epochs - load_optional_json(self.folder / "status.json").get("epoch", 0)
 
     @property
     def qualities(self) -> dict[str, dict[str, float]]:
         """Quality of the clusterings done so far, by the identity of their configuration."""
-        return load_kept(self.folder / "clusterings.json")
+        return load_optional_json(self.folder / "clusterings.json")
 
     @property
     def done(self) -> bool:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from ..config import Config, ConfigError, check, override
 from ..data import class_counts
 from ..evaluation import FILES
-from ..runs import Run, RunError, load_json, load_kept, save_json, tidy, write_atomic
+from ..files import RunError, load_json, load_optional_json, save_json, tidy, write_atomic
+from ..runs import Run
 from ..tables import BASELINES, COLUMNS, PSEUDO, SPACE, scores_by_protocol, study_latex, study_markdown
 from .declared import PUBLISHED, Cell, Study
 from .jobs import Job, cost, do_all
@@ -279,7 +280,7 @@ def _scores_of_cell(entry: Entry, run: Run, on: str) -> dict[str, dict[str, floa
 
 
 def _results_on(run: Run, on: str) -> dict[str, Any]:
-    saved = load_kept(run.path / FILES[on])
+    saved = load_optional_json(run.path / FILES[on])
     return saved if saved.get("identity") == run.config.identity else {}
 
 
