@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..config import ESTIMATORS, Config, applicable, fields, override, unknown
+from ..config import ESTIMATORS, Config, ConfigError, applicable, fields, override, unknown
 from ..presets import preset
 
 # A label -> the fields ("section.name", or "method") that it sets.
@@ -146,10 +146,13 @@ class Study:
         """
         changes = cell.changes if cell else {}
         shared = {**self.base, **(overrides or {})}
-        _check_labels("field", shared, self._fields)
         method = changes.get("method", shared.get("method", "tase"))
+        kept = applicable(shared, method)  # raises where no method at all has a field
+        lost = [field for field in shared if field not in self._fields]
+        if lost:
+            raise ConfigError(f"no method of the study '{self.name}' has the field '{lost[0]}'")
         plain = {field: value for field, value in changes.items() if not isinstance(value, Multiple)}
-        settled = {**applicable(shared, method), **plain, "method": method}
+        settled = {**kept, **plain, "method": method}
         config = preset(name, method, seed, settled)
         multiples = {field: value for field, value in changes.items() if field not in plain}
         for dotted, multiple in multiples.items():
