@@ -188,17 +188,27 @@ def test_the_second_time_nothing_is_trained(pair, tmp_path, runs, monkeypatch):
     pd.testing.assert_frame_equal(first.results, second.results)
 
 
-def test_a_study_goes_on_from_what_it_kept(pair, tmp_path, runs, monkeypatch):
+def test_a_study_resumes_from_what_it_kept(pair, tmp_path, runs, monkeypatch):
     first = run(pair, tmp_path, runs, keep=True)
-    assert sum(p.stat().st_size for p in (tmp_path / "runs").rglob("*") if p.is_file()) < 4 * 20_000
+    assert not (tmp_path / "runs").exists() and (tmp_path / "runs.zip").stat().st_size < 4 * 20_000
     monkeypatch.setattr(jobs_module, "train", lambda *_, **__: pytest.fail("trained again"))
-    assert plan(pair, ["digits-lt"], [0, 1, 2], tmp_path / "runs", TINY).missing[0].config.seed == 2
+    for kept in (tmp_path / "runs", tmp_path / "runs.zip"):
+        missing = plan(pair, ["digits-lt"], [0, 1, 2], kept, TINY).missing
+        assert [(job.config.seed, job.folder.parent) for job in missing] == [(2, tmp_path / "runs")] * 2
     second = run(pair, tmp_path, None)
     assert second.done == 0
     pd.testing.assert_frame_equal(first.results, second.results)
     monkeypatch.undo()
     other = run(dataclasses.replace(pair, protocols=("lt-svm",)), tmp_path, None)
     assert len(other.failed) == 4 and "slim copy: it keeps no encoder" in other.failed[0]
+
+
+def test_keeping_more_seeds_leaves_what_was_kept(pair, tmp_path, runs):
+    run(pair, tmp_path, runs, seeds=[0], keep=True)
+    run(pair, tmp_path, runs, seeds=[1], keep=True)
+    shutil.copy(tmp_path / "runs.zip", tmp_path / "other.zip")
+    assert {found.config.seed for found in tase.runs.kept_runs(tmp_path / "other.zip")} == {0, 1}
+    assert not plan(pair, ["digits-lt"], [0, 1], tmp_path / "other.zip", TINY).missing
 
 
 def test_points_of_few_rows_are_drawn_whole(pair, tmp_path, runs):

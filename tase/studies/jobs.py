@@ -99,7 +99,7 @@ def _clustered(run: Run, config: Config) -> dict[str, float]:
 def do_job(job: Job, on_epoch: Callable[[Run], None] | None = None) -> str:
     """Do a job, in any process; returns "", or in a line why it failed (the traceback is in a log next to the run)."""
     try:
-        job.do(on_epoch)
+        job.do(on_epoch=on_epoch)
         return ""
     except Exception as error:
         log = job.folder.parent / ".logs" / f"{job.folder.name}.txt"

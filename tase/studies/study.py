@@ -13,7 +13,7 @@ from ..config import Config, ConfigError, check, override
 from ..data import class_counts
 from ..evaluation import FILES
 from ..files import RunError, load_json, load_optional_json, save_json, tidy, write_atomic
-from ..runs import Run
+from ..runs import Run, keep_runs, kept_runs
 from ..tables import BASELINES, COLUMNS, PSEUDO, SPACE, scores_by_protocol, study_latex, study_markdown
 from .declared import PUBLISHED, Cell, Study
 from .jobs import Job, cost, do_all
@@ -116,11 +116,14 @@ def _run_folder(runs: str | Path) -> Path:
 
 
 def _found_runs(folder: Path) -> dict[str, Path]:
-    """Find the folders of the runs that are there, by identity; a whole run comes before a kept one."""
-    found = {}
+    """Find the folders of the runs that are there, by identity: in the folder, and kept ones in its zip."""
+    kept = folder.with_name(f"{folder.name}.zip")
+    found = {run.identity: run.path for run in (kept_runs(kept) if kept.exists() else ())}
     for path in sorted(folder.glob("*/config.json")):
         with contextlib.suppress(RunError):
-            found[Run(path.parent).identity] = path.parent
+            run = Run(path.parent)
+            if run.finished or run.identity not in found:  # a whole run comes before its kept copy
+                found[run.identity] = run.path
     return found
 
 
@@ -187,9 +190,8 @@ def run_study(
         with tqdm(total=total, desc=study.name, unit="epoch", disable=not progress, dynamic_ncols=True) as bar:
             failed = do_all(missing, jobs, bar, executor)
     _write_tables(planned, out, overrides or {}, failed)
-    for job in planned.jobs if keep else ():
-        if job.run and job.folder.parent.resolve() != (out / "runs").resolve():
-            job.run.slim(out / "runs" / job.folder.name, tables_only=True)
+    if keep:
+        keep_runs([job.run for job in planned.jobs if job.run], out / "runs.zip")
     results, about = read_study(out)
     return Outcome(out, results, about, len(missing) - len(failed), failed)
 
