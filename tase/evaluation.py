@@ -59,7 +59,7 @@ __all__ = [
     "to_markdown",
 ]
 
-FORMAT = 1  # of results.json
+RESULTS_FORMAT = 1  # of results.json
 FILES = {"test": "results.json", "val": "results_val.json"}  # by the images that are judged
 PIXELS = 32  # side to which larger images are reduced for the probe on raw pixels
 ALIGNMENT_IMAGES = 2000  # judged images of which two views are drawn
@@ -349,7 +349,14 @@ def _baseline_key(kind: str, split: JudgedSplit, splits: Splits) -> str:
     """Hash what a baseline's scores depend on: images, few labels, and for the untrained network how it is made."""
     config = split.config
     sets = [split.tail_hash] + [None if s is None else s.hash for s in (splits.probe, splits.val, splits.test)]
-    parts = [FORMAT, kind, sets, splits.eval_classes.tolist(), config.data.groups, config.data.few_shot_per_class]
+    parts = [
+        RESULTS_FORMAT,
+        kind,
+        sets,
+        splits.eval_classes.tolist(),
+        config.data.groups,
+        config.data.few_shot_per_class,
+    ]
     parts += [config.data.min_per_class, splits.train.groups.tolist(), config.evaluation.draws]
     parts += [config.views.size, config.views.flip > 0]
     parts += [split.on] if split.on != "test" else []
@@ -364,7 +371,7 @@ def _baseline(
     """Score raw pixels or the untrained network; runs in the same folder share them through a hidden folder."""
     path = run.path.parent / ".baselines" / f"{kind}-{_baseline_key(kind, split, run.splits)}.json"
     saved = {} if force else load_optional_json(path)
-    todo = _missing(saved, protocols, run.config)
+    todo = _unmeasured(saved, protocols, run.config)
     bar.update(len(protocols) - len(todo))
     if todo:
         bar.set_description(f"{run.name}: {kind}")
@@ -379,7 +386,7 @@ def _baseline(
 # ------------------------------------------------------------------------------------------------------------- evaluate
 
 
-def _missing(saved: Mapping[str, Any], protocols: Iterable[str], config: Config) -> list[str]:
+def _unmeasured(saved: Mapping[str, Any], protocols: Iterable[str], config: Config) -> list[str]:
     return [name for name in protocols if any(score not in saved for score in score_names(name, config))]
 
 
@@ -393,7 +400,7 @@ def _chosen_protocols(protocols: Iterable[str] | None, config: Config) -> list[s
 def _saved_results(run: Run, on: str) -> dict[str, Any]:
     """Load what the results' file holds, where it was measured on this run; else nothing."""
     saved = load_optional_json(run.path / FILES[on])
-    same = (saved.get("format"), saved.get("identity")) == (FORMAT, run.config.identity)
+    same = (saved.get("format"), saved.get("identity")) == (RESULTS_FORMAT, run.config.identity)
     # Files without "tail" are older: a balanced run's `lt` protocols then had its own images as neighbours.
     return saved if same and ("tail" in saved or not run.config.data.balanced) else {}
 
@@ -402,7 +409,7 @@ def lacking(run: Run, protocols: Iterable[str] | None = None, on: str = "test") 
     """List the protocols (default: the configuration's) that the run's results do not have yet."""
     names, saved = _chosen_protocols(protocols, run.config), _saved_results(run, on)
     same = saved.get("draws") == run.config.evaluation.draws
-    return _missing(saved.get("protocols", {}) if same else {}, names, run.config)
+    return _unmeasured(saved.get("protocols", {}) if same else {}, names, run.config)
 
 
 def evaluate(
@@ -432,7 +439,7 @@ def evaluate(
     if force or saved.get("draws") != run.config.evaluation.draws:
         before = (score.split("@")[0] for score in saved.get("protocols", {}))
         names, saved = list(dict.fromkeys([*names, *before])), {}
-    todo = _missing(saved.get("protocols", {}), names, run.config)
+    todo = _unmeasured(saved.get("protocols", {}), names, run.config)
     if not todo:
         return saved
     device = choose_device(run.config.optim)
@@ -460,7 +467,7 @@ def evaluate(
 def _header(run: Run, split: JudgedSplit) -> dict[str, Any]:
     config, train = run.config, run.splits.train
     return {
-        "format": FORMAT,
+        "format": RESULTS_FORMAT,
         "identity": config.identity,
         "preset": config.preset,
         "method": config.method,

@@ -22,7 +22,9 @@ from .models import resized
 # Strength of the L2 penalty, strongest first, half a decade a step. Features are scaled so that one image has about
 # unit norm; on digits, Fashion-MNIST, and untrained networks the best lies between 1e-3 and 1e-6.
 GRID = tuple(10 ** (-i / 2) for i in range(15))
-PATIENCE = 4  # steps down the grid without a better validation accuracy, after which weaker penalties are not tried
+GRID_PATIENCE = (
+    4  # steps down the grid without a better validation accuracy, after which weaker penalties are not tried
+)
 
 
 # -------------------------------------------------------------------------------------------------- logistic regression
@@ -121,7 +123,7 @@ def linear_probe(
 ) -> Probe:
     """Fit logistic regression on standardised features, its penalty picked on validation images, and predict.
 
-    The penalty goes down the grid, each fit started from the one before, until `PATIENCE` steps bring nothing; the best
+    The penalty goes down the grid, each fit started from the one before, until `GRID_PATIENCE` bring nothing; the best
     validation accuracy (mean over classes) wins, ties go to the stronger penalty. The classifier is fitted on the
     training images alone, the validation images only choose, and the judged images are used once. Without validation
     images a fixed fifth of the training images chooses, and the classifier is then fitted on all of them.
@@ -148,7 +150,7 @@ def _best_of_path(x, y, val_x, val_y, classes: int, grid: Sequence[float]) -> tu
         since += 1
         if accuracy > best:
             chosen, best, since = (model, l2), accuracy, 0
-        if since >= PATIENCE:
+        if since >= GRID_PATIENCE:
             break
     return *chosen, best
 

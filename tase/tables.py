@@ -159,18 +159,15 @@ def interactions(
 # ------------------------------------------------------------------------------------------------ text, Markdown, LaTeX
 
 
-class Text(NamedTuple):
-    """What stands in one place of a table."""
-
-    words: str
-    bold: bool = False
+class Bold(str):
+    """A cell in bold."""
 
 
 class Block(NamedTuple):
     """A table: its title, and lines of cells, the first one the header."""
 
     title: str
-    lines: list[list[Text]]
+    lines: list[list[str]]
 
 
 def shown(protocol: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -183,15 +180,11 @@ def name_of(metric: str) -> str:
     return _NAMES.get(metric) or metric.replace("_", " ").capitalize()
 
 
-def with_interval(over: Summary, digits: int = 1, sign: str = "") -> str:
+def with_interval(mean: float, ci95: float, digits: int = 1, sign: str = "") -> str:
     """Write "mean ± half-width of the interval", or what there is of it."""
-    if math.isnan(over.mean):
+    if math.isnan(mean):
         return ""
-    return f"{over.mean:{sign}.{digits}f}" + ("" if math.isnan(over.ci95) else f" ± {over.ci95:.{digits}f}")
-
-
-def _texts(words: Iterable[str]) -> list[Text]:
-    return [Text(word) for word in words]
+    return f"{mean:{sign}.{digits}f}" + ("" if math.isnan(ci95) else f" ± {ci95:.{digits}f}")
 
 
 def as_text(blocks: Iterable[Block]) -> list[str]:
@@ -199,13 +192,13 @@ def as_text(blocks: Iterable[Block]) -> list[str]:
     blocks = list(blocks)
     lines = [line for block in blocks for line in block.lines]
     columns = range(max(map(len, lines), default=0))
-    widths = [max(len(line[i].words) for line in lines if i < len(line)) for i in columns]
+    widths = [max(len(line[i]) for line in lines if i < len(line)) for i in columns]
     text = []
     for title, some in blocks:
         text.append(title)
         for first, *rest in some:
-            cells = [cell.words.rjust(width) for cell, width in zip(rest, widths[1:])]
-            text.append("  ".join(["  " + first.words.ljust(widths[0]), *cells]).rstrip())
+            cells = [cell.rjust(width) for cell, width in zip(rest, widths[1:])]
+            text.append("  ".join(["  " + first.ljust(widths[0]), *cells]).rstrip())
         text.append("")
     return text
 
@@ -219,9 +212,9 @@ def as_markdown(blocks: Iterable[Block]) -> list[str]:
     return text
 
 
-def _markdown_row(line: Sequence[Text]) -> str:
-    cells = (cell.words.replace("|", "\\|") for cell in line)
-    return "| " + " | ".join(f"**{w}**" if t.bold else w for w, t in zip(cells, line)) + " |"
+def _markdown_row(line: Sequence[str]) -> str:
+    cells = ((cell, cell.replace("|", "\\|")) for cell in line)
+    return "| " + " | ".join(f"**{words}**" if isinstance(cell, Bold) else words for cell, words in cells) + " |"
 
 
 def as_latex(blocks: Iterable[Block]) -> list[str]:
@@ -241,9 +234,9 @@ def _tex(words: str) -> str:
     return "".join(_TEX.get(letter, letter) for letter in words)
 
 
-def _tex_row(line: Sequence[Text]) -> str:
-    cells = (_tex(cell.words) for cell in line)
-    return " & ".join(rf"\textbf{{{w}}}" if t.bold else w for w, t in zip(cells, line)) + r" \\"
+def _tex_row(line: Sequence[str]) -> str:
+    cells = ((cell, _tex(cell)) for cell in line)
+    return " & ".join(rf"\textbf{{{words}}}" if isinstance(cell, Bold) else words for cell, words in cells) + r" \\"
 
 
 # ---------------------------------------------------------------------------------------------------- tables of studies
@@ -260,12 +253,12 @@ def blocks(results: pandas.DataFrame, about: Mapping[str, Any]) -> Iterator[Bloc
                 yield from _interaction_block(title, results, about, preset, protocol)
         published = here[here["kind"] == "published"].to_dict("records")
         if published:
-            header = _texts(("published, not measured here", "protocol", "All"))
-            lines = [_texts((line["row"], line["protocol"], f"{line['value']:g}")) for line in published]
+            header = ["published, not measured here", "protocol", "All"]
+            lines = [[line["row"], line["protocol"], f"{line['value']:g}"] for line in published]
             yield Block(f"{preset}, published figures", [header, *lines])
 
 
-def _study_lines(results: pandas.DataFrame, about: Mapping[str, Any], preset: str, protocol: str) -> list[list[Text]]:
+def _study_lines(results: pandas.DataFrame, about: Mapping[str, Any], preset: str, protocol: str) -> list[list[str]]:
     metrics, compared = shown(protocol)
     found = {}
     for metric in metrics:
@@ -273,30 +266,29 @@ def _study_lines(results: pandas.DataFrame, about: Mapping[str, Any], preset: st
     columns = any(column for _, _, column in found[metrics[0]])
     names = [word for m in metrics for word in (name_of(m), *(["s.d."] if m in compared else []))]
     header = ["", *([" "] if columns else []), "runs", *names, *(f"{name_of(m)} - reference" for m in compared)]
-    lines = [_texts(header)]
+    lines = [header]
     for place in dict.fromkeys(place for some in found.values() for place in some):
         here = {metric: found[metric].get(place) for metric in metrics}
         runs = max(c.over.n for c in here.values() if c)
-        first = _texts((place[1], *([place[2]] if columns else []), str(runs)))
-        lines.append(first + _study_cells(here, compared, _digits(protocol)))
+        first = [place[1], *([place[2]] if columns else []), str(runs)]
+        lines.append(first + _study_cells(here, compared, _decimals(protocol)))
     return lines
 
 
-def _digits(protocol: str) -> int:
+def _decimals(protocol: str) -> int:
     return 3 if protocol in _SHOWN else 1
 
 
-def _study_cells(here: Mapping[str, Contrast | None], compared: Sequence[str], digits: int) -> list[Text]:
-    """Write the means, deviations and differences of one line."""
-    nothing = Contrast("", "", "", summary([]), summary([]), False)
-    texts = []
-    for metric, contrast in here.items():
-        c = contrast or nothing
-        sign = "+" if c.kind == "headroom" else ""
-        texts.append(Text(with_interval(c.over, digits, sign), c.best and metric in compared))
+def _study_cells(here: Mapping[str, Contrast | None], compared: Sequence[str], digits: int) -> list[str]:
+    """Write the means, deviations and differences of one line; "" where a metric was not measured."""
+    cells, differences = [], []
+    for metric, c in here.items():
+        mean = with_interval(c.over.mean, c.over.ci95, digits, "+" if c.kind == "headroom" else "") if c else ""
+        cells.append(Bold(mean) if c and c.best and metric in compared else mean)
         if metric in compared:
-            texts.append(Text("" if math.isnan(c.over.std) else f"{c.over.std:.{digits}f}"))
-    return texts + [Text(with_interval((here[m] or nothing).difference, digits, "+")) for m in compared]
+            cells.append(f"{c.over.std:.{digits}f}" if c and not math.isnan(c.over.std) else "")
+            differences.append(with_interval(c.difference.mean, c.difference.ci95, digits, "+") if c else "")
+    return cells + differences
 
 
 def _interaction_block(title: str, results, about: Mapping[str, Any], preset: str, protocol: str) -> Iterator[Block]:
@@ -304,11 +296,11 @@ def _interaction_block(title: str, results, about: Mapping[str, Any], preset: st
     _, compared = shown(protocol)
     found = {metric: interactions(results, about, preset, protocol, metric) for metric in compared}
     rows = dict.fromkeys(row for some in found.values() for row in some)
-    lines = [_texts(("", "runs", *map(name_of, compared)))]
+    lines = [["", "runs", *map(name_of, compared)]]
     for row in rows:
         over = [some.get(row, summary([])) for some in found.values()]
-        values = (with_interval(o, _digits(protocol), "+") for o in over)
-        lines.append(_texts((row, str(max(o.n for o in over)), *values)))
+        values = (with_interval(o.mean, o.ci95, _decimals(protocol), "+") for o in over)
+        lines.append([row, str(max(o.n for o in over)), *values])
     first, second = about["contrast"]
     if rows:
         yield Block(f"{title}: (row - {about['reference']}) in {first} minus the same in {second}", lines)
@@ -326,7 +318,7 @@ def _study_legend(results: pandas.DataFrame, about: Mapping[str, Any]) -> list[s
     ]
     if SPACE in set(cells["protocol"]):
         lines.append(
-            "space: coefficients of variation, 0 is even: of the classes' spreads, of their centres' distances."
+            "space: coefficients of variation of the classes' spreads and of their centres' distances, 0: even."
         )
     changed = ", ".join(f"{name}={value}" for name, value in about["overrides"].items())
     lines += [f"changed from the preset: {changed}."] if changed else []
@@ -449,12 +441,11 @@ def _compared_rows(named: Sequence[tuple[str, Result]]) -> Iterator[dict[str, An
 
 
 def _result_rows(kind: str, row: str, result: Result, scores: Mapping[str, Mapping[str, float]]):
-    place = {name: result[name] for name in ("preset", "subset", "seed", "split")}
+    place = {"kind": kind, "row": row, "column": ""}
+    place |= {name: result[name] for name in ("preset", "subset", "seed", "split")}
     for protocol, metrics in scores.items():
         for metric, value in metrics.items():
-            yield {**place, "kind": kind, "row": row, "column": "", "protocol": protocol, "metric": metric} | {
-                "value": value
-            }
+            yield {**place, "protocol": protocol, "metric": metric, "value": value}
 
 
 def _wide_rows(rows: pandas.DataFrame, about: Mapping[str, Any], preset: str, protocol: str) -> list[dict[str, Any]]:
@@ -491,14 +482,11 @@ def _compared_blocks(frame: pandas.DataFrame, metrics: Sequence[str]) -> Iterato
     for (preset, protocol), block in frame.groupby(["preset", "protocol"], sort=False):
         paired = block["difference"].notna().any()
         header = ["", "runs", *map(name_of, metrics), *(["paired difference"] if paired else []), "subset"]
-        lines = [_texts(header)]
+        lines = [header]
         for row in block.to_dict("records"):
-            # n and std of a Summary are not written.
-            over = [Summary(row["n"], row[m], math.nan, row[f"{m}_ci"]) for m in metrics]
-            cells = [with_interval(o, 3 if m in EVENNESS else 1) for m, o in zip(metrics, over)]
-            difference = Summary(row["n"], row["difference"], math.nan, row["difference_ci"])
-            cells += [with_interval(difference, sign="+")] if paired else []
-            lines.append(_texts((row["method"], str(row["n"]), *cells, row["subset"])))
+            cells = [with_interval(row[m], row[f"{m}_ci"], 3 if m in EVENNESS else 1) for m in metrics]
+            cells += [with_interval(row["difference"], row["difference_ci"], sign="+")] if paired else []
+            lines.append([row["method"], str(row["n"]), *cells, row["subset"]])
         yield Block(f"{preset}, {protocol}", lines)
 
 

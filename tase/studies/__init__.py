@@ -8,6 +8,7 @@ A folder of a study holds results.csv (one number a line), study.json (what it i
 with a run per configuration. The same call resumes after an interruption, and does nothing where all is done.
 """
 
+# ruff: noqa: F401 (the names of the room)
 from ..tables import Contrast, contrasts, name_of, shown
 from .declared import (
     BALANCED,
@@ -25,32 +26,3 @@ from .declared import (
 )
 from .jobs import ASSUMED, Job, Workers, cost
 from .study import Outcome, Plan, StudyError, plan, read_study, run_study
-
-__all__ = [
-    "ASSUMED",
-    "BALANCED",
-    "CONTROLS",
-    "PUBLISHED",
-    "SIMCLR",
-    "STUDIES",
-    "Cell",
-    "Contrast",
-    "Job",
-    "Multiple",
-    "Outcome",
-    "Plan",
-    "Published",
-    "Study",
-    "StudyError",
-    "Workers",
-    "contrasts",
-    "cost",
-    "cross",
-    "each_method",
-    "name_of",
-    "over",
-    "plan",
-    "read_study",
-    "run_study",
-    "shown",
-]

@@ -95,7 +95,7 @@ class Study:
 
     @property
     def cells(self) -> list[Cell]:
-        grid = [Cell(r, c, _joined(x, y)) for r, x in self.rows.items() for c, y in self.columns.items()]
+        grid = [Cell(r, c, _merged_changes(x, y)) for r, x in self.rows.items() for c, y in self.columns.items()]
         return grid + [Cell(row, "", changes) for row, changes in self.extras.items()]
 
     @property
@@ -161,7 +161,7 @@ class Study:
         return override(config, multiples)
 
 
-def _joined(row: Mapping[str, Any], column: Mapping[str, Any]) -> Mapping[str, Any]:
+def _merged_changes(row: Mapping[str, Any], column: Mapping[str, Any]) -> Mapping[str, Any]:
     """Join the changes of both; a field of several values that both set is put together from theirs."""
     return {**row, **column, **{field: row[field] + column[field] for field in row if field in column}}
 

@@ -31,7 +31,7 @@ from ..runs import Run
 from ..training import train
 
 ASSUMED = 1000  # images a second and job, where no run of the same network has finished: one CPU core, conv4, 28x28
-PATIENCE = 60  # seconds that a stopped job has to write its checkpoint
+STOP_SECONDS = 60  # seconds that a stopped job has to write its checkpoint
 POLL = 0.05  # seconds between two looks at the jobs
 
 
@@ -214,7 +214,7 @@ class Workers(Executor):
             for pool in list(self.pools.values()):
                 pool.shutdown(wait=False)
             for process in self.processes:
-                process.join(PATIENCE)
+                process.join(STOP_SECONDS)
                 process.kill()
         self.shutdown()
 
