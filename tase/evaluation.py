@@ -42,8 +42,9 @@ from .files import load_json, load_optional_json, save_json, save_npz, tidy
 from .losses import nt_xent
 from .models import Network, encode
 from .runs import Run, load_checkpoint
+from .streams import generator
 from .tables import BASELINES, compare, format_table, to_markdown
-from .training import generator, initial_network
+from .training import initial_network
 from .views import two_views
 
 __all__ = [

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .data import GROUPS
+from .data import GROUPS, rank_in_class
 from .models import resized
 
 # Strength of the L2 penalty, strongest first, half a decade a step. Features are scaled so that one image has about
@@ -95,14 +95,6 @@ def standardise(train: Float[Tensor, "n d"], *others: Float[Tensor, "m d"]) -> l
     mean, deviation = train.mean(0), train.std(0, correction=0)
     scale = deviation.clamp_min(1e-3 * deviation.max().clamp_min(1e-12)) * math.sqrt(train.shape[1])
     return [(x - mean) / scale for x in (train, *others)]
-
-
-def rank_in_class(y: Int64[Tensor, "n"]) -> Int64[Tensor, "n"]:
-    """Count the entries of the same class before each entry."""
-    order = y.argsort(stable=True)
-    counts = torch.bincount(y)
-    first = (counts.cumsum(0) - counts)[y[order]]
-    return torch.empty_like(y).scatter_(0, order, torch.arange(len(y), device=y.device) - first)
 
 
 def held_out(y: Int64[Tensor, "n"], fraction: float = 0.2) -> Bool[Tensor, "n"]:
