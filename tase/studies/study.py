@@ -191,7 +191,10 @@ def run_study(
             failed = do_all(missing, jobs, bar, executor)
     _write_tables(planned, out, overrides or {}, failed)
     if keep:
-        keep_runs([job.run for job in planned.jobs if job.run], out / "runs.zip")
+        kept = out / "runs.zip"
+        before = {run.path for run in kept_runs(kept)} if kept.exists() else set()
+        done = (job.run for job in planned.jobs)
+        keep_runs([run for run in done if run and run.path not in before], kept, tables_only=True)
     results, about = read_study(out)
     return Outcome(out, results, about, len(missing) - len(failed), failed)
 
