@@ -113,8 +113,6 @@ def _seeds(text: str) -> range:
 def _study(args: argparse.Namespace) -> dict[str, Any]:
     from . import studies
 
-    if args.job:
-        return studies.work(args.job) or {}
     if not args.name:
         print("\n".join(f"{name:15} {study.question}" for name, study in studies.STUDIES.items()))
         return {"studies": list(studies.STUDIES)}
@@ -322,7 +320,6 @@ def _study_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--set", nargs="+", default=[], action="extend", metavar="FIELD=VALUE", help="for all cells")
     p.add_argument("--keep", action="store_true", help="copy what tables need of the runs to OUT/runs (with --runs)")
     p.add_argument("--dry-run", action="store_true", help="print the grid and what it costs; run nothing")
-    p.add_argument("--job", help=argparse.SUPPRESS)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,7 +1,7 @@
-"""What features know: probes on them, scores by group, the geometry of the space, statistics over seeds.
+"""Measure features: linear probes, neighbours, SVMs, scores by group, the geometry of the space.
 
-Nothing here trains a network: features [n, d] and classes [n] come in, predictions and numbers go out, so the training
-loop may call the k-NN while it runs. Classes are numbered 0..C-1; `tase.evaluation` numbers the evaluated ones so.
+No network is trained here, linear layers are. Features [n, d] and classes [n] come in, predictions and numbers go out:
+the training loop may call the k-NN while it runs. Classes are numbered 0..C-1, in `tase.evaluation` the evaluated ones.
 """
 
 from __future__ import annotations
@@ -12,23 +12,26 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int64
-from torch import Tensor
+from jaxtyping import Bool, Float, Int64, UInt8
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .data import GROUPS
+from .data import GROUPS, rank_in_class
+from .models import resized
 
 # Strength of the L2 penalty, strongest first, half a decade a step. Features are scaled so that one image has about
 # unit norm; on digits, Fashion-MNIST, and untrained networks the best lies between 1e-3 and 1e-6.
 GRID = tuple(10 ** (-i / 2) for i in range(15))
-PATIENCE = 4  # steps down the grid without a better validation accuracy, after which weaker penalties are not tried
+GRID_PATIENCE = (
+    4  # steps down the grid without a better validation accuracy, after which weaker penalties are not tried
+)
 
 
 # -------------------------------------------------------------------------------------------------- logistic regression
 
 
 class Probe(NamedTuple):
-    """Predictions of a probe on the test images, and what was chosen to make them."""
+    """Predictions on the judged images, and what was chosen to make them."""
 
     predicted: Int64[Tensor, "m"]
     l2: float  # the penalty chosen
@@ -54,7 +57,7 @@ def fit_logistic(
     tolerance: float = 1e-5,
     max_iter: int = 200,
 ) -> Linear:
-    """Multinomial logistic regression: the minimum of mean cross-entropy + l2/2 |W|^2, by full-batch L-BFGS.
+    """Fit multinomial logistic regression: the minimum of mean cross-entropy + l2/2 |W|^2, by full-batch L-BFGS.
 
     The bias carries no penalty, so this is scikit-learn's `LogisticRegression(C=1/(n l2))`. `start` is a warm start,
     `tolerance` bounds the largest entry of the gradient. Dtype and device are those of `x`.
@@ -73,7 +76,7 @@ def fit_logistic(
     )
 
     def objective() -> Tensor:
-        # The gradient by hand: somewhat quicker than autograd at these sizes, and it works under no_grad.
+        # The gradient by hand, X^T (p - y) / n + l2 W: quicker than autograd at these sizes, and works under no_grad.
         log_p = torch.log_softmax(x @ theta[:-1] + theta[-1], dim=1)
         error = (log_p.exp() - target) / len(x)
         theta.grad = torch.cat([x.T @ error + l2 * theta[:-1], error.sum(0, keepdim=True)])
@@ -84,7 +87,7 @@ def fit_logistic(
 
 
 def standardise(train: Float[Tensor, "n d"], *others: Float[Tensor, "m d"]) -> list[Float[Tensor, "m d"]]:
-    """All of them with the training mean taken out and each feature divided by its training deviation and by sqrt(d).
+    """Subtract the training mean from each set, divide each feature by its training deviation and by sqrt(d).
 
     An image then has about unit norm, so one grid of penalties serves any backbone. Deviations below a thousandth of
     the largest are raised to it: what is constant in training stays small elsewhere.
@@ -94,100 +97,79 @@ def standardise(train: Float[Tensor, "n d"], *others: Float[Tensor, "m d"]) -> l
     return [(x - mean) / scale for x in (train, *others)]
 
 
-def rank_in_class(y: Int64[Tensor, "n"]) -> Int64[Tensor, "n"]:
-    """How many entries of the same class come before each entry."""
-    order = y.argsort(stable=True)
-    counts = torch.bincount(y)
-    first = (counts.cumsum(0) - counts)[y[order]]
-    return torch.empty_like(y).scatter_(0, order, torch.arange(len(y), device=y.device) - first)
-
-
-def held_out(y: Int64[Tensor, "n"], share: float = 0.2) -> Bool[Tensor, "n"]:
-    """A fixed validation part: the last `share` of each class in list order, at least one where there are two."""
+def held_out(y: Int64[Tensor, "n"], fraction: float = 0.2) -> Bool[Tensor, "n"]:
+    """Mark a fixed validation part: the last `fraction` of each class in list order, at least one of two or more."""
     counts = torch.bincount(y)[y]
-    held = (counts * share).long().clamp_min(1) * (counts > 1)
+    held = (counts * fraction).long().clamp_min(1) * (counts > 1)
     return rank_in_class(y) >= counts - held
 
 
-def linear(
+def linear_probe(
     train_x: Float[Tensor, "n d"],
     train_y: Int64[Tensor, "n"],
     val_x: Float[Tensor, "v d"] | None,
     val_y: Int64[Tensor, "v"] | None,
-    test_x: Float[Tensor, "m d"],
+    judged_x: Float[Tensor, "m d"],
     classes: int,
     grid: Sequence[float] = GRID,
 ) -> Probe:
-    """Linear probe: logistic regression on standardised features, its penalty picked on validation images.
+    """Fit logistic regression on standardised features, its penalty picked on validation images, and predict.
 
-    The penalty goes down the grid, each fit started from the one before, until `PATIENCE` steps bring nothing; the best
+    The penalty goes down the grid, each fit started from the one before, until `GRID_PATIENCE` bring nothing; the best
     validation accuracy (mean over classes) wins, ties go to the stronger penalty. The classifier is fitted on the
-    training images alone, the validation images only choose, and the test images are used once. Without validation
+    training images alone, the validation images only choose, and the judged images are used once. Without validation
     images a fixed fifth of the training images chooses, and the classifier is then fitted on all of them.
     """
     if val_x is not None and val_y is not None:
-        train_x, val_x, test_x = standardise(train_x, val_x, test_x)
+        train_x, val_x, judged_x = standardise(train_x, val_x, judged_x)
         model, l2, best = _best_of_path(train_x, train_y, val_x, val_y, classes, grid)
-        return Probe(model.predict(test_x), l2, best)
+        return Probe(model.predict(judged_x), l2, best)
     out = held_out(train_y)
     l2, best = grid[len(grid) // 2], math.nan  # where every class has one image nothing can be held out
     if out.any():
         fit_x, held_x = standardise(train_x[~out], train_x[out])
         _, l2, best = _best_of_path(fit_x, train_y[~out], held_x, train_y[out], classes, grid)
-    train_x, test_x = standardise(train_x, test_x)
-    return Probe(fit_logistic(train_x, train_y, classes, l2).predict(test_x), l2, best)
+    train_x, judged_x = standardise(train_x, judged_x)  # the held-out images are trained on too
+    return Probe(fit_logistic(train_x, train_y, classes, l2).predict(judged_x), l2, best)
 
 
 def _best_of_path(x, y, val_x, val_y, classes: int, grid: Sequence[float]) -> tuple[Linear, float, float]:
-    """The classifier, its penalty and its validation accuracy."""
+    """Go down the grid; return the best classifier, its penalty and its validation accuracy."""
     model, chosen, best, since = None, None, -1.0, 0
     for l2 in grid:
-        model = fit_logistic(x, y, classes, l2, start=model)
+        model = fit_logistic(x, y, classes, l2, start=model)  # warm start: neighbours on the path are close
         accuracy = mean_accuracy(model.predict(val_x), val_y, classes)
         since += 1
         if accuracy > best:
             chosen, best, since = (model, l2), accuracy, 0
-        if since >= PATIENCE:
+        if since >= GRID_PATIENCE:
             break
     return *chosen, best
-
-
-def few_shot(
-    train_x: Float[Tensor, "n d"],
-    train_y: Int64[Tensor, "n"],
-    val_x: Float[Tensor, "v d"] | None,
-    val_y: Int64[Tensor, "v"] | None,
-    test_x: Float[Tensor, "m d"],
-    classes: int,
-    draws: Sequence[Int64[Tensor, "s"]],
-) -> list[Probe]:
-    """`linear` on the few labels of each draw (indices into the training images): one Probe per draw."""
-    draws = [draw.to(train_x.device) for draw in draws]
-    return [linear(train_x[draw], train_y[draw], val_x, val_y, test_x, classes) for draw in draws]
 
 
 # ------------------------------------------------------------------------------------------- neighbours and linear SVMs
 
 
 @torch.no_grad()
-def lt_knn(
+def knn_classes(
     train_x: Float[Tensor, "n d"],
     train_y: Int64[Tensor, "n"],
-    test_x: Float[Tensor, "m d"],
+    judged_x: Float[Tensor, "m d"],
     k: int,
     chunk: int = 1024,
 ) -> Int64[Tensor, "m"]:
-    """Classes voted by the k nearest training images (cosine; every vote counts the same), on the features' device.
+    """Vote among the k nearest training images (cosine; every vote counts the same), on the features' device.
 
     Ties go to the tied class that has the nearest neighbour; more neighbours than training images means all of them.
-    `chunk` test images are compared at a time. (Protocol `lt-knn` of Kukleva et al., arXiv 2303.13664.)
+    `chunk` judged images are compared at a time. (Protocol `lt-knn` of Kukleva et al., arXiv 2303.13664.)
     """
     k, classes = min(k, len(train_x)), int(train_y.max()) + 1
     bank = F.normalize(train_x.float(), dim=1)
     # A vote is worth 1; the nearest adds up to k/(k+1) < 1, the farthest 1/(k+1), which only decides ties.
     nearness = torch.arange(k, 0, -1, device=bank.device) / (k + 1)
     predicted = []
-    for part in test_x.split(chunk):
+    for part in judged_x.split(chunk):
+        # Classes of the k nearest, nearest first: [chunk, k].
         near = train_y[(F.normalize(part.float(), dim=1) @ bank.T).topk(k, dim=1).indices]
         votes = bank.new_zeros(len(part), classes).scatter_add_(1, near, bank.new_ones(near.shape))
         bonus = torch.zeros_like(votes).scatter_reduce_(1, near, nearness.expand(near.shape), "amax")
@@ -195,36 +177,25 @@ def lt_knn(
     return torch.cat(predicted)
 
 
-def lt_svm(
-    train_x: Float[Tensor, "n d"], train_y: Int64[Tensor, "n"], test_x: Float[Tensor, "m d"]
+def svm_classes(
+    train_x: Float[Tensor, "n d"], train_y: Int64[Tensor, "n"], judged_x: Float[Tensor, "m d"]
 ) -> Int64[Tensor, "m"]:
-    """Classes by scikit-learn's LinearSVC (C = 1) on the L2-normalised features of all training images (CPU)."""
+    """Classify by scikit-learn's LinearSVC (C = 1) on the L2-normalised features of all training images (CPU)."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.svm import LinearSVC
 
-    train, test = (F.normalize(x.float(), dim=1).cpu().numpy() for x in (train_x, test_x))
+    train, judged = (F.normalize(x.float(), dim=1).cpu().numpy() for x in (train_x, judged_x))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         model = LinearSVC(C=1.0, dual="auto", random_state=0).fit(train, train_y.cpu().numpy())
-    return torch.from_numpy(model.predict(test)).to(test_x.device)
+    return torch.from_numpy(model.predict(judged)).to(judged_x.device)
 
 
 def balanced_subset(y: Int64[Tensor, "n"], generator: torch.Generator) -> Int64[Tensor, "s"]:
-    """Indices with as many images of every present class as the rarest has, drawn by `generator` (on the CPU)."""
+    """Draw indices with as many images of every present class as the rarest has, by `generator` (on the CPU)."""
     counts = torch.bincount(y)
     order = torch.randperm(len(y), generator=generator).to(y.device)
     return order[rank_in_class(y[order]) < counts[counts > 0].min()]
-
-
-def lt_few_svm(
-    train_x: Float[Tensor, "n d"],
-    train_y: Int64[Tensor, "n"],
-    test_x: Float[Tensor, "m d"],
-    generator: torch.Generator,
-) -> Int64[Tensor, "m"]:
-    """`lt_svm` on a class-balanced subset of the long-tailed images, as many per class as the rarest has."""
-    index = balanced_subset(train_y, generator)
-    return lt_svm(train_x[index], train_y[index], test_x)
 
 
 def knn_accuracy(
@@ -235,36 +206,100 @@ def knn_accuracy(
     eval_classes: Int64[Tensor, "e"],
     k: int = 1,
 ) -> float:
-    """Accuracy of `lt_knn` in %, mean over the evaluated classes: the monitor of the training loop."""
+    """Measure the accuracy of `knn_classes` in %, mean over the evaluated classes: the training loop's monitor."""
     train_y, test_y = renumbered(train_y, eval_classes), renumbered(test_y, eval_classes)
     train, test = train_y >= 0, test_y >= 0
-    predicted = lt_knn(train_x[train], train_y[train], test_x[test], k)
+    predicted = knn_classes(train_x[train], train_y[train], test_x[test], k)
     return mean_accuracy(predicted, test_y[test], len(eval_classes))
+
+
+# ------------------------------------------------------------------------------------------ SDCLR's linear layer by SGD
+
+SGD_LR, SGD_MOMENTUM, SGD_BATCH = 30.0, 0.9, 128
+SGD_PADDING = 8  # random shifts go up to an eighth of the side: 4 of 32 pixels
+SGD_FULL = (30, (10, 20))  # epochs, and those after which the learning rate drops to a tenth
+SGD_FEW = (100, (40, 60))
+
+
+def sgd_probe(
+    backbone: nn.Module,
+    images: UInt8[Tensor, "n c h w"],
+    y: Int64[Tensor, "n"],
+    val_x: Float[Tensor, "v d"],
+    val_y: Int64[Tensor, "v"],
+    judged_x: Float[Tensor, "m d"],
+    classes: int,
+    schedule: tuple[int, tuple[int, ...]],
+    generator: torch.Generator,
+    size: int = 0,
+    flip: bool = True,
+) -> tuple[Int64[Tensor, "m"], int]:
+    """Train a linear layer on the frozen backbone's features of augmented images, and predict the judged ones.
+
+    Returns classes [m] by the epoch that is best on validation (the first such), and that epoch. Learning rate 30,
+    momentum 0.9, batch 128, `pad_crop_flip`. (Jiang et al. 2021, arXiv 2106.02990; the field's older protocol, slower
+    and less certain than `linear_probe`.)
+    """
+    epochs, drops = schedule
+    weight = 0.01 * torch.randn(judged_x.shape[1], classes, generator=generator, device=judged_x.device)
+    layer = Linear(weight.requires_grad_(), torch.zeros_like(weight[0]).requires_grad_())
+    optimiser = torch.optim.SGD(layer, SGD_LR, SGD_MOMENTUM)
+    best, chosen, epoch_chosen = -1.0, None, 0
+    for epoch in range(epochs):
+        optimiser.param_groups[0]["lr"] = SGD_LR * 0.1 ** sum(epoch >= drop for drop in drops)
+        for index in torch.randperm(len(y), generator=generator, device=y.device).split(SGD_BATCH):
+            x = resized(images[index.to(images.device)].to(y.device), size)
+            with torch.no_grad():
+                x = backbone(pad_crop_flip(x, flip, generator)).float()  # [b, d]
+            with torch.enable_grad():
+                loss = F.cross_entropy(x @ layer.weight + layer.bias, y[index])
+                optimiser.zero_grad()
+                loss.backward()
+            optimiser.step()
+        with torch.no_grad():
+            accuracy = mean_accuracy(layer.predict(val_x), val_y, classes)
+            if accuracy > best:
+                best, chosen, epoch_chosen = accuracy, layer.predict(judged_x), epoch + 1
+    return chosen, epoch_chosen
+
+
+def pad_crop_flip(x: Float[Tensor, "b c s s"], flip: bool, generator: torch.Generator) -> Float[Tensor, "b c s s"]:
+    """Shift each image by up to an eighth of its side (4 of 32 pixels) into black; mirror half of them if `flip`."""
+    b, _, height, width = x.shape
+    border = max(1, round(min(height, width) / SGD_PADDING))
+    shift = torch.randint(2 * border + 1, (2, b, 1), generator=generator, device=x.device)
+    mirrored = (torch.rand(b, 1, generator=generator, device=x.device) < 0.5) & flip
+    row, column = torch.arange(height, device=x.device), torch.arange(width, device=x.device)
+    column = torch.where(mirrored, width - 1 - column, column)
+    image = torch.arange(b, device=x.device)[:, None, None]
+    row, column = (row + shift[0])[:, :, None], (column + shift[1])[:, None, :]  # [b, h, 1], [b, 1, w]
+    # Indices around the slice put the channels last.
+    return F.pad(x, (border,) * 4)[image, :, row, column].permute(0, 3, 1, 2).contiguous()
 
 
 # --------------------------------------------------------------------------------------------------------------- scores
 
 
 def renumbered(y: Int64[Tensor, "n"], eval_classes: Int64[Tensor, "e"]) -> Int64[Tensor, "n"]:
-    """Class ids as places in `eval_classes` (0..e-1); -1 for classes that are not evaluated."""
+    """Number class ids by their place in `eval_classes` (0..e-1); -1 for classes that are not evaluated."""
     place = torch.full((max(int(y.max()), int(eval_classes.max())) + 1,), -1, dtype=torch.int64, device=y.device)
     place[eval_classes.to(y.device)] = torch.arange(len(eval_classes), device=y.device)
     return place[y]
 
 
-def per_class_accuracy(predicted: Int64[Tensor, "m"], y: Int64[Tensor, "m"], classes: int) -> Float[Tensor, "C"]:
-    """Share of each class's images that are predicted right, in % (float64, CPU); NaN for a class without images."""
+def class_accuracies(predicted: Int64[Tensor, "m"], y: Int64[Tensor, "m"], classes: int) -> Float[Tensor, "C"]:
+    """Count the images of each class that are predicted right, in % (float64, CPU); NaN for a class without images."""
     right = torch.bincount(y[predicted == y], minlength=classes)
     return (100 * right.double() / torch.bincount(y, minlength=classes).double()).cpu()
 
 
 def mean_accuracy(predicted: Int64[Tensor, "m"], y: Int64[Tensor, "m"], classes: int) -> float:
-    """Mean of the accuracies per class in %, over the classes that have images."""
-    return float(per_class_accuracy(predicted, y, classes).nanmean())
+    """Average the accuracies per class in %, over the classes that have images."""
+    return float(class_accuracies(predicted, y, classes).nanmean())
 
 
 def group_scores(per_class: Float[Tensor, "C"], groups: Int64[Tensor, "C"]) -> dict[str, float | None]:
-    """The field's figures from the accuracies per class (in %; NaN: not evaluated) and their groups (0, 1, 2).
+    """Compute the field's scores from the accuracies per class (in %; NaN: not evaluated) and their groups (0, 1, 2).
 
     all: mean over classes; head, mid, tail: mean over the group's classes; std: population standard deviation of the
     three group accuracies; std_classes, range_classes: the same and max - min over classes (the paper's Figure 1).
@@ -292,22 +327,22 @@ def _angles(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> Float[Tensor, "
 
 
 def mean_angle(h: Float[Tensor, "n d"]) -> float:
-    """Mean angle in degrees over the pairs of n unit vectors; NaN below two."""
+    """Average the angle in degrees over the pairs of n unit vectors; NaN below two."""
     n = len(h)
     return float(_angles(h, h).fill_diagonal_(0).sum() / (n * (n - 1))) if n > 1 else math.nan
 
 
 def _variation(values: Float[Tensor, "n"]) -> float:
-    """Coefficient of variation, population standard deviation over mean; NaN entries are left out."""
+    """Divide the population standard deviation by the mean; NaN entries are left out."""
     values = values[~values.isnan()]
     return float(values.std(correction=0) / values.mean()) if len(values) else math.nan
 
 
 @torch.no_grad()
-def geometry(
+def space_geometry(
     features: Float[Tensor, "n d"], y: Int64[Tensor, "n"], classes: int, limit: int = 2000
 ) -> dict[str, list[float] | float]:
-    """How much space each class occupies, how far apart the classes are, and how even both are (Figure 2, measured).
+    """Measure the space that each class occupies, how far apart the classes are, and how even both are (Figure 2).
 
     Features are centred and brought to unit length as for the clustering, equation (3): after a ReLU all of them share
     one direction, which says nothing about classes. spread [C]: mean pairwise angle within the class (of at most its
@@ -317,6 +352,7 @@ def geometry(
     """
     h = F.normalize((features - features.mean(0)).double(), dim=1)
     present = torch.bincount(y, minlength=classes) > 0
+    # Angles between class centres [C, C]; NaN where there is nothing to measure, so that nanmean leaves it out.
     sums = h.new_zeros(classes, h.shape[1]).index_add_(0, y, h)
     angles = _angles(F.normalize(sums, dim=1), F.normalize(sums, dim=1)).fill_diagonal_(math.nan)
     angles[~present], angles[:, ~present] = math.nan, math.nan
@@ -331,12 +367,12 @@ def geometry(
 
 
 def alignment(view1: Float[Tensor, "n d"], view2: Float[Tensor, "n d"]) -> float:
-    """Mean squared distance of two views' unit features, 0 to 4 (Wang & Isola, arXiv 2005.10242)."""
+    """Average the squared distance of two views' unit features, 0 to 4 (Wang & Isola, arXiv 2005.10242)."""
     return float((F.normalize(view1, dim=1) - F.normalize(view2, dim=1)).square().sum(1).mean())
 
 
 def uniformity(features: Float[Tensor, "n d"], limit: int = 4000) -> float:
-    """log mean exp(-2 |f - g|^2) over pairs of unit features, 0 (a point) to -4 (Wang & Isola, arXiv 2005.10242).
+    """Compute log mean exp(-2 |f - g|^2) over pairs of unit features, 0 (a point) to -4 (Wang & Isola 2020).
 
     Of more than `limit` images an even stride is taken. Features are not centred here: the definition is kept.
     """
@@ -355,51 +391,16 @@ def anchor_push(
     tau: Float[Tensor, "b"],
     weight: Float[Tensor, "b"],
 ) -> Float[Tensor, "b"]:
-    """Total push of each image's two anchors on their negatives: (w_i / sum w) (1 - p_ap) / tau_i, summed over both.
+    """Sum the push of each image's two anchors on their negatives, (w_i / sum w) (1 - p_ap) / tau_i.
 
     `positive` holds the similarities s_ap, `logsumexp` the log of sum_b exp(s_ab/tau), of view 1 then of view 2.
     """
     both_tau, both_weight = tau.repeat(2), weight.repeat(2)
-    p = (positive / both_tau - logsumexp).exp()
+    p = (positive / both_tau - logsumexp).exp()  # softmax probability of the positive
     return (both_weight / both_weight.sum() * (1 - p) / both_tau).view(2, -1).sum(0)
 
 
 def class_shares(push: Float[Tensor, "n"], y: Int64[Tensor, "n"], classes: int) -> Float[Tensor, "C"]:
-    """Each class's share of the sum of `push` over all images; the shares sum to 1."""
+    """Divide the sum of `push` over all images among the classes; the fractions sum to 1."""
     total = push.new_zeros(classes).index_add_(0, y, push)
     return total / total.sum()
-
-
-# ----------------------------------------------------------------------------------------------------------- statistics
-
-
-class Summary(NamedTuple):
-    """A mean over seeds: n values, mean, sample standard deviation, half-width of the 95 % confidence interval."""
-
-    n: int
-    mean: float
-    std: float
-    ci95: float
-
-
-def summary(values: Sequence[float | None]) -> Summary:
-    """Mean, sample standard deviation, and half-width of Student's 95 % interval; None entries are left out.
-
-    One value has no deviation (NaN), none has no mean either.
-    """
-    present = torch.tensor([v for v in values if v is not None], dtype=torch.float64)
-    n = len(present)
-    if n < 2:
-        return Summary(n, float(present[0]) if n else math.nan, math.nan, math.nan)
-    from scipy.stats import t
-
-    std = float(present.std())
-    return Summary(n, float(present.mean()), std, float(t.ppf(0.975, n - 1)) * std / math.sqrt(n))
-
-
-def paired_difference(a: Sequence[float | None], b: Sequence[float | None]) -> Summary:
-    """`summary` of a - b, pair by pair (same seed, same split); raises ValueError where the lengths differ."""
-    if len(a) != len(b):
-        raise ValueError(f"{len(a)} and {len(b)} values do not make pairs")
-    pairs = zip(a, b, strict=True)
-    return summary([None if x is None or y is None else x - y for x, y in pairs])

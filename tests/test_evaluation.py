@@ -14,10 +14,10 @@ import tase
 from tase import probes
 from tase.config import PROTOCOLS, ConfigError
 from tase.data import ImageSet, Splits
-from tase.evaluation import Pixels, compare, evaluate, format_table, push_per_class, sgd_probe, to_markdown
-from tase.evaluation._protocols import MEASURE, Bench, load_lists, scores_of
-from tase.evaluation._sgd import pad_crop_flip
+from tase.evaluation import Features, Pixels, Predictions, evaluate, judged_split, lacking, push_per_class, scores_of
 from tase.models import build, encode
+from tase.probes import pad_crop_flip, sgd_probe
+from tase.tables import compare, format_table, to_markdown
 
 SCORES = {"all", "head", "mid", "tail", "std", "std_classes", "range_classes"}
 
@@ -116,13 +116,32 @@ def test_other_numbers_of_draws_are_measured_anew(trained, tmp_path):
     assert set(after["protocols"]) == {"linear", "few-shot", "lt-knn@1", "lt-knn@10"}
 
 
+def pixels_of(config, splits, on="test"):
+    return Features(Pixels().eval(), judged_split(config, splits, torch.device("cpu"), on))
+
+
 def test_few_labels_matter_to_few_shot_only(tiny):
     config = tiny(data__few_shot_per_class=50)
     images = image_set([0, 1, 2, 3] * 5)
-    lists = load_lists(config, Splits(images, images, None, images, eval_classes=torch.arange(4)), torch.device("cpu"))
-    assert scores_of(MEASURE["linear"](Bench(Pixels(), lists))["linear"], lists)["all"] == 100
+    features = pixels_of(config, Splits(images, images, None, images, eval_classes=torch.arange(4)))
+    assert scores_of(PROTOCOLS["linear"](features, config)["linear"], features)["all"] == 100
     with pytest.raises(ConfigError, match="few_shot_per_class"):
-        MEASURE["few-shot"](Bench(Pixels(), lists))
+        PROTOCOLS["few-shot"](features, config)
+
+
+def test_few_shot_uses_the_draws_labels_only(tiny):
+    config = tiny(data__few_shot_per_class=3, evaluation__draws=3)
+    images = image_set([0, 1, 2, 3] * 10)
+    features = pixels_of(config, Splits(images, images, images, images, eval_classes=torch.arange(4)))
+    features.known = {name: features.x(name) + 0.1 * torch.rand(40, 36) for name in ("probe", "val", "judged")}
+    before = PROTOCOLS["few-shot"](features, config)["few-shot"].predicted
+    outside = torch.ones(40, dtype=torch.bool).index_fill(0, torch.cat(features.draws), False)
+    assert outside.sum() >= 4 and all(
+        torch.bincount(images.labels[draw]).tolist() == [3] * 4 for draw in features.draws
+    )
+    features.known["probe"][outside] = 1000.0
+    after = PROTOCOLS["few-shot"](features, config)["few-shot"].predicted
+    assert len(before) == 3 and all(map(torch.equal, before, after))
 
 
 def test_baselines_are_shared_by_runs_of_a_split(trained):
@@ -136,7 +155,7 @@ def test_the_balanced_control_has_the_long_tail_for_neighbours(trained):
     assert balanced.results["tail"] == simclr.results["tail"] == simclr.results["subset"] != balanced.results["subset"]
     tail, test = simclr.splits.train, balanced.splits.test
     x, y = (encode(balanced.encoder(), images.images, balanced.config.views.size) for images in (tail, test))
-    hit = (probes.lt_knn(x, tail.labels, y, 1) == test.labels).double()
+    hit = (probes.knn_classes(x, tail.labels, y, 1) == test.labels).double()
     expected = [100 * hit[test.labels == c].mean() for c in range(10)]
     np.testing.assert_allclose(balanced.results["protocols"]["lt-knn@1"]["per_class"], expected)
 
@@ -144,12 +163,34 @@ def test_the_balanced_control_has_the_long_tail_for_neighbours(trained):
 def test_every_protocol_runs_on_pixels(tiny):
     config = tiny()
     splits = tase.load_splits(config)
-    bench = Bench(Pixels().eval(), load_lists(config, splits, torch.device("cpu")))
+    features = pixels_of(config, splits)
     for name in ("lt-svm", "lt-few-svm", "linear-sgd"):
-        (outcome,) = MEASURE[name](bench).values()
-        scores = scores_of(outcome, bench.lists)
+        (predictions,) = PROTOCOLS[name](features, config).values()
+        scores = scores_of(predictions, features)
         assert scores["all"] > 60, name
-    assert set(MEASURE) == set(PROTOCOLS)
+
+
+def majority(features, config):
+    """Two scores of a user's own protocol: the largest class of the tail, and of the probe list."""
+    most = {name: features.y(name).bincount().argmax() for name in ("tail", "probe")}
+    return {
+        f"majority@{name}": Predictions([features.y("judged") * 0 + c], {"class": int(c)}) for name, c in most.items()
+    }
+
+
+def test_a_protocol_of_ones_own_is_one_function(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(majority, "scores", lambda config: ["majority@tail", "majority@probe"], raising=False)
+    monkeypatch.setitem(PROTOCOLS, "majority", majority)
+    run = copy_of(trained[2], tmp_path)
+    before = run.results
+    assert lacking(run, ["linear", "majority"]) == ["majority"]
+    after = evaluate(run, ["majority"], progress=False)
+    assert after["protocols"]["majority@tail"]["all"] == pytest.approx(10)
+    assert after["baselines"]["pixels"]["majority@tail"] == after["protocols"]["majority@tail"]
+    assert after["protocols"]["linear"] == before["protocols"]["linear"]
+    assert not lacking(run, ["majority"]) and tase.override(run.config, {"evaluation.protocols": "majority"})
+    assert set(compare(run)["protocol"]) == set(after["protocols"])
+    assert "digits-lt, majority@probe" in format_table(compare(run))
 
 
 def test_unknown_protocols_and_unfinished_runs_are_named(trained, tmp_path):
@@ -176,26 +217,34 @@ def test_without_labels_the_error_says_what_is_missing(tiny):
     config = tiny(data__source="folder", data__root="my_images", data__image_size=8)
     unlabelled = ImageSet(torch.zeros(4, 1, 8, 8, dtype=torch.uint8))
     with pytest.raises(ConfigError, match="needs labels.*my_images.*one folder per class"):
-        load_lists(config, Splits(train=unlabelled), torch.device("cpu"))
+        judged_split(config, Splits(train=unlabelled), torch.device("cpu"))
     labelled = image_set([0, 1, 2, 3])
     with pytest.raises(ConfigError, match="data.test_per_class"):
-        load_lists(config, Splits(train=labelled, probe=labelled, eval_classes=torch.arange(4)), torch.device("cpu"))
+        judged_split(config, Splits(train=labelled, probe=labelled, eval_classes=torch.arange(4)), torch.device("cpu"))
 
 
 def test_only_evaluated_classes_are_seen(tiny):
     config = tiny(data__few_shot_per_class=2)
     images = image_set([0, 1, 2, 3] * 5)
     splits = Splits(images, images, None, images, eval_classes=torch.tensor([1, 3]))
-    lists = load_lists(config, splits, torch.device("cpu"))
-    assert lists.classes == 2 and set(lists.labels) == {"tail", "probe", "test"}
-    assert all(set(y.tolist()) == {0, 1} and len(y) == 10 for y in lists.labels.values())
-    assert set(lists.images["tail"].flatten(1).argmax(1).tolist()) == {1, 3}
-    assert lists.groups.tolist() == images.groups[[1, 3]].tolist()
-    bench = Bench(Pixels(), lists)
-    assert bench.pair("val") == (None, None)
-    for name in PROTOCOLS:
-        for outcome in MEASURE[name](bench).values():  # without validation images too
-            assert all(torch.equal(p, lists.labels["test"]) for p in outcome.predicted), name
+    features = pixels_of(config, splits)
+    assert features.classes == 2 and set(features.split.sets) == {"tail", "probe", "judged"}
+    assert all(set(y.tolist()) == {0, 1} and len(y) == 10 for y in map(features.y, features.split.sets))
+    assert set(features.images("tail").flatten(1).argmax(1).tolist()) == {1, 3}
+    assert features.groups.tolist() == images.groups[[1, 3]].tolist()
+    assert features.x("val") is None and features.y("val") is None
+    for name in ("linear", "few-shot", "linear-sgd", "few-shot-sgd", "lt-knn", "lt-svm", "lt-few-svm"):
+        for predictions in PROTOCOLS[name](features, config).values():  # without validation images too
+            assert all(torch.equal(p, features.y("judged")) for p in predictions.predicted), name
+
+
+def test_on_validation_the_judged_images_are_those_of_validation(tiny):
+    config, images, other = tiny(), image_set([0, 1, 2, 3] * 5), image_set([3, 2, 1, 0] * 3)
+    splits = Splits(images, images, other, images, eval_classes=torch.arange(4))
+    features = pixels_of(config, splits, on="val")
+    assert torch.equal(features.y("judged"), other.labels) and torch.equal(features.x("judged"), features.x("val"))
+    with pytest.raises(ConfigError, match="data.val_per_class"):
+        pixels_of(config, Splits(images, images, None, images, eval_classes=torch.arange(4)), on="val")
 
 
 def test_pixels_of_large_images_are_reduced():
@@ -335,6 +384,18 @@ def test_tables_as_text_and_markdown():
     assert "51.0 ± 2.5" in table[-2]
 
 
+def test_evenness_of_the_space_is_a_metric(trained):
+    frame = compare(trained)
+    geometry = trained[2].results["geometry"]
+    tase_row = row(frame, "tase")
+    assert (tase_row["spread_cv"], tase_row["distance_cv"]) == (geometry["cv_spread"], geometry["cv_centres"])
+    assert math.isnan(row(frame, "pixels")["spread_cv"])
+    lines = format_table(frame, metrics=("all", "spread_cv")).splitlines()
+    assert lines[1].split()[:5] == ["runs", "All", "Spread", "CV", "paired"]
+    line = next(line for line in lines if line.split()[:1] == ["tase"])
+    assert line.split()[3] == f"{geometry['cv_spread']:.3f}"
+
+
 def test_comparing_real_runs(trained, tmp_path):
     frame = compare(trained)
     assert isinstance(frame, pd.DataFrame) and len(frame) == 4 * 5
@@ -343,7 +404,7 @@ def test_comparing_real_runs(trained, tmp_path):
     assert format_table(frame).count("digits-lt") == 4
     run = copy_of(trained[0], tmp_path)
     (run.path / "results.json").unlink()
-    with pytest.raises(ConfigError, match="python -m tase evaluate"):
+    with pytest.raises(ConfigError, match="tase evaluate"):
         compare([run])
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tase import probes
+from tase import probes, tables
 
 
 def blobs(counts, d=8, spread=0.6, seed=0):
@@ -54,17 +54,17 @@ def test_float32_gives_the_predictions_of_float64_and_a_warm_start_the_same_opti
 def test_linear_works_inside_no_grad():
     x, y = blobs([20] * 3)
     with torch.no_grad():
-        assert (probes.linear(x, y, x, y, x, 3).predicted == y).float().mean() > 0.95
+        assert (probes.linear_probe(x, y, x, y, x, 3).predicted == y).float().mean() > 0.95
 
 
 def test_penalty_is_picked_on_validation_and_ties_go_to_the_stronger():
     x, y = blobs([50] * 4, spread=0.01)  # every penalty is perfect
-    probe = probes.linear(x, y, x, y, x, 4, grid=(1e-1, 1e-2, 1e-3))
+    probe = probes.linear_probe(x, y, x, y, x, 4, grid=(1e-1, 1e-2, 1e-3))
     assert probe.l2 == 1e-1 and probe.validation == 100
     noisy_x, noisy_y = blobs([12] * 4, d=60, spread=3.0)
     val_x, val_y = blobs([200] * 4, d=60, spread=3.0, seed=1)
     test_x, test_y = blobs([500] * 4, d=60, spread=3.0, seed=2)
-    picked = probes.linear(noisy_x, noisy_y, val_x, val_y, test_x, 4)
+    picked = probes.linear_probe(noisy_x, noisy_y, val_x, val_y, test_x, 4)
     train, val = probes.standardise(noisy_x, val_x)
     by_hand = {
         l2: probes.mean_accuracy(probes.fit_logistic(train, noisy_y, 4, l2).predict(val), val_y, 4)
@@ -77,8 +77,10 @@ def test_penalty_is_picked_on_validation_and_ties_go_to_the_stronger():
 def test_test_images_do_not_choose():
     x, y = blobs([30] * 3, spread=1.0)
     val_x, val_y = blobs([30] * 3, spread=1.0, seed=1)
-    one = probes.linear(x, y, val_x, val_y, x, 3)
-    other = probes.linear(x, y, val_x, val_y, 100 * torch.randn(7, 8, generator=torch.Generator().manual_seed(0)), 3)
+    one = probes.linear_probe(x, y, val_x, val_y, x, 3)
+    other = probes.linear_probe(
+        x, y, val_x, val_y, 100 * torch.randn(7, 8, generator=torch.Generator().manual_seed(0)), 3
+    )
     assert (one.l2, one.validation) == (other.l2, other.validation)
 
 
@@ -86,10 +88,10 @@ def test_without_validation_a_fixed_fifth_of_each_class_is_held_out():
     y = torch.tensor([0, 1, 0, 0, 1, 0, 0, 2])
     assert probes.held_out(y).tolist() == [False, False, False, False, True, False, True, False]
     x, y = blobs([25, 25, 25], spread=0.3)
-    probe = probes.linear(x, y, None, None, x, 3)
+    probe = probes.linear_probe(x, y, None, None, x, 3)
     assert probe.validation > 95 and (probe.predicted == y).float().mean() > 0.95
     single = torch.eye(3)  # one label per class: nothing to choose with, still a classifier
-    probe = probes.linear(single, torch.arange(3), None, None, single, 3)
+    probe = probes.linear_probe(single, torch.arange(3), None, None, single, 3)
     assert math.isnan(probe.validation) and probe.predicted.tolist() == [0, 1, 2]
 
 
@@ -102,18 +104,6 @@ def test_standardised_features_have_unit_norm_and_dead_ones_stay_small():
     assert float(other[:, 5].abs().max()) < 5
 
 
-def test_few_shot_uses_the_draws_labels_only():
-    x, y = blobs([40] * 3, spread=0.2)
-    draws = [probes.balanced_subset(y, torch.Generator().manual_seed(i))[:9] for i in range(3)]
-    before = probes.few_shot(x, y, x, y, x, 3, draws)
-    outside = torch.ones(len(y), dtype=torch.bool).index_fill(0, torch.cat(draws), False)
-    changed = x.clone()
-    changed[outside] = 1000.0
-    after = probes.few_shot(changed, y, x, y, x, 3, draws)
-    assert len(before) == 3
-    assert all(torch.equal(a.predicted, b.predicted) for a, b in zip(before, after, strict=True))
-
-
 # --------------------------------------------------------------------------------------------------- neighbours and SVM
 
 
@@ -124,7 +114,7 @@ def test_nearest_neighbours_against_scikit_learn():
     test, _ = blobs([20, 20, 20], spread=1.5, seed=1)
     for k in (1, 3):
         theirs = KNeighborsClassifier(k, metric="cosine").fit(x.numpy(), y.numpy()).predict(test.numpy())
-        ours = probes.lt_knn(x, y, test, k, chunk=7).numpy()
+        ours = probes.knn_classes(x, y, test, k, chunk=7).numpy()
         if k == 1:
             np.testing.assert_array_equal(ours, theirs)
         assert (ours == theirs).mean() > 0.85  # k = 3: they break ties by class number
@@ -136,10 +126,10 @@ def test_neighbour_ties_go_to_the_nearest_and_votes_count_the_same():
         [[1.0], [5.0], [0.1], [2.0]]
     )  # lengths do not count
     query = torch.tensor([[1.0, 0.0]])
-    assert probes.lt_knn(bank, torch.tensor([2, 0, 0, 2]), query, 1).item() == 2
-    assert probes.lt_knn(bank, torch.tensor([2, 0, 0, 1]), query, 3).item() == 0
-    assert probes.lt_knn(bank, torch.tensor([2, 0, 0, 2]), query, 4).item() == 2
-    assert probes.lt_knn(bank, torch.tensor([1, 0, 0, 1]), query, 99).item() == 1  # more than there are: all
+    assert probes.knn_classes(bank, torch.tensor([2, 0, 0, 2]), query, 1).item() == 2
+    assert probes.knn_classes(bank, torch.tensor([2, 0, 0, 1]), query, 3).item() == 0
+    assert probes.knn_classes(bank, torch.tensor([2, 0, 0, 2]), query, 4).item() == 2
+    assert probes.knn_classes(bank, torch.tensor([1, 0, 0, 1]), query, 99).item() == 1  # more than there are: all
 
 
 def test_monitor_counts_evaluated_classes_only():
@@ -154,8 +144,8 @@ def test_balanced_subset_and_svms():
     index = probes.balanced_subset(y, torch.Generator().manual_seed(0))
     assert torch.bincount(y[index]).tolist() == [6, 6, 6] and len(index.unique()) == 18
     assert torch.equal(index, probes.balanced_subset(y, torch.Generator().manual_seed(0)))
-    assert (probes.lt_svm(x, y, x) == y).float().mean() > 0.95
-    assert (probes.lt_few_svm(x, y, x, torch.Generator().manual_seed(0)) == y).float().mean() > 0.9
+    assert (probes.svm_classes(x, y, x) == y).float().mean() > 0.95
+    assert (probes.svm_classes(x[index], y[index], x) == y).float().mean() > 0.9
 
 
 # --------------------------------------------------------------------------------------------------------------- scores
@@ -163,7 +153,7 @@ def test_balanced_subset_and_svms():
 
 def test_accuracy_per_class_by_hand():
     y, predicted = torch.tensor([0, 0, 0, 0, 1, 1, 3]), torch.tensor([0, 0, 0, 1, 1, 0, 3])
-    accuracy = probes.per_class_accuracy(predicted, y, 4)
+    accuracy = probes.class_accuracies(predicted, y, 4)
     assert accuracy[[0, 1, 3]].tolist() == [75, 50, 100] and accuracy[2].isnan()
     assert probes.mean_accuracy(predicted, y, 4) == 75
 
@@ -191,7 +181,7 @@ def test_geometry_of_a_square_by_hand():
     a, middle = 10.0, torch.tensor([0.0, 90, 180, 270])
     angle = torch.stack([middle - a, middle + a], 1).flatten().deg2rad()
     x, y = torch.stack([angle.cos(), angle.sin()], 1), torch.arange(4).repeat_interleave(2)
-    measured = probes.geometry(x, y, 4)
+    measured = probes.space_geometry(x, y, 4)
     assert measured["spread"] == pytest.approx([20.0] * 4, abs=1e-3)
     assert measured["centre_angle"] == pytest.approx([120.0] * 4, abs=1e-3)
     assert measured["cv_spread"] == pytest.approx(0, abs=1e-5)
@@ -200,7 +190,7 @@ def test_geometry_of_a_square_by_hand():
 
 def test_geometry_is_blind_to_a_shift_and_leaves_out_absent_classes():
     x, y = blobs([30, 30, 30, 1], spread=0.5)
-    plain, shifted = probes.geometry(x, y, 5), probes.geometry(x + 7, y, 5)
+    plain, shifted = probes.space_geometry(x, y, 5), probes.space_geometry(x + 7, y, 5)
     assert plain["spread"][:3] == pytest.approx(shifted["spread"][:3], abs=1e-2)
     assert math.isnan(plain["spread"][3]) and math.isnan(plain["spread"][4])
     assert math.isnan(plain["centre_angle"][4]) and not math.isnan(plain["centre_angle"][3])
@@ -250,16 +240,28 @@ def test_class_shares_sum_to_one():
 
 
 def test_summary_by_hand():
-    n, mean, std, ci = probes.summary([1.0, 2.0, 3.0, None])
+    n, mean, std, ci = tables.summary([1.0, 2.0, 3.0, None])
     assert (n, mean, std) == (3, 2, 1)
     assert ci == pytest.approx(4.302652729911275 / math.sqrt(3))  # t(0.975; 2)
-    one = probes.summary([5.0])
+    one = tables.summary([5.0])
     assert one.mean == 5 and math.isnan(one.std) and math.isnan(one.ci95)
-    assert probes.summary([None]).n == 0 and math.isnan(probes.summary([]).mean)
+    assert tables.summary([None]).n == 0 and math.isnan(tables.summary([]).mean)
 
 
 def test_paired_difference_by_hand():
-    difference = probes.paired_difference([10.0, 20.0, None, 31.0], [9.0, 18.0, 5.0, 28.0])
+    a, b = {0: 10.0, 1: 20.0, 2: None, 3: 31.0, 4: 7.0}, {3: 28.0, 1: 18.0, 0: 9.0, 2: 5.0, 5: 1.0}
+    difference = tables.paired_difference(a, b)  # seeds 0, 1, 3: 1, 2, 3; 4 and 5 have no partner, 2 has no value
     assert (difference.n, difference.mean, difference.std) == (3, 2, 1)
-    with pytest.raises(ValueError, match="pairs"):
-        probes.paired_difference([1.0], [1.0, 2.0])
+    assert tables.paired_difference(a, {}).n == 0
+
+
+def test_statistics_are_scipys():
+    from scipy import stats
+
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(50, 5, 7), rng.normal(52, 5, 7)
+    interval = stats.ttest_rel(a, b).confidence_interval(0.95)
+    difference = tables.paired_difference(dict(enumerate(a)), dict(enumerate(b)))
+    assert difference.mean - difference.ci95 == pytest.approx(interval.low, rel=1e-12)
+    assert difference.mean + difference.ci95 == pytest.approx(interval.high, rel=1e-12)
+    assert tables.summary(a).std == pytest.approx(stats.tstd(a), rel=1e-12)

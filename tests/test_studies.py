@@ -23,8 +23,9 @@ from tase.__main__ import main
 from tase.config import ConfigError
 from tase.evaluation import lacking
 from tase.figures import draw_study, redraw, study_figure
-from tase.studies import PUBLISHED, STUDIES, Job, Study, Times, blocks, contrasts, methods, over, plan, run_study
-from tase.studies import _jobs as jobs_module
+from tase.studies import PUBLISHED, STUDIES, Job, Multiple, Study, Workers, each_method, over, plan, run_study
+from tase.studies import jobs as jobs_module
+from tase.tables import Bold, blocks, contrasts, interactions
 
 TINY = {
     "optim.epochs": 4,
@@ -53,6 +54,7 @@ TWO = {
     "label-noise": (["tase"], ["label_noise=0.25", "label_noise=1.0"]),
     "epochs-batch": (["tase"], ["epochs x0.5, batch x0.5", "epochs x1, batch x0.5"]),
     "backbone": (["simclr"], ["conv4", "conv4, twice as wide"]),
+    "mechanism": (["simclr", "tase"], ["long tail"]),
 }
 SMALL = {  # what the two cells need besides
     "schedule": {"optim.epochs": 11, "guidance.refresh": 0},
@@ -72,7 +74,10 @@ def quick(name, rows=None, columns=None):
 
 
 def run(study, out, runs, seeds=(0, 1), **more):
-    more = {"overrides": {**TINY, **SMALL.get(study.name, {})}, "progress": False, **more}
+    tiny = {**TINY, **SMALL.get(study.name, {})}
+    if all(cell.changes.get("method", study.base.get("method")) == "simclr" for cell in study.cells):
+        del tiny["guidance.ramp"]  # no cell has it
+    more = {"overrides": tiny, "progress": False, **more}
     return run_study(study, ["digits-lt"], seeds, out, runs=runs, **more)
 
 
@@ -101,8 +106,8 @@ def latex_tables(text):
 # ------------------------------------------------------------------------------------------------------------- declared
 
 
-def test_there_are_twelve_each_with_its_question():
-    assert len(STUDIES) == 12 and set(STUDIES) == set(TWO)
+def test_there_are_thirteen_each_with_its_question():
+    assert len(STUDIES) == 13 and set(STUDIES) == set(TWO)
     for study in STUDIES.values():
         assert study.question.endswith((".", "?")) and "\n" not in study.question
         assert study.reference in {**study.rows, **study.extras}
@@ -133,6 +138,9 @@ def test_two_cells_two_seeds(name, tmp_path, runs):
     _check_tables(found, cells)
     before = draw_study(tmp_path)[-1].read_bytes()
     assert redraw(tmp_path)[-1].read_bytes() == before
+    axes = found.about["axes"]
+    assert {cell.row for cell in quick(name).cells} | {cell.column for cell in quick(name).cells} == {*axes}
+    assert [axes[label] for label in quick(name).axes] == json.loads(json.dumps([*quick(name).axes.values()]))
     figure = study_figure(tmp_path)
     assert figure.axes and all(ax.has_data() for ax in figure.axes)
 
@@ -166,7 +174,7 @@ def plain(cell):
 @pytest.fixture(scope="module")
 def pair():
     """A study of two runs a seed."""
-    return Study("pair", "Is it one?", rows=methods("simclr", "tase"), reference="simclr", protocols=("lt-knn",))
+    return Study("pair", "Is it one?", rows=each_method("simclr", "tase"), reference="simclr", protocols=("lt-knn",))
 
 
 def test_the_second_time_nothing_is_trained(pair, tmp_path, runs, monkeypatch):
@@ -180,17 +188,27 @@ def test_the_second_time_nothing_is_trained(pair, tmp_path, runs, monkeypatch):
     pd.testing.assert_frame_equal(first.results, second.results)
 
 
-def test_a_study_goes_on_from_what_it_kept(pair, tmp_path, runs, monkeypatch):
+def test_a_study_resumes_from_what_it_kept(pair, tmp_path, runs, monkeypatch):
     first = run(pair, tmp_path, runs, keep=True)
-    assert sum(p.stat().st_size for p in (tmp_path / "runs").rglob("*") if p.is_file()) < 4 * 20_000
+    assert not (tmp_path / "runs").exists() and (tmp_path / "runs.zip").stat().st_size < 4 * 20_000
     monkeypatch.setattr(jobs_module, "train", lambda *_, **__: pytest.fail("trained again"))
-    assert plan(pair, ["digits-lt"], [0, 1, 2], tmp_path / "runs", TINY).missing[0].config.seed == 2
+    for kept in (tmp_path / "runs", tmp_path / "runs.zip"):
+        missing = plan(pair, ["digits-lt"], [0, 1, 2], kept, TINY).missing
+        assert [(job.config.seed, job.folder.parent) for job in missing] == [(2, tmp_path / "runs")] * 2
     second = run(pair, tmp_path, None)
     assert second.done == 0
     pd.testing.assert_frame_equal(first.results, second.results)
     monkeypatch.undo()
     other = run(dataclasses.replace(pair, protocols=("lt-svm",)), tmp_path, None)
     assert len(other.failed) == 4 and "slim copy: it keeps no encoder" in other.failed[0]
+
+
+def test_keeping_more_seeds_leaves_what_was_kept(pair, tmp_path, runs):
+    run(pair, tmp_path, runs, seeds=[0], keep=True)
+    run(pair, tmp_path, runs, seeds=[1], keep=True)
+    shutil.copy(tmp_path / "runs.zip", tmp_path / "other.zip")
+    assert {found.config.seed for found in tase.runs.kept_runs(tmp_path / "other.zip")} == {0, 1}
+    assert not plan(pair, ["digits-lt"], [0, 1], tmp_path / "other.zip", TINY).missing
 
 
 def test_points_of_few_rows_are_drawn_whole(pair, tmp_path, runs):
@@ -239,7 +257,7 @@ def test_another_protocol_needs_no_training(pair, tmp_path, runs, monkeypatch):
     run(pair, tmp_path, runs, seeds=[0])
     monkeypatch.setattr("tase.training.train_step", lambda *_: pytest.fail("trained again"))
     found = run(dataclasses.replace(pair, protocols=("lt-svm",)), tmp_path, runs, seeds=[0])
-    assert set(found.results["protocol"]) == {"lt-svm", "pseudo-labels"}
+    assert set(found.results["protocol"]) == {"lt-svm", "pseudo-labels", "space"}
 
 
 def test_an_interrupted_run_goes_on_and_comes_to_the_same(pair, tmp_path, runs, monkeypatch):
@@ -314,6 +332,61 @@ def test_sigterm_stops_the_jobs_with_a_checkpoint(pair, tmp_path):
     assert tase.runs.load_checkpoint(job.folder, job.config.identity)["epoch"] == status["epoch"]
 
 
+def test_in_workers_the_results_are_the_same(pair, tmp_path, runs):
+    one_by_one = run(pair, tmp_path / "one", runs)
+    at_once = run(pair, tmp_path / "two", tmp_path / "runs", jobs=2)
+    assert at_once.done == 4 and not at_once.failed
+    pd.testing.assert_frame_equal(one_by_one.results, at_once.results, check_exact=True)
+
+
+def _end_or_double(number):
+    if number == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 2 * number, os.environ["OMP_NUM_THREADS"]
+
+
+def test_a_killed_worker_fails_its_own_call_only(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+    with Workers(2) as workers:
+        futures = [workers.submit(_end_or_double, number) for number in range(5)]
+        for number, future in enumerate(futures):
+            if number == 2:
+                with pytest.raises(tase.RunError, match="its process has ended"):
+                    future.result()
+            else:
+                assert future.result() == (2 * number, "3")
+    assert os.environ["OMP_NUM_THREADS"] == "1"
+
+
+class Delayed:
+    """An executor of a user's: as little as it may have, and it loses one machine."""
+
+    class Future:
+        def __init__(self, call):
+            self.call, self.looks = call, 0
+
+        def done(self):
+            self.looks += 1
+            return self.looks > 2
+
+        def result(self):
+            return self.call()
+
+    def submit(self, function, job):
+        if job.config.method == "simclr":
+            return self.Future(lambda: (_ for _ in ()).throw(ConnectionError("the machine is gone")))
+        return self.Future(lambda: function(job))
+
+
+def test_an_executor_needs_submit_done_and_result(pair, tmp_path, runs):
+    expected = run(pair, tmp_path / "here", runs, seeds=[0])
+    found = run(pair, tmp_path / "there", tmp_path / "runs", seeds=[0], executor=Delayed())
+    (failed,) = found.failed
+    assert failed.startswith("simclr on digits-lt") and failed.endswith("the machine is gone")
+    same = expected.results.query("row == 'tase'")["value"].tolist()
+    assert found.results.query("row == 'tase'")["value"].tolist() == same
+
+
 def test_runs_that_fail_are_named_and_the_others_kept(pair, tmp_path, monkeypatch):
     work = Job.do
     monkeypatch.setattr(Job, "do", lambda job, **k: work(job, **k) if job.config.method == "tase" else int("x"))
@@ -365,7 +438,7 @@ def test_differences_are_paired_and_intervals_are_students(tmp_path):
 def test_bold_only_where_the_interval_to_the_runner_up_is_above_zero(values, bold, tmp_path):
     results, about = made_up(tmp_path, values)
     (block,) = blocks(results, about)
-    assert {line[0].words for line in block.lines[1:] if line[2].bold} == ({bold} if bold else set())
+    assert {line[0] for line in block.lines[1:] if isinstance(line[2], Bold)} == ({bold} if bold else set())
 
 
 def test_differences_can_be_taken_to_another_row(pair, tmp_path, runs):
@@ -377,6 +450,62 @@ def test_differences_can_be_taken_to_another_row(pair, tmp_path, runs):
     assert gain == pytest.approx(-loss) and gain != 0
     with pytest.raises(ConfigError, match="'unheard of'; known: simclr, tase"):
         pair.against("unheard of")
+
+
+def test_difference_of_differences_is_paired_by_seed():
+    values = {("a", "tail"): [50, 60, 70], ("b", "tail"): [53, 64, 75], ("a", "even"): [80, 81, 82]}
+    values |= {("b", "even"): [81, 81, 84], ("c", "tail"): [51, 61, 71]}
+    rows = [
+        {"kind": "cell", "row": row, "column": column, "preset": "p", "protocol": "linear", "metric": metric}
+        | {"value": float(v), "seed": seed, "split": seed, "subset": "s", "commit": "c"}
+        for (row, column), some in values.items()
+        for seed, v in enumerate(some)
+        for metric in ("all", "tail")
+    ]
+    about = {"name": "n", "question": "q?", "reference": "a", "reference_column": "", "outside": [], "presets": ["p"]}
+    about |= {"on": "test", "contrast": ["tail", "even"]}
+    found = interactions(pd.DataFrame(rows), about, "p", "linear", "all")
+    assert set(found) == {"b"}  # c was not measured on the even set
+    assert found["b"].mean == pytest.approx(np.mean([3 - 1, 4 - 0, 5 - 2])) and found["b"].n == 3
+    assert found["b"].ci95 == pytest.approx(4.302653 * np.std([2, 4, 3], ddof=1) / math.sqrt(3), rel=1e-5)
+    main, differences = blocks(pd.DataFrame(rows), about)
+    assert differences.title == "p, linear, on test: (row - a) in tail minus the same in even"
+    assert differences.lines[1:] == [["b", "3", "+3.0 ± 2.5", "+3.0 ± 2.5"]]
+
+
+def test_the_mechanism_study_contrasts_the_long_tail_with_balance(tmp_path, runs):
+    study = quick("mechanism", ["simclr", "tase"])
+    found = run(study, tmp_path, runs)
+    cells = found.results.query("kind == 'cell' and protocol == 'lt-knn@1' and metric == 'all'")
+    values = cells.pivot_table(index="seed", columns=["row", "column"], values="value")
+    gain = {column: values["tase", column] - values["simclr", column] for column in study.columns}
+    expected = (gain["long tail"] - gain["balanced"]).mean()
+    text = found.markdown.split("**digits-lt, lt-knn@1, on test: (row - simclr) in long tail minus")[1]
+    assert text.splitlines()[4].startswith(f"| tase | 2 | {expected:+.1f} ± ")
+    assert "\\caption{digits-lt, lt-knn@1, on test: (row - simclr) in long tail" in (tmp_path / "table.tex").read_text()
+    assert not study.only(columns=["long tail"]).contrast
+
+
+def test_evenness_of_the_space_is_a_block(pair, tmp_path, runs):
+    found = run(pair, tmp_path, runs)
+    space = found.results.query("protocol == 'space'")
+    assert set(space["metric"]) == {"spread_cv", "distance_cv"} and set(space["kind"]) == {"cell"}
+    done = plan(pair, ["digits-lt"], [0], runs, TINY).jobs[0].run
+    value = space.query("row == @done.config.method and seed == 0").set_index("metric")["value"]
+    assert value["spread_cv"] == pytest.approx(done.results["geometry"]["cv_spread"])
+    assert "**digits-lt, space, on test**" in found.markdown and "coefficients of variation" in found.markdown
+
+
+def test_the_most_even_space_is_the_best():
+    rows = [
+        {"kind": "cell", "row": row, "column": "", "preset": "p", "protocol": "space", "metric": "spread_cv"}
+        | {"value": v, "seed": seed, "split": seed, "subset": "s", "commit": "c"}
+        for row, some in {"a": [0.3, 0.4, 0.5], "b": [0.1, 0.2, 0.31]}.items()
+        for seed, v in enumerate(some)
+    ]
+    about = {"reference": "a", "reference_column": "", "outside": []}
+    found = {c.row: c.best for c in contrasts(pd.DataFrame(rows), about, "p", "space", "spread_cv")}
+    assert found == {"a": False, "b": True}
 
 
 def test_headroom_is_balanced_minus_long_tail_of_the_same_seed(tmp_path, runs):
@@ -395,25 +524,35 @@ def test_published_figures_stand_apart_under_their_own_protocol(tmp_path):
              | {"protocol": f"published: {p.protocol}"} for p in PUBLISHED if p.preset == "cifar10-lt"]  # fmt: skip
     results = pd.concat([results.assign(preset="cifar10-lt"), pd.DataFrame(lines)])
     ours, published = blocks(results, about)
-    assert "published" in published.title and [c.words for c in published.lines[1]][-2:] == [
+    assert "published" in published.title and published.lines[1][-2:] == [
         "published: kNN@1",
         "61.21",
     ]
-    assert not any("published" in cell.words for line in ours.lines for cell in line)
+    assert not any("published" in cell for line in ours.lines for cell in line)
 
 
 # --------------------------------------------------------------------------------------------- plans and what they cost
 
 
 def test_values_of_a_cell_win_over_those_for_all_and_multiples_are_of_these():
-    study = Study("s", "q?", over("optim.lr", 0.1, Times(2)), "lr=0.1", base={"optim.lr": 0.5, "method": "simclr"})
+    study = Study("s", "q?", over("optim.lr", 0.1, Multiple(2)), "lr=0.1", base={"optim.lr": 0.5, "method": "simclr"})
     low, twice = (study.config(cell, "digits-lt", 3, {"optim.epochs": 9}) for cell in study.cells)
     shorter = STUDIES["epochs-batch"].only(["tase"], ["epochs x0.5, batch x2"])
     shorter = shorter.config(shorter.cells[0], "digits-lt", 0, {"optim.epochs": 8})
     assert (shorter.optim.epochs, shorter.optim.batch, shorter.optim.lr) == (4, 256, 0.6)
     assert (low.optim.lr, low.optim.epochs, low.seed, low.method) == (0.1, 9, 3, "simclr")
     assert twice.optim.lr == 1.0
-    assert Times(2).of((8, 16)) == (16, 32) and Times(0.5).of(5) == 2
+    assert Multiple(2).of((8, 16)) == (16, 32) and Multiple(0.5).of(5) == 2
+
+
+def test_a_field_for_all_is_set_where_the_method_has_it():
+    study = Study("s", "q?", each_method("simclr", "tase"), "simclr")
+    simclr, ours = (study.config(cell, "digits-lt", 0, {"guidance.tau_max": 0.3}) for cell in study.cells)
+    assert ours.guidance.tau_max == 0.3 and simclr == tase.preset("digits-lt", "simclr")
+    with pytest.raises(ConfigError, match="no method of the study 's' has the field 'guidance.iso_r'"):
+        study.config(study.cells[0], "digits-lt", 0, {"guidance.iso_r": 0.3})
+    with pytest.raises(ConfigError, match="did you mean 'guidance.tau_max'"):
+        study.config(study.cells[1], "digits-lt", 0, {"guidance.tau_maxi": 0.3})
 
 
 def test_dry_run_trains_nothing_and_tells_the_cost(tmp_path, capsys):
@@ -468,11 +607,11 @@ def test_each_process_has_its_share_of_cores_and_gpus(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    shares = [jobs_module._share(slot, 3) for slot in range(3)]
+    shares = [jobs_module._resources(slot, 3) for slot in range(3)]
     assert [s["CUDA_VISIBLE_DEVICES"] for s in shares] == ["3", "5", "3"]
     assert {s["OMP_NUM_THREADS"] for s in shares} == {"2"}
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert "CUDA_VISIBLE_DEVICES" not in jobs_module._share(0, 1)
+    assert "CUDA_VISIBLE_DEVICES" not in jobs_module._resources(0, 1)
 
 
 # -------------------------------------------------------------------------------- validation, and temperatures by group
@@ -489,7 +628,7 @@ def test_on_validation_the_test_is_not_touched(pair, tmp_path, runs):
     assert ours["value"].tolist() != theirs["value"].tolist()
     val, run_ = job.run.splits.val, job.run
     encode = [tase.encode(run_.encoder(), images.images) for images in (run_.splits.train, val)]
-    predicted = tase.probes.lt_knn(encode[0], run_.splits.train.labels, encode[1], 1)
+    predicted = tase.probes.knn_classes(encode[0], run_.splits.train.labels, encode[1], 1)
     accuracy = tase.probes.mean_accuracy(predicted, val.labels, 10)
     assert ours.set_index("metric")["value"]["all"] == pytest.approx(accuracy)
 

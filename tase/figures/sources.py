@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from ..config import Config
-from ..evaluation import changes
+from ..presets import changes
 from ..runs import Run, RunError
 from .style import Figure, footer
 
@@ -202,11 +202,15 @@ def set_besides(changes: Sequence[str]) -> list[str]:
     return list(changes) if len(changes) <= 4 else [f"{len(changes)} fields set"]
 
 
+def _assigned(config: Config) -> list[str]:
+    return [f"{name.partition('.')[2]}={value}" for name, value in changes(config).items()]
+
+
 def origin(runs: Sequence[Run], *notes: str) -> str:
     """Where the numbers come from, in a line: preset, what all changed of it, subset, seeds, `notes`, commit."""
     subsets = [(r.results or {}).get("subset") or r.environment.get("subset", "?") for r in runs]
     commits = [(r.results or {}).get("commit") or r.commit for r in runs]
-    seeds, changed = seeds_of(runs), [changes(r.config) for r in runs]
+    seeds, changed = seeds_of(runs), [_assigned(r.config) for r in runs]
     parts = [
         _some(r.config.preset for r in runs),
         *set_besides([change for change in changed[0] if all(change in other for other in changed)]),

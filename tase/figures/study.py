@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from ..probes import Summary, summary
 from ..studies import BALANCED, SIMCLR, Contrast, contrasts, name_of, read_study, shown
+from ..tables import Summary, summary
 from .sources import Missing, set_besides
 from .style import GROUP_COLOURS, INK, RUN_MARKS, SOFT, TEXT, Figure, footer, new_figure, save, style
 
@@ -29,7 +29,7 @@ def study_figure(folder: str | Path, preset: str = "", note: bool = True) -> Fig
     results, about = read_study(folder)
     preset = preset or about["presets"][0]
     cells = results[(results["kind"] == "cell") & (results["preset"] == preset)]
-    accuracies = [p for p in dict.fromkeys(cells["protocol"]) if p != "pseudo-labels"]
+    accuracies = [p for p in dict.fromkeys(cells["protocol"]) if p not in ("pseudo-labels", "space")]
     panels = {p: shown(p)[1] for p in accuracies or dict.fromkeys(cells["protocol"])}
     if not panels:
         raise Missing(f"{folder} has no results on {preset} yet: python -m tase study {about['name']}")

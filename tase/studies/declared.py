@@ -1,0 +1,348 @@
+"""Studies as data: a question, rows and columns of cells, and what each cell changes in a preset's configuration.
+
+The declared ones are in STUDIES; PUBLISHED are figures of the literature, printed next to what is measured here.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..config import ESTIMATORS, Config, ConfigError, applicable, fields, override, unknown
+from ..presets import preset
+
+# A label -> the fields ("section.name", or "method") that it sets.
+Axis = Mapping[str, Mapping[str, Any]]
+
+SIMCLR, BALANCED = "simclr", "simclr, balanced"
+CONTROLS: Axis = {SIMCLR: {"method": "simclr"}, BALANCED: {"method": "simclr", "data.balanced": True}}
+
+
+@dataclass(frozen=True)
+class Multiple:
+    """A multiple of the preset's own value, or of each of its values where there are several."""
+
+    factor: float
+
+    def of(self, value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(self.of, value))
+        return round(value * self.factor) if isinstance(value, int) else value * self.factor
+
+    def __str__(self) -> str:
+        return f"x{self.factor:g}"
+
+
+def over(name: str, *values: Any, short: str = "") -> Axis:
+    """Make an axis over the values of one field, labelled as in "tau_0=0.2" (multiples of the preset's: "lr x2")."""
+    short = short or name.rpartition(".")[2]
+    return {f"{short} {v}" if isinstance(v, Multiple) else f"{short}={v}": {name: v} for v in values}
+
+
+def each_method(*names: str) -> Axis:
+    """Make an axis of methods."""
+    return {name: {"method": name} for name in names}
+
+
+def cross(first: Axis, second: Axis) -> Axis:
+    """Cross every label of the one axis with every label of the other."""
+    return {f"{a}, {b}": {**x, **y} for a, x in first.items() for b, y in second.items()}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One setting of a study, by its labels."""
+
+    row: str
+    column: str
+    changes: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return f"{self.row}, {self.column}" if self.column else self.row
+
+
+@dataclass(frozen=True)
+class Study:
+    """A table or an ablation: `rows` x `columns`, and `extras`, rows of their own outside the columns.
+
+    `base` holds fields that all cells share. Differences are taken to the row `reference`: in the same column where it
+    is there, else in `reference_column`. `contrast` names two columns: the table then also has the difference of the
+    differences, (row - reference) in the one minus the same in the other. Rows that are `outside` are no competitors:
+    upper bounds. `figure` is bars, heat or curve. With `on_features` nothing is trained per cell: the cells are ways to
+    cluster the features of the one run that each seed has. `presets`: where the study is defined on its own.
+    """
+
+    name: str
+    question: str
+    rows: Axis
+    reference: str
+    columns: Axis = field(default_factory=lambda: {"": {}})
+    extras: Axis = field(default_factory=dict)
+    base: Mapping[str, Any] = field(default_factory=dict)
+    reference_column: str = ""
+    contrast: tuple[str, ...] = ()
+    presets: tuple[str, ...] = ()
+    protocols: tuple[str, ...] = ("linear", "few-shot", "lt-knn")
+    figure: str = "bars"
+    on_features: bool = False
+    outside: tuple[str, ...] = (BALANCED, "oracle")
+
+    @property
+    def cells(self) -> list[Cell]:
+        grid = [Cell(r, c, _merged_changes(x, y)) for r, x in self.rows.items() for c, y in self.columns.items()]
+        return grid + [Cell(row, "", changes) for row, changes in self.extras.items()]
+
+    @property
+    def axes(self) -> dict[str, dict[str, Any]]:
+        """What each label of a row or column sets, as JSON has it; multiples of a preset's value as "x2"."""
+        labels = {**self.rows, **self.extras, **self.columns}
+        return {
+            label: {name: str(v) if isinstance(v, Multiple) else v for name, v in changes.items()}
+            for label, changes in labels.items()
+        }
+
+    def with_headroom(self) -> Study:
+        """Add SimCLR on the long tail and on a balanced set of equal size to the rows."""
+        there = {**self.rows, **self.extras}
+        more = {row: changes for row, changes in CONTROLS.items() if row not in there}
+        return self if self.on_features else dataclasses.replace(self, extras={**self.extras, **more})
+
+    def only(self, rows: Iterable[str] = (), columns: Iterable[str] = ()) -> Study:
+        """Keep these rows and columns only (none named: all); raises ConfigError for unknown ones."""
+        rows, columns = list(rows), list(columns)
+        _check_labels("row", rows, {**self.rows, **self.extras})
+        _check_labels("column", columns, self.columns)
+        parts: dict[str, Any] = {}
+        if rows:
+            for name in ("rows", "extras"):
+                parts[name] = {row: changes for row, changes in getattr(self, name).items() if row in rows}
+        if columns:
+            parts["columns"] = {column: self.columns[column] for column in self.columns if column in columns}
+            parts["contrast"] = self.contrast if {*self.contrast} <= {*columns} else ()
+        return dataclasses.replace(self, **parts)
+
+    def against(self, reference: str) -> Study:
+        """Take differences to another row; raises ConfigError for an unknown one."""
+        _check_labels("row", [reference], {**self.rows, **self.extras})
+        return dataclasses.replace(self, reference=reference)
+
+    @cached_property
+    def _fields(self) -> set[str]:
+        """The fields that at least one cell has; which these are depends on its method."""
+        methods = {{**self.base, **cell.changes}.get("method", "tase") for cell in self.cells}
+        return {name for method in methods for name in fields(method)}
+
+    def config(self, cell: Cell | None, name: str, seed: int, overrides: Mapping[str, Any] | None = None) -> Config:
+        """Build a cell's configuration on the preset `name`: preset, method, `base`, `overrides`, the cell's changes.
+
+        Without a cell: what the cells of one seed share. Multiples are of what was there before. A cell whose method
+        does not have a field of `base` or `overrides` does without it; raises ConfigError where no cell has it.
+        """
+        changes = cell.changes if cell else {}
+        shared = {**self.base, **(overrides or {})}
+        method = changes.get("method", shared.get("method", "tase"))
+        kept = applicable(shared, method)  # raises where no method at all has a field
+        lost = [field for field in shared if field not in self._fields]
+        if lost:
+            raise ConfigError(f"no method of the study '{self.name}' has the field '{lost[0]}'")
+        plain = {field: value for field, value in changes.items() if not isinstance(value, Multiple)}
+        settled = {**kept, **plain, "method": method}
+        config = preset(name, method, seed, settled)
+        multiples = {field: value for field, value in changes.items() if field not in plain}
+        for dotted, multiple in multiples.items():
+            section, leaf = dotted.split(".")
+            multiples[dotted] = multiple.of(getattr(getattr(config, section), leaf))
+        return override(config, multiples)
+
+
+def _merged_changes(row: Mapping[str, Any], column: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Join the changes of both; a field of several values that both set is put together from theirs."""
+    return {**row, **column, **{field: row[field] + column[field] for field in row if field in column}}
+
+
+def _check_labels(what: str, names: Iterable[str], known: Iterable[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise unknown(what, name, known)
+
+
+# ------------------------------------------------------------------------------------------------------------- declared
+
+_PAIR = {**CONTROLS, **each_method("tase")}  # what shows whether a gain depends on a setting
+_SIMCLR = each_method(SIMCLR)
+_TAUS = (0.1, 0.2, 0.5)
+
+_ALL = (
+    Study(
+        "six-benchmarks",
+        "Does TASE help on the benchmarks of the paper, against the methods that move temperatures?",
+        rows={**_PAIR, **each_method("ts", "mm-ts", "isogclr-tau", "shuffled", "oracle")},
+        reference=SIMCLR,
+        presets=("cifar10-lt", "cifar100-lt", "imagenet100-lt"),
+        protocols=("linear", "few-shot"),
+    ),
+    Study(
+        "constant-tau",
+        "Which constant temperature is best for SimCLR? A fair baseline is a tuned one.",
+        rows=over("guidance.tau_0", 0.05, 0.07, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0),
+        extras={BALANCED: CONTROLS[BALANCED]},
+        base={"method": SIMCLR},
+        reference="tau_0=0.2",
+        figure="curve",
+    ),
+    Study(
+        "group-tau",
+        "Which temperature is best for whom? True groups, temperature only, mid at 0.2.",
+        rows={
+            f"head {tau}": {"method": "oracle", "guidance.gamma": 0.0, "guidance.group_tau": (tau,)} for tau in _TAUS
+        },
+        columns={f"tail {tau}": {"guidance.group_tau": (0.2, tau)} for tau in _TAUS},
+        extras=CONTROLS,
+        reference="head 0.2",
+        reference_column="tail 0.2",
+        figure="heat",
+    ),
+    Study(
+        "ablation",
+        "Temperature, weight, or both: what helps, how near is it to true labels, and is it the guidance at all?",
+        rows={
+            **CONTROLS,
+            **each_method("tase-tau", "tase-weight", "tase"),
+            "tase, scale_by_tau": {"method": "tase", "guidance.scale_by_tau": True},
+            **each_method("shuffled", "reversed", "oracle"),
+        },
+        reference=SIMCLR,
+    ),
+    Study(
+        "tau-range",
+        "How wide should the range of temperatures be?",
+        rows=over("guidance.tau_min", 0.07, 0.1),
+        columns=over("guidance.tau_max", 0.2, 0.5, 1.0),
+        extras=_SIMCLR,
+        reference=SIMCLR,
+        figure="heat",
+    ),
+    Study(
+        "clusters",
+        "Which clusters and which estimator of quantity follow the true class sizes best?",
+        rows={
+            **cross(
+                {name: {"guidance.estimator": name} for name in ESTIMATORS},
+                {space: {"guidance.space": space, "guidance.memory": 0.7} for space in ("centred", "sqrt")},
+            ),
+            "merged, sqrt, hard": {
+                "guidance.estimator": "merged",
+                "guidance.space": "sqrt",
+                "guidance.memory": 0.7,
+                "guidance.assignment_confidence": 1.0,
+            },
+            "merged, sqrt, no memory": {
+                "guidance.estimator": "merged",
+                "guidance.space": "sqrt",
+                "guidance.memory": 0.0,
+            },
+        },
+        columns=over("guidance.clusters", 10, 30, 100),
+        base={"method": SIMCLR},
+        reference="size, centred",
+        protocols=(),
+        figure="heat",
+        on_features=True,
+    ),
+    Study(
+        "gamma",
+        "How strong should the weights be, alone and next to the temperatures?",
+        rows=each_method("tase", "tase-weight"),
+        columns=over("guidance.gamma", 0.0, 0.25, 0.5, 1.0),
+        extras=_SIMCLR,
+        reference=SIMCLR,
+        figure="curve",
+    ),
+    Study(
+        "imbalance",
+        "Does the gain grow with the imbalance, as the harm of the long tail does?",
+        rows=_PAIR,
+        columns=over("data.rho", 10, 50, 100, 200),
+        reference=SIMCLR,
+        figure="curve",
+    ),
+    Study(
+        "schedule",
+        "How long should the guidance wait, and how often should it look again?",
+        rows=over("guidance.warmup", 0.0, 0.1, 0.2, 0.4),
+        columns=over("guidance.refresh", 5, 10, 20, 40),
+        extras=_SIMCLR,
+        reference=SIMCLR,
+        figure="heat",
+    ),
+    Study(
+        "label-noise",
+        "How much of the gain is left when a share of the pseudo-labels is wrong?",
+        rows=each_method("tase", "oracle"),
+        columns=over("guidance.label_noise", 0.0, 0.1, 0.25, 0.5, 1.0),
+        extras=_SIMCLR,
+        reference=SIMCLR,
+        figure="curve",
+    ),
+    Study(
+        "epochs-batch",
+        "Does the gain outlive longer training and other batches (learning rate in proportion)?",
+        rows=_PAIR,
+        columns={
+            f"epochs x{epochs:g}, batch x{batch:g}": {
+                "optim.epochs": Multiple(epochs),
+                "optim.batch": Multiple(batch),
+                "optim.lr": Multiple(batch),
+            }
+            for epochs in (0.5, 1, 2)
+            for batch in (0.5, 1, 2)
+        },
+        reference=SIMCLR,
+    ),
+    Study(
+        "backbone",
+        "Does the gain depend on the network?",
+        rows=_PAIR,
+        columns={
+            "conv4": {"model.backbone": "conv4"},
+            "conv4, twice as wide": {"model.backbone": "conv4", "model.channels": Multiple(2)},
+            "resnet18": {"model.backbone": "resnet18"},
+            "resnet50": {"model.backbone": "resnet50"},
+        },
+        reference=SIMCLR,
+    ),
+    Study(
+        "mechanism",
+        "Does the gain come from the long tail, or is it there on a balanced set of equal size too?",
+        rows=each_method(SIMCLR, "tase", "tase-tau", "tase-weight", "shuffled", "oracle"),
+        columns={"long tail": {}, "balanced": {"data.balanced": True}},
+        reference=SIMCLR,
+        contrast=("long tail", "balanced"),
+    ),
+)
+
+STUDIES: dict[str, Study] = {study.name: study for study in _ALL}
+
+
+class Published(NamedTuple):
+    """A figure that others have published, under their own protocol, on one run unless the source says otherwise."""
+
+    preset: str
+    method: str
+    protocol: str
+    value: float  # accuracy in %
+    source: str
+
+
+def _read_published() -> tuple[Published, ...]:
+    with open(Path(__file__).with_name("published.csv"), newline="", encoding="utf-8") as file:
+        return tuple(Published(**{**row, "value": float(row["value"])}) for row in csv.DictReader(file))
+
+
+PUBLISHED = _read_published()

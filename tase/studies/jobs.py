@@ -1,0 +1,302 @@
+"""The runs of a study as jobs: what is missing of each, doing it here or in worker processes, and what it costs."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..config import Config
+from ..data import class_counts
+from ..distributed import choose_device
+from ..evaluation import evaluate, lacking
+from ..files import RunError, load_optional_json, read_lines, save_json
+from ..guidance import build_guidance
+from ..pseudo_labels import quality
+from ..runs import Run
+from ..training import train
+
+ASSUMED = 1000  # images a second and job, where no run of the same network has finished: one CPU core, conv4, 28x28
+STOP_SECONDS = 60  # seconds that a stopped job has to write its checkpoint
+POLL = 0.05  # seconds between two looks at the jobs
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: train it, evaluate it by `protocols` on test or val, cluster its features in the ways `clusterings`."""
+
+    config: Config
+    folder: Path
+    protocols: tuple[str, ...] = ()
+    on: str = "test"
+    clusterings: tuple[Config, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.config.method} on {self.config.preset}, seed {self.config.seed} ({self.folder.name})"
+
+    @property
+    def run(self) -> Run | None:
+        """The finished run, or None."""
+        run = Run(self.folder) if (self.folder / "config.json").exists() else None
+        return run if run and run.finished else None
+
+    @property
+    def epochs_left(self) -> int:
+        return self.config.optim.epochs - load_optional_json(self.folder / "status.json").get("epoch", 0)
+
+    @property
+    def qualities(self) -> dict[str, dict[str, float]]:
+        """Quality of the clusterings done so far, by the identity of their configuration."""
+        return load_optional_json(self.folder / "clusterings.json")
+
+    @property
+    def done(self) -> bool:
+        run = self.run
+        if run is None or (self.protocols and lacking(run, self.protocols, self.on)):
+            return False
+        return {c.identity for c in self.clusterings} <= set(self.qualities)
+
+    def do(self, on_epoch: Callable[[Run], None] | None = None) -> None:
+        """Do what is missing of the job; an interrupted training is resumed."""
+        run = train(self.config, self.folder, resume=True, on_epoch=on_epoch, progress=False)
+        if self.protocols:
+            evaluate(run, self.protocols, progress=False, on=self.on)
+        done = self.qualities
+        for config in self.clusterings:
+            if config.identity not in done:
+                done[config.identity] = _clustered(run, config)
+                save_json(self.folder / "clusterings.json", done)
+
+
+def _clustered(run: Run, config: Config) -> dict[str, float]:
+    """Judge the last pseudo-labels that `config` would make, refresh by refresh, of the features the run keeps."""
+    h = run.history
+    if h.labels is None:
+        raise RunError(f"{run.path} has no true labels: the quality of clusters needs them")
+    device, index = choose_device(config.optim), h.feature_index(0)
+    guide = build_guidance(config, len(index), device=device, generator=torch.Generator().manual_seed(config.seed))
+    for t, epoch in enumerate(h.epoch):
+        kept = np.isin(h.feature_index(t), index)  # the last snapshot keeps the features of all images
+        guide.update(torch.from_numpy(h.features(t)[kept]).to(device), int(epoch))
+    labels, counts = (torch.from_numpy(x).to(device) for x in (h.labels[index], h.counts))
+    return quality(guide.pseudo_label, guide.headness, labels, counts)
+
+
+def do_job(job: Job, on_epoch: Callable[[Run], None] | None = None) -> str:
+    """Do a job, in any process; returns "", or in a line why it failed (the traceback is in a log next to the run)."""
+    try:
+        job.do(on_epoch=on_epoch)
+        return ""
+    except Exception as error:
+        log = job.folder.parent / ".logs" / f"{job.folder.name}.txt"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(traceback.format_exc())
+        return f"{error or type(error).__name__} (all of it: {log})"
+
+
+def _do_in_worker(job: Job) -> str:
+    try:
+        return do_job(job)
+    except KeyboardInterrupt as stop:
+        return str(stop) or "stopped"
+
+
+def do_all(jobs: Sequence[Job], at_once: int, bar: Any, executor: Any = None) -> list[str]:
+    """Do the jobs, `at_once` of them at a time, or all by `executor`; returns what failed, a line each.
+
+    `bar` counts epochs. The executor has `submit(function, job)`, its futures `done()` and `result()`.
+    """
+    if executor is None and at_once > 1:
+        with interruptible(), Workers(at_once) as workers:
+            return do_all(jobs, at_once, bar, workers)
+    if executor is not None:
+        return _follow({job: executor.submit(_do_in_worker, job) for job in jobs}, bar)
+    failed = []
+    for job in jobs:
+        bar.set_postfix_str(str(job))
+        failed.append((job, do_job(job, on_epoch=lambda run: bar.update())))
+    return [f"{job}: {why}" for job, why in failed if why]
+
+
+def _follow(futures: dict[Job, Any], bar: Any) -> list[str]:
+    """Wait for the jobs, reading their progress from their folders; returns what failed."""
+    left, failed = {job: job.epochs_left for job in futures}, []
+    waiting = dict(futures)
+    while waiting:
+        ended = [job for job, future in waiting.items() if future.done()]
+        for job in ended:
+            try:
+                why = waiting.pop(job).result()
+            except Exception as error:  # the executor's own: a killed process, a lost machine
+                why = str(error) or type(error).__name__
+            failed += [f"{job}: {why}"] if why else []
+        bar.set_postfix_str(f"{len(waiting)} runs to go", refresh=False)
+        bar.update(sum(_epochs_done(job, left) for job in [*ended, *waiting]))
+        time.sleep(POLL if waiting else 0)
+    return failed
+
+
+def _epochs_done(job: Job, left: dict[Job, int]) -> int:
+    """Count the job's epochs since the last look."""
+    before, now = left[job], left[job]
+    with contextlib.suppress(OSError, RunError):
+        now = left[job] = min(before, job.epochs_left)
+    return before - now
+
+
+# ------------------------------------------------------------------------------------------------------------ processes
+
+
+class Workers(Executor):
+    """Run calls in `n` worker processes, each with its share of the cores and, where there are several, its own GPU.
+
+    A process pool of one for each: where a worker is killed, its call fails and the others are left alone. Workers end
+    with this process, however that ends. Left by an error or Ctrl-C, they are terminated: trainings write a checkpoint.
+    """
+
+    def __init__(self, n: int):
+        self.n, self.lock, self.processes = n, threading.Lock(), set()
+        self.pools: dict[int, ProcessPoolExecutor] = {}
+        self.free: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for slot in range(n):
+            self.free.put(slot)
+        self.threads = ThreadPoolExecutor(n)
+
+    def submit(self, function: Callable, *args: Any) -> Future:
+        return self.threads.submit(self._call, function, *args)
+
+    def _call(self, function: Callable, *args: Any) -> Any:
+        slot = self.free.get()
+        try:
+            return self._started(slot, function, *args).result()
+        except BrokenProcessPool:
+            self.pools.pop(slot).shutdown(wait=False)
+            hint = 'a script of your own must call run_study under `if __name__ == "__main__"`'
+            raise RunError(f"its process has ended: killed, out of memory, or it could not start ({hint})") from None
+        finally:
+            self.free.put(slot)
+
+    def _started(self, slot: int, function: Callable, *args: Any) -> Future:
+        spawn = multiprocessing.get_context("spawn")
+        with self.lock, _environment(_resources(slot, self.n)):  # read when the worker starts, which submit does
+            before = set(multiprocessing.active_children())
+            if slot not in self.pools:
+                self.pools[slot] = ProcessPoolExecutor(1, spawn, initializer=_begin_worker)
+            future = self.pools[slot].submit(function, *args)
+            self.processes |= set(multiprocessing.active_children()) - before
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self.threads.shutdown(wait, cancel_futures=cancel_futures)
+        for pool in list(self.pools.values()):
+            pool.shutdown(wait)
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if kind is not None:
+            self.threads.shutdown(wait=False, cancel_futures=True)
+            with self.lock:
+                for process in self.processes:
+                    process.terminate()
+            for pool in list(self.pools.values()):
+                pool.shutdown(wait=False)
+            for process in self.processes:
+                process.join(STOP_SECONDS)
+                process.kill()
+        self.shutdown()
+
+
+def _begin_worker() -> None:
+    """Leave the terminal's Ctrl-C to the parent, and end when the parent has ended, however it has."""
+    if hasattr(os, "setsid"):
+        os.setsid()
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(143)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _resources(slot: int, at_once: int) -> dict[str, str]:
+    """Name a worker's threads and, where there are several GPUs, the one it sees, as environment variables."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    variables = {"OMP_NUM_THREADS": str(max(1, cores // at_once))}
+    gpus = torch.cuda.device_count()
+    if gpus > 1:
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
+        variables["CUDA_VISIBLE_DEVICES"] = seen[slot % gpus]
+    return variables
+
+
+@contextlib.contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Raise KeyboardInterrupt on SIGTERM, as on Ctrl-C, so that the workers are stopped too."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number, frame):
+        raise KeyboardInterrupt("stopped; the same command resumes")
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+# ----------------------------------------------------------------------------------------------------------------- cost
+
+
+def cost(jobs: Sequence[Job], at_once: int) -> tuple[float, str]:
+    """Estimate the seconds that training the jobs will take, and say what that rests on.
+
+    Speed is that of finished runs of the same network and image source, else ASSUMED.
+    """
+    speeds: dict[tuple, list[float]] = {}
+    for folder in {job.folder.parent for job in jobs}:
+        for path in folder.glob("*/metrics.jsonl"):
+            rows = [row["images_per_second"] for row in read_lines(path)]
+            if rows:
+                speeds.setdefault(_network_of(Run(path.parent).config), []).append(sorted(rows)[len(rows) // 2])
+    total, assumed = 0.0, 0
+    for job in jobs:
+        known = speeds.get(_network_of(job.config), [])
+        assumed += not known
+        total += job.epochs_left * class_counts(job.config)["n"] / (np.mean(known) if known else ASSUMED)
+    basis = f"assuming {ASSUMED:,} images a second for each of {assumed} runs" if assumed else ""
+    measured = "speed of the runs that are there" if assumed < len(jobs) else ""
+    return float(total) / at_once, " and ".join(part for part in (measured, basis) if part)
+
+
+def _network_of(config: Config) -> tuple:
+    m = config.model
+    return config.data.source, config.data.image_size, config.views.size, m.backbone, m.channels, m.strides

@@ -1,0 +1,316 @@
+"""From a declared study to its folder: which runs it needs, doing what is missing, and what they have shown."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..config import Config, ConfigError, check, override
+from ..data import class_counts
+from ..evaluation import FILES
+from ..files import RunError, load_json, load_optional_json, save_json, tidy, write_atomic
+from ..runs import Run, keep_runs, kept_runs
+from ..tables import BASELINES, COLUMNS, PSEUDO, SPACE, scores_by_protocol, study_latex, study_markdown
+from .declared import PUBLISHED, Cell, Study
+from .jobs import Job, cost, do_all
+
+if TYPE_CHECKING:
+    import pandas
+
+
+class StudyError(RuntimeError):
+    """Some runs of a study have failed; the message says which and why. What is done is kept."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A cell of the study on one preset, with one seed; `config` is the cell's own, `job` the run that it rests on."""
+
+    cell: Cell
+    config: Config
+    job: Job
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a study needs, done or not."""
+
+    study: Study
+    presets: tuple[str, ...]
+    seeds: tuple[int, ...]
+    on: str
+    entries: tuple[Entry, ...]
+    left_out: tuple[str, ...]  # cells that cannot be made of these data, and why
+
+    @property
+    def jobs(self) -> list[Job]:
+        """The runs, seed by seed, so that an unfinished study has whole seeds."""
+        unique = {entry.job.folder: entry.job for entry in self.entries}
+        return sorted(unique.values(), key=lambda job: job.config.seed)
+
+    @property
+    def missing(self) -> list[Job]:
+        return [job for job in self.jobs if not job.done]
+
+    def describe(self, at_once: int = 1) -> str:
+        """Write the grid and what it costs, as text."""
+        study, missing = self.study, self.missing
+        rows, columns = ("; ".join(dict.fromkeys(names)) for names in zip(*((c.row, c.column) for c in study.cells)))
+        seconds, basis = cost(missing, at_once)
+        lines = [f"{study.name}: {study.question}", f"  rows      {rows}", f"  columns   {columns.strip('; ')}"]
+        lines += [f"  presets   {', '.join(self.presets)}", f"  seeds     {', '.join(map(str, self.seeds))}"]
+        lines += [f"  protocols {', '.join(study.protocols) or 'quality of the pseudo-labels'}, on {self.on}"]
+        lines += [f"  left out  {why}" for why in self.left_out]
+        lines += [f"  runs      {len(self.jobs)}, of which {len(missing)} are to be done"]
+        took = f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.1f} minutes"
+        lines += [f"  cost      about {took} of training, {at_once} at a time ({basis})"] if missing else []
+        return "\n".join(lines)
+
+
+def plan(
+    study: Study,
+    presets: Sequence[str] = (),
+    seeds: Iterable[int] = range(5),
+    runs: str | Path = "runs",
+    overrides: Mapping[str, Any] | None = None,
+    on: str = "test",
+) -> Plan:
+    """Pair every cell, preset (none given: the study's own) and seed with the run in `runs` that it needs.
+
+    `runs` is a folder, or a zip of kept runs; new runs of x.zip go to the folder x. A run is found by its
+    configuration, not by its name. Cells that the data cannot give (no image left for a class, none to validate on) are
+    left out. Raises ConfigError where that leaves nothing, and for unknown names.
+    """
+    presets, seeds = tuple(presets) or study.presets, tuple(seeds)
+    check(bool(presets), "--preset", presets, f"given: the study '{study.name}' has none of its own")
+    check(bool(seeds), "--seeds", seeds, "one or more seeds")
+    check(on in FILES, "--on", on, f"one of {', '.join(FILES)}")
+    folder = _run_folder(runs)
+    found, entries, left_out = _found_runs(folder), [], {}
+    for preset, seed, cell in ((p, s, c) for p in presets for s in seeds for c in study.cells):
+        config = study.config(cell, preset, seed, overrides)
+        try:
+            class_counts(config)
+            held = config.data.rule != "ldam" and config.data.val_per_class > 0
+            allowed = f"test: {preset} holds no validation images out (data.val_per_class, data.rule)"
+            check(on == "test" or held or not study.protocols, "--on", on, allowed)
+        except ConfigError as error:
+            left_out[f"{cell.name} on {preset}: {error}"] = error
+            continue
+        trained = study.config(None, preset, seed, overrides) if study.on_features else config
+        place = found.get(trained.identity, folder / trained.identity)
+        entries.append(Entry(cell, config, Job(trained, place, study.protocols, on)))
+    if not entries:
+        raise next(iter(left_out.values()))
+    entries = _with_clusterings(entries) if study.on_features else entries
+    return Plan(study, presets, seeds, on, tuple(entries), tuple(left_out))
+
+
+def _run_folder(runs: str | Path) -> Path:
+    """The folder in which runs are trained; kept ones may lie in a zip of the same name."""
+    return Path(runs).with_suffix("") if Path(runs).suffix == ".zip" else Path(runs)
+
+
+def _found_runs(folder: Path) -> dict[str, Path]:
+    """Find the folders of the runs that are there, by identity: in the folder, and kept ones in its zip."""
+    kept = folder.with_name(f"{folder.name}.zip")
+    found = {run.identity: run.path for run in (kept_runs(kept) if kept.exists() else ())}
+    for path in sorted(folder.glob("*/config.json")):
+        with contextlib.suppress(RunError):
+            run = Run(path.parent)
+            if run.finished or run.identity not in found:  # a whole run comes before its kept copy
+                found[run.identity] = run.path
+    return found
+
+
+def _with_clusterings(entries: list[Entry]) -> list[Entry]:
+    """Give every job the clusterings that its cells need."""
+    needed: dict[Path, list[Config]] = {}
+    for entry in entries:
+        needed.setdefault(entry.job.folder, []).append(entry.config)
+    jobs = [dataclasses.replace(e.job, clusterings=tuple(needed[e.job.folder])) for e in entries]
+    return [dataclasses.replace(e, job=job) for e, job in zip(entries, jobs)]
+
+
+# -------------------------------------------------------------------------------------------------------------- running
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A study's folder as it is now."""
+
+    folder: Path
+    results: pandas.DataFrame
+    about: dict[str, Any]
+    done: int = 0  # runs that the call had to do
+    failed: list[str] = field(default_factory=list)
+
+    @property
+    def markdown(self) -> str:
+        return study_markdown(self.results, self.about)
+
+
+def run_study(
+    study: Study,
+    presets: Sequence[str] = (),
+    seeds: Iterable[int] = range(5),
+    out: str | Path = "studies",
+    jobs: int = 1,
+    overrides: Mapping[str, Any] | None = None,
+    on: str = "test",
+    runs: str | Path | None = None,
+    progress: bool = True,
+    keep: bool = False,
+    executor: Any = None,
+) -> Outcome:
+    """Do what is missing of a study, `jobs` runs at a time, and write its tables into the folder `out`.
+
+    The runs are in `runs` (None: OUT/runs, and OUT/runs.zip where some are kept; several studies can share a folder).
+    `keep` writes what tables need of them to OUT/runs.zip, small enough for a repository, from which the study resumes
+    with more seeds or rows. With `on="val"` runs are judged on validation images. May be stopped at any moment: the
+    same call resumes. Runs that fail are named in `failed`, the tables are of the others. Raises ConfigError for
+    unknown names and invalid values.
+
+    With `jobs` > 1 runs go to worker processes of this machine; a script of your own then must call this under
+    `if __name__ == "__main__"`. An `executor` in their place is anything that has `submit(function, *args)` and whose
+    futures have `done()` and `result()`, and which sees the same file system (concurrent.futures, submitit, dask).
+    """
+    from tqdm.auto import tqdm
+
+    out = Path(out)
+    check(jobs >= 1, "--jobs", jobs, "at least 1")
+    planned = plan(study, presets, seeds, runs or out / "runs", overrides, on)
+    missing, failed = planned.missing, []
+    if missing:
+        total = sum(job.epochs_left for job in missing)
+        with tqdm(total=total, desc=study.name, unit="epoch", disable=not progress, dynamic_ncols=True) as bar:
+            failed = do_all(missing, jobs, bar, executor)
+    _write_tables(planned, out, overrides or {}, failed)
+    if keep:
+        kept = out / "runs.zip"
+        before = {run.path for run in kept_runs(kept)} if kept.exists() else set()
+        done = (job.run for job in planned.jobs)
+        keep_runs([run for run in done if run and run.path not in before], kept, tables_only=True)
+    results, about = read_study(out)
+    return Outcome(out, results, about, len(missing) - len(failed), failed)
+
+
+def _write_tables(planned: Plan, out: Path, overrides: Mapping[str, Any], failed: list[str]) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    tidy(out)
+    csv = _long_form(planned).to_csv(index=False, float_format="%.10g")
+    write_atomic(out / "results.csv", csv.encode())
+    study = planned.study
+    names = ("name", "question", "reference", "reference_column", "contrast", "figure", "outside", "axes")
+    about = {name: getattr(study, name) for name in names}
+    about |= {"rows": list(study.rows), "columns": list(study.columns), "extras": list(study.extras)}
+    about |= {"presets": planned.presets, "seeds": planned.seeds, "on": planned.on, "overrides": dict(overrides)}
+    save_json(out / "study.json", about | {"left_out": planned.left_out, "failed": failed})
+    results, about = read_study(out)
+    write_atomic(out / "table.md", study_markdown(results, about).encode())
+    write_atomic(out / "table.tex", study_latex(results, about).encode())
+
+
+def read_study(folder: str | Path) -> tuple[pandas.DataFrame, dict[str, Any]]:
+    """Read results.csv and study.json of a study's folder; raises RunError where there is none."""
+    import pandas
+
+    path = Path(folder) / "results.csv"
+    if not path.exists():
+        raise RunError(f"{folder} is no study: there is no results.csv in it")
+    types = {name: str for name in COLUMNS} | {"seed": "Int64", "split": "Int64", "value": float}
+    empty = {"seed": "", "split": "", "value": ""}  # else a method named "nan" or "null" would be a missing label
+    results = pandas.read_csv(path, dtype=types, keep_default_na=False, na_values=empty)
+    return results, load_json(path.with_name("study.json"))
+
+
+# ------------------------------------------------------------------------------------------------------- what was found
+
+
+def _long_form(planned: Plan) -> pandas.DataFrame:
+    """Collect the rows of results.csv: the cells', then headroom, baselines and published figures."""
+    import pandas
+
+    study, own = planned.study, [*COLUMNS, "twin"]
+    cells, baselines = [], []
+    for entry in planned.entries:
+        if (run := entry.job.run) and (scores := _scores_of_cell(entry, run, planned.on)):
+            cells += _rows(planned, entry, run, "cell", entry.cell.row, scores)
+            baselines += _baseline_rows(planned, entry, run, scores)
+    cells = pandas.DataFrame(cells, columns=own)
+    baselines = pandas.DataFrame(baselines, columns=own)
+    # Once per seed, in each column: runs of a seed share them.
+    baselines = baselines.drop_duplicates(["row", "column", "preset", "seed", "protocol", "metric"])
+    baselines = baselines.sort_values("row", key=lambda row: row.map(BASELINES.index), kind="stable")
+    published = [
+        {"study": study.name, "kind": "published", "row": f"{p.method} ({p.source})", "column": "", "preset": p.preset}
+        | {"protocol": f"published: {p.protocol}", "metric": "all", "value": p.value}
+        for p in PUBLISHED
+        if study.protocols and p.preset in planned.presets
+    ]
+    parts = [cells, _headroom(cells), baselines, pandas.DataFrame(published, columns=own)]
+    return pandas.concat([part for part in parts if len(part)] or parts[:1])[COLUMNS]
+
+
+def _headroom(cells: pandas.DataFrame) -> pandas.DataFrame:
+    """SimCLR on a balanced set minus SimCLR on the long tail, all else equal: what the long tail costs."""
+    balanced = cells[(cells["twin"] != "") & (cells["protocol"] != PSEUDO) & (cells["protocol"] != SPACE)]
+    tailed = cells.drop_duplicates(["identity", "protocol", "metric"])
+    keys = ["protocol", "metric"]
+    pairs = balanced.merge(
+        tailed, left_on=["twin", *keys], right_on=["identity", *keys], how="left", suffixes=("", "_tailed")
+    )
+    pairs = pairs.assign(
+        kind="headroom", row="headroom: balanced - long tail", value=pairs["value"] - pairs["value_tailed"]
+    )
+    pairs = pairs.dropna(subset=["value"])[cells.columns]
+    return pairs.drop_duplicates(["column", "preset", "seed", *keys])
+
+
+def _scores_of_cell(entry: Entry, run: Run, on: str) -> dict[str, dict[str, float]]:
+    """Read protocol -> metric -> value of one cell; nothing where it has not been evaluated."""
+    if entry.job.clusterings:
+        quality = entry.job.qualities.get(entry.config.identity)
+        return {PSEUDO: quality} if quality else {}
+    scores = scores_by_protocol(_results_on(run, on))
+    space = scores.pop(SPACE, {})
+    scores = {name: some for name, some in scores.items() if name.split("@")[0] in entry.job.protocols}
+    last = run.history.quality[-1:]
+    more = {PSEUDO: last[0] if last else {}, SPACE: space}
+    return scores | {name: some for name, some in more.items() if scores and some}
+
+
+def _results_on(run: Run, on: str) -> dict[str, Any]:
+    saved = load_optional_json(run.path / FILES[on])
+    return saved if saved.get("identity") == run.config.identity else {}
+
+
+def _rows(
+    planned: Plan, entry: Entry, run: Run, kind: str, row: str, scores: Mapping[str, Mapping[str, Any]], column=None
+) -> Iterator[dict[str, Any]]:
+    config = entry.config
+    place = {"study": planned.study.name, "kind": kind, "row": row, "preset": config.preset}
+    place |= {"column": entry.cell.column if column is None else column, "subset": run.environment.get("subset", "")}
+    place |= {"seed": config.seed, "split": config.split, "commit": run.commit, "identity": config.identity}
+    simclr = config.method == "simclr" and config.data.balanced
+    place["twin"] = override(config, {"data.balanced": False}).identity if simclr else ""
+    for protocol, metrics in scores.items():
+        for metric, value in metrics.items():
+            if value is not None:
+                yield {**place, "protocol": protocol, "metric": metric, "value": float(value)}
+
+
+def _baseline_rows(planned: Plan, entry: Entry, run: Run, scores: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Rows of raw pixels and the untrained network, in each column if the columns change images or network."""
+    names = [name for changes in planned.study.columns.values() for name in changes]
+    vary = any(name.split(".")[0] in ("data", "views", "model") for name in names)
+    if entry.config.data.balanced or entry.job.clusterings:
+        return
+    for kind in BASELINES:
+        saved = scores_by_protocol({"protocols": _results_on(run, planned.on)["baselines"].get(kind, {})})
+        kept = {name: some for name, some in saved.items() if name in scores}
+        yield from _rows(planned, entry, run, "baseline", kind, kept, entry.cell.column if vary else "")
