@@ -497,6 +497,10 @@ def test_slim_copies_are_enough_to_draw_everything_again(three, tmp_path):
         "figure3_tsne.pdf",
         "figure5_push.pdf",
     }
+    runs.keep_runs(three, tmp_path / "zipped" / "demo" / "runs.zip")
+    zipped = figures.redraw(tmp_path / "zipped")
+    assert [p.relative_to(tmp_path / "zipped") for p in zipped] == [p.relative_to(tmp_path / "kept") for p in again]
+    assert all(a.read_bytes() == b.read_bytes() for a, b in zip(again, zipped))
     with pytest.raises(runs.RunError, match="holds no kept runs"):
         figures.redraw(tmp_path / "all")
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from ..config import METHODS
 from ..layouts import lacks_features, layout, run_layout
-from ..runs import Run, RunError
+from ..runs import Run, RunError, kept_runs
 from .paper import (
     control_pairs,
     dynamics,
@@ -182,7 +182,7 @@ def redraw(folder: str | Path, footer: bool = True, tell: Callable[[str], None] 
     """Draw all figures under `folder` again from the kept runs and the studies there; returns the paths written.
 
     Every folder with kept runs (runs.zip, or runs/NAME) gets the figures of those runs, balanced controls first, then
-    in the order of the methods; every study's folder (study.json) gets the study's. Raises RunError where there is
+    in the order of the methods; every study's folder (study.json) gets the study's, kept runs next to it none. Raises RunError where there is
     neither.
     """
     folder = Path(folder)
@@ -190,23 +190,15 @@ def redraw(folder: str | Path, footer: bool = True, tell: Callable[[str], None] 
     kept = {path.parent for path in folder.rglob("runs.zip")} | {
         path.parents[2] for path in folder.rglob("runs/*/config.json")
     }
-    places = sorted(kept - set(studies))
+    shelves = {study.parent for study in studies}  # what is kept among studies is for their tables
+    places = sorted(place for place in kept - set(studies) if place.parent not in shelves)
     if not places and not studies:
         raise RunError(f"{folder} holds no kept runs: they are looked for in {folder}/**/runs.zip and runs/NAME")
     written = [path for study in studies for path in draw_study(study, footer)]
     for place in places:
-        runs = sorted(runs_kept_in(place), key=order_in_figures)
-        written += all_figures(runs, place, footer=footer, tell=tell, label="")
+        runs = kept_runs(place if (place / "runs.zip").exists() else place / "runs")
+        written += all_figures(sorted(runs, key=order_in_figures), place, footer=footer, tell=tell, label="")
     return written
-
-
-def runs_kept_in(place: Path) -> list[Run]:
-    """Open the runs that are kept in a folder, in its runs.zip or in runs/NAME."""
-    if (place / "runs.zip").exists():
-        from ..runs import kept_runs
-
-        return kept_runs(place)
-    return [Run(path.parent) for path in place.glob("runs/*/config.json")]
 
 
 def order_in_figures(run: Run) -> tuple:
