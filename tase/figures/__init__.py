@@ -182,8 +182,8 @@ def redraw(folder: str | Path, footer: bool = True, tell: Callable[[str], None] 
     """Draw all figures under `folder` again from the kept runs and the studies there; returns the paths written.
 
     Every folder with kept runs (runs.zip, or runs/NAME) gets the figures of those runs, balanced controls first, then
-    in the order of the methods; every study's folder (study.json) gets the study's, kept runs next to it none. Raises RunError where there is
-    neither.
+    in the order of the methods; every study's folder (study.json) gets the study's, and runs kept next to studies none.
+    Raises RunError where there is neither.
     """
     folder = Path(folder)
     studies = sorted(path.parent for path in folder.rglob("study.json"))
