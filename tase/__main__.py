@@ -95,7 +95,8 @@ def _figures(args: argparse.Namespace) -> dict[str, Any]:
             raise ConfigError("figures needs one or more run folders, or --redraw FOLDER")
         runs = [Run(path) for path in args.runs]
         out = Path(args.out) if args.out else figures.figures_folder(runs)
-        written = figures.all_figures(runs, out, footer=not args.no_footer)
+        label = "" if args.keep else None  # a folder that keeps its runs is theirs: plain names, as when redrawn
+        written = figures.all_figures(runs, out, footer=not args.no_footer, label=label)
         if args.keep:
             keep_runs(runs, out / "runs.zip")
     if not args.json:
