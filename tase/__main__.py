@@ -94,9 +94,11 @@ def _figures(args: argparse.Namespace) -> dict[str, Any]:
         if not args.runs:
             raise ConfigError("figures needs one or more run folders, or --redraw FOLDER")
         runs = [Run(path) for path in args.runs]
-        written = figures.all_figures(runs, args.out, footer=not args.no_footer)
+        out = Path(args.out) if args.out else figures.figures_folder(runs)
+        label = "" if args.keep else None  # a folder that keeps its runs is theirs: plain names, as when redrawn
+        written = figures.all_figures(runs, out, footer=not args.no_footer, label=label)
         if args.keep:
-            keep_runs(runs, Path(args.out) / "runs.zip")
+            keep_runs(runs, out / "runs.zip")
     if not args.json:
         _say("\n".join(str(path) for path in written))
     return {"figures": [str(path) for path in written]}
@@ -213,7 +215,7 @@ def _demo(args: argparse.Namespace) -> dict[str, Any]:
     for run in runs:
         evaluate(run, progress=not args.quiet)
     table = format_table(compare(runs))
-    written = figures.all_figures(runs, out / "figures")
+    written = figures.all_figures(runs, out / "figures", label="")
     if not args.json:
         print(f"\n{table}\n\nfigures: {out / 'figures'} ({len(written)} files)")
         print(
@@ -271,7 +273,7 @@ def _parser() -> argparse.ArgumentParser:
 
     p = verb("figures", _figures, "draw the figures of evaluated runs (PDF and PNG)")
     p.add_argument("runs", nargs="*", metavar="RUN")
-    p.add_argument("--out", default="runs/figures", help="folder of the figures (default runs/figures)")
+    p.add_argument("--out", help="folder of the figures (default: RUN/figures, or figures next to several runs)")
     p.add_argument("--redraw", metavar="FOLDER", help="redraw every figure from the runs kept in FOLDER/**/runs.zip")
     p.add_argument("--keep", action="store_true", help="keep slim copies of the runs in OUT/runs.zip, for --redraw")
     p.add_argument("--no-footer", action="store_true", help="leave out the line with preset, subset, seeds and commit")

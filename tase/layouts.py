@@ -16,15 +16,15 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
 
 from .config import check_choice
+from .files import RunError, load_optional_npz, save_npz
 from .pseudo_labels import centred
-from .runs import Run, RunError, load_kept, save_npz
+from .runs import Run
 
 LAYOUTS = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}  # kind -> its name in titles
 
@@ -161,6 +161,11 @@ class Layouts:
         return dataclasses.replace(self, xy=self.xy @ turn)
 
 
+def layout_file(run: Run, name: str) -> Path:
+    """Return where a layout is cached."""
+    return Path(run.path) / "layouts" / f"{name}.npz"
+
+
 def snapshot_layouts(
     run: Run,
     kind: str = "tsne",
@@ -175,8 +180,8 @@ def snapshot_layouts(
     keeps neither features nor layouts.
     """
     check_choice("kind", kind, LAYOUTS)
-    path = Path(run.path) / "layouts" / f"epochs-{kind}.npz"
-    old = load_kept(path)
+    path = layout_file(run, f"epochs-{kind}")
+    old = load_optional_npz(path)
     index, snapshots = common_images(run, points)
     try:
         run.history.features(snapshots[0])
@@ -231,14 +236,12 @@ def run_layout(
     what is cached. Raises RunError where there is neither, and for fewer than 10 images.
     """
     check_choice("kind", kind, LAYOUTS)
-    path = Path(run.path) / "layouts" / f"{kind}.npz"
-    cached: dict[str, Any] = load_kept(path)
+    path = layout_file(run, kind)
+    cached = load_optional_npz(path)
     features, labels, what = _last_features(run)
-    if features is None:
-        if not cached:
-            raise RunError(f"{run.path} keeps no features: evaluate it (python -m tase evaluate {run.path})")
-        return cached["xy"], cached["labels"], str(cached["what"])
-    source = zlib.crc32(features.tobytes(), points)
+    if features is None and not cached:
+        raise RunError(f"{run.path} keeps no features: evaluate it (tase evaluate {run.path})")
+    source = zlib.crc32(features.tobytes(), points) if features is not None else cached["source"]
     if not cached or int(cached["source"]) != source:
         pick = np.sort(np.random.default_rng(0).permutation(len(features))[:points])
         if len(pick) < 10:
@@ -248,6 +251,12 @@ def run_layout(
         path.parent.mkdir(exist_ok=True)
         save_npz(path, **cached)
     return cached["xy"], cached["labels"], str(cached["what"])
+
+
+def lacks_features(run: Run, kind: str = "tsne") -> str:
+    """Say in a sentence that a run keeps neither features nor a layout of them; empty where it does."""
+    found = layout_file(run, kind).exists() or _last_features(run)[0] is not None
+    return "" if found else f"{run.path} keeps no features: evaluate it (tase evaluate {run.path})"
 
 
 def _last_features(run: Run) -> tuple[np.ndarray | None, np.ndarray | None, str]:

@@ -10,8 +10,8 @@ import warnings
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import pytest
-import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
@@ -19,8 +19,11 @@ from matplotlib.image import imread
 from tase import figures, runs
 from tase.config import ConfigError
 from tase.figures import sources
-from tase.figures.quantity import slope
+from tase.figures.paper import slope
+from tase.figures.study import axis_of, readable
+from tase.figures.style import THEMES
 from tase.presets import preset
+from tase.probes import summary
 
 
 def make_run(folder, method="tase", seed=0, classes=10, snapshots=4, labelled=True, evaluated=True, **overrides):
@@ -128,21 +131,31 @@ ALL = {
     "push": figures.push,
     "training_curves": lambda runs, **options: figures.training_curves(runs[-1], **options),
 }
+PAIRS = {"paired_accuracy": figures.paired_accuracy}
+OF_ONE = {
+    name: lambda runs, name=name: getattr(figures, name)(runs[-1])
+    for name in ("tau_by_group", "tau_against_loss", "tau_by_category", "temperature_map", "cluster_confusion",
+                 "cluster_changes", "sample_courses")
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("which", ["three", "many_classes"])
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", ALL | PAIRS | OF_ONE)
 def test_every_figure_is_readable_and_says_where_it_comes_from(name, which, request):
+    draw, shown_runs = (ALL | PAIRS | OF_ONE)[name], request.getfixturevalue(which)
+    if which == "many_classes" and name in PAIRS:
+        pytest.skip("there is no balanced control among them")
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # glyphs that are missing, layouts that do not fit
-        figure = drawn(ALL[name](request.getfixturevalue(which)))
+        figure = drawn(draw(shown_runs))
     shown = [t for t in figure.findobj(mpl.text.Text) if t.get_text() and t.get_visible()]
     assert min(t.get_fontsize() for t in shown) >= 7
     assert figure.get_figwidth() in (3.25, 5.5)
     foot = figure.get_supxlabel().replace("\n", " ")
     for part in ("digits-lt", "subset 00000000", "1 seed ", "commit abc1234"):
         assert part in foot
-    assert ALL[name](request.getfixturevalue(which), footer=False).get_supxlabel() == ""
+    if name not in OF_ONE:
+        assert draw(shown_runs, footer=False).get_supxlabel() == ""
 
 
 def test_the_footer_names_what_all_runs_have_otherwise_than_the_preset(tmp_path):
@@ -175,9 +188,15 @@ def long_names(tmp_path_factory):
 
 
 @pytest.mark.parametrize("which", ["three", "many_classes", "long_names"])
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", ALL | PAIRS | OF_ONE)
 def test_no_text_is_cut_off_or_overlaps(name, which, request):
-    figure = drawn(ALL[name](request.getfixturevalue(which)))
+    if which != "three" and name in PAIRS:
+        pytest.skip("there is no balanced control among them")
+    no_text_is_cut_off_or_overlaps((ALL | PAIRS | OF_ONE)[name](request.getfixturevalue(which)), name)
+
+
+def no_text_is_cut_off_or_overlaps(figure, name=""):
+    drawn(figure)
     box, page = figure.get_tightbbox(), figure.get_size_inches()
     assert box.x0 > -0.01 and box.y0 > -0.01 and box.x1 < page[0] + 0.01 and box.y1 < page[1] + 0.01
     ticks = {t for ax in figure.axes for axis in (ax.xaxis, ax.yaxis) for t in axis.get_ticklabels(which="both")}
@@ -227,13 +246,62 @@ def test_classes_without_evaluation_are_left_out(tmp_path):
     results["eval_classes"] = [7, 2, 5]
     results["protocols"]["linear"]["per_class"] = [70.0, 20.0, None]
     runs.save_json(run.path / "results.json", results)
-    data = sources.ranked(sources.Method("m", [run]), [run], lambda r: r.results["protocols"]["linear"]["per_class"])
+    data = sources.ranked(
+        sources.SameMethod("m", [run]), [run], lambda r: r.results["protocols"]["linear"]["per_class"]
+    )
     counts = np.array(results["counts"])
     expected = sorted((7, 2), key=lambda c: -counts[c])
     assert data.names == tuple(map(str, expected))
     assert dict(zip(data.names, data.values[0])) == {"7": 70, "2": 20}
     title = figures.per_class_accuracy(run).axes[0].get_title(loc="left")
     assert "mean 45.0, range 50.0" in title
+
+
+@pytest.fixture(scope="module")
+def paired(tmp_path_factory):
+    """A balanced control and a long-tailed run of three seeds, each with its own order of classes."""
+    base = tmp_path_factory.mktemp("paired")
+    return [
+        make_run(base / f"{m}-{s}{b}", m, s, data__balanced=b)
+        for s in range(3)
+        for m, b in (("simclr", True), ("tase", False))
+    ]
+
+
+def test_pairs_are_of_the_same_class_and_seed(paired):
+    figure = figures.paired_accuracy(paired)
+    (ax,) = figure.axes
+    by_rank = []
+    for control, run in (
+        itertools.batched(paired, 2) if hasattr(itertools, "batched") else zip(paired[::2], paired[1::2])
+    ):
+        order = np.argsort(-np.array(run.results["counts"]), kind="stable")
+        here, there = (np.array(r.results["protocols"]["linear"]["per_class"]) for r in (run, control))
+        by_rank.append((here - there)[order])
+    points = [line for line in ax.lines if line.get_marker() == "o"]
+    np.testing.assert_allclose([line.get_ydata().item() for line in points], np.mean(by_rank, 0))
+    segments = [
+        c.get_segments()[0] for c in ax.collections if hasattr(c, "get_segments") and len(c.get_segments()) == 1
+    ]
+    half = [summary(column.tolist()).ci95 for column in np.array(by_rank).T]
+    np.testing.assert_allclose([np.ptp(s[:, 1]) / 2 for s in segments], half)
+    over = summary(np.mean(by_rank, 1).tolist())
+    assert f"mean {over.mean:+.1f} ± {over.ci95:.1f}" in ax.get_title(loc="left")
+    assert ax.get_xlabel() == "class rank, head to tail"
+    foot = figure.get_supxlabel().replace("\n", " ")
+    assert "minus SimCLR, balanced" in foot and "intervals: 95 % over seeds" in foot
+    no_text_is_cut_off_or_overlaps(figure)
+
+
+def test_runs_without_their_control_are_not_paired(paired, tmp_path):
+    alone = make_run(tmp_path / "alone", "tase", seed=7)
+    (ax,) = figures.paired_accuracy([*paired, alone]).axes
+    (same,) = figures.paired_accuracy(paired).axes
+    assert ax.get_title(loc="left") == same.get_title(loc="left")
+    with pytest.raises(figures.Missing, match="no long-tailed run has a balanced control"):
+        figures.paired_accuracy([paired[0], alone])
+    one = figures.paired_accuracy(paired[:2])  # one seed: no interval, and none is claimed
+    assert "intervals" not in one.get_supxlabel() and "±" not in one.axes[0].get_title(loc="left")
 
 
 def test_a_balanced_control_takes_its_groups_from_the_long_tail_of_its_seed(three, tmp_path):
@@ -250,7 +318,7 @@ def test_a_balanced_control_takes_its_groups_from_the_long_tail_of_its_seed(thre
 
 def test_runs_of_one_name_are_told_apart_by_what_differs(tmp_path):
     here = [make_run(tmp_path / "a"), make_run(tmp_path / "b", guidance__tau_max=0.3)]
-    assert [m.label for m in sources.methods(here)] == ["TASE, long tail", "TASE, long tail (tau_max=0.3)"]
+    assert [m.label for m in sources.by_method(here)] == ["TASE, long tail", "TASE, long tail (tau_max=0.3)"]
 
 
 def test_geometry_draws_every_class_and_marks_the_drawing(three):
@@ -263,33 +331,13 @@ def test_geometry_draws_every_class_and_marks_the_drawing(three):
         assert f"CV {spread.std() / spread.mean():.2f}" in texts(figure)
 
 
-def test_layouts_are_kept_and_made_anew_when_features_change(tmp_path):
+def test_the_layout_can_be_chosen(tmp_path):
     run = make_run(tmp_path / "run")
-    xy, labels, what = figures.layout(run, points=40)
-    assert xy.shape == (40, 2) and labels.shape == (40,) and what == "test"
-    file = run.path / "layouts" / "tsne.npz"
-    first = file.stat().st_mtime_ns
-    np.testing.assert_array_equal(figures.layout(run, points=40)[0], xy)
-    assert file.stat().st_mtime_ns == first
-    file.unlink()
-    np.testing.assert_array_equal(figures.layout(run, points=40)[0], xy)  # fixed random state
-    slim = run.slim(tmp_path / "slim")
-    np.testing.assert_array_equal(figures.layout(slim)[0], xy)
-    features, labels = run.test_features
-    runs.save_npz(run.path / "features_test.npz", features=features[::-1].astype(np.float16), labels=labels[::-1])
-    assert not np.array_equal(figures.layout(run, points=40)[0], xy)
+    foot = figures.tsne(run, kind="pca").get_supxlabel().replace("\n", " ")
+    assert "PCA of 60 test images" in foot
+    assert (run.path / "layouts" / "pca.npz").exists()
     with pytest.raises(ConfigError, match="did you mean 'tsne'"):
-        figures.layout(run, "tsnee")
-
-
-@pytest.mark.slow  # umap compiles itself when first used
-def test_umap_is_an_option(tmp_path):
-    run = make_run(tmp_path / "run")
-    threads = torch.get_num_threads()
-    foot = figures.tsne(run, kind="umap").get_supxlabel().replace("\n", " ")
-    assert "UMAP of 60 test images" in foot
-    assert (run.path / "layouts" / "umap.npz").exists()
-    assert torch.get_num_threads() == threads  # numba changes it, and training would no longer be bit-equal
+        figures.tsne(run, "tsnee")
 
 
 def test_a_run_without_labels_is_drawn_as_one_group(tmp_path):
@@ -313,6 +361,59 @@ def test_dynamics_shows_medians_of_each_group(three):
     np.testing.assert_allclose(nmi.get_ydata(), [q["nmi"] for q in h.quality])
 
 
+def test_between_snapshots_nothing_is_made_up(three):
+    """tau is known at snapshots only: it is held until the next one, and the warm-up's end is marked."""
+    run = three[2]
+    figure = drawn(figures.dynamics(run))
+    for ax in figure.axes[:2]:
+        curves = [line for line in ax.lines if len(line.get_xdata()) == len(run.history)]
+        assert len(curves) == 9 and all(line.get_drawstyle() == "steps-post" for line in curves)
+        ends = [line.get_xdata()[0] for line in ax.lines if len(set(line.get_xdata())) == 1]
+        assert ends == [run.config.warmup] and "warm-up ends" in " ".join(t.get_text() for t in ax.texts)
+
+
+def test_steering_is_marked_and_noise_of_the_knn_looks_like_noise(tmp_path):
+    run = make_run(tmp_path / "run")
+    (run.path / "events.jsonl").write_text(json.dumps({"id": "a", "epoch": 20, "step": 1, "set": {}}) + "\n")
+    metrics = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.dumps(row | ({"knn": 92 + row["epoch"] / 100} if "knn" in row else {})) for row in metrics]
+    (run.path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    figure = figures.training_curves(runs.Run(run.path))
+    assert [20, 20] in [list(line.get_xdata()) for line in figure.axes[0].lines]
+    assert "dotted: steered" in figure.get_supxlabel()
+    low, high = figure.axes[2].get_ylim()
+    assert high - low == pytest.approx(5)
+
+
+def test_pictures_of_one_run_show_its_last_snapshot(three):
+    run = three[2]
+    h = run.history
+    group = h.groups[h.labels]
+    ax = figures.tau_against_loss(run).axes[0]
+    points = np.concatenate([np.asarray(c.get_offsets()) for c in ax.collections])
+    expected = np.concatenate([np.stack([h.tau[-1], h.loss[-1]], 1)[group == g] for g in range(3)])
+    np.testing.assert_allclose(points, expected, rtol=1e-5)
+    table = figures.cluster_confusion(run).axes[0].collections[0].get_array()
+    assert table.sum() == len(h.labels) and sorted(table.sum(0)) == sorted(h.counts)
+    assert (np.diff(table.sum(0)) <= 0).all() and (np.diff(table.sum(1)) <= 0).all()  # head to tail, and by size
+    rows = [t.get_text() for t in figures.tau_by_category(run).axes[0].get_yticklabels()]
+    assert rows == [f"{c} ({h.counts[c]})" for c in np.argsort(-h.counts, kind="stable")]
+    with pytest.raises(ValueError, match="but 2 categories"):
+        figures.tau_by_category(run, ["a", "b"])
+    steps = figures.sample_courses(run, [3, 5]).axes[0].lines
+    np.testing.assert_array_equal([line.get_ydata() for line in steps[:2]], h.tau[:, [3, 5]].T)
+
+
+def test_courses_are_drawn_from_arrays_of_ones_own():
+    rng = np.random.default_rng(0)
+    tau, weight, groups = rng.uniform(size=(4, 30)), rng.uniform(size=(4, 30)), np.arange(30) % 3
+    figure = figures.courses(range(4), tau, weight, groups, samples=0)
+    for ax, values in zip(figure.axes, (tau, weight)):
+        drawn_medians = [line.get_ydata() for line in ax.lines]
+        np.testing.assert_allclose(drawn_medians, [np.median(values[:, groups == g], axis=1) for g in range(3)])
+    assert "all images (median)" in texts(figures.courses(range(4), tau, weight))
+
+
 def test_slope_is_the_exponent():
     counts = np.array([500, 200, 70, 30, 8])
     assert slope(counts, counts**0.4) == pytest.approx(0.4)
@@ -326,18 +427,18 @@ def test_push_names_the_slope(three):
     assert "SimCLR, balanced" in shown
 
 
-def test_class_counts_takes_numbers_or_names():
-    figure = figures.class_counts([10, 300, 50], ["tail", "head", "mid"], ["a", "b", "c"])
+def test_class_sizes_take_numbers_or_names():
+    figure = figures.class_sizes([10, 300, 50], ["tail", "head", "mid"], ["a", "b", "c"])
     (ax,) = figure.axes
     assert [b.get_height() for b in ax.patches] == [300, 50, 10]
     assert [t.get_text() for t in ax.get_xticklabels()] == ["b", "c", "a"]
     assert "360 images" in ax.get_title(loc="left")
-    assert len(figures.class_counts(range(1, 101)).axes[0].patches) == 100
+    assert len(figures.class_sizes(range(1, 101)).axes[0].patches) == 100
 
 
 def test_what_is_missing_is_said_in_a_sentence(tmp_path):
     bare = make_run(tmp_path / "bare", evaluated=False, snapshots=0)
-    with pytest.raises(figures.Missing, match="has not been evaluated: python -m tase evaluate"):
+    with pytest.raises(figures.Missing, match="has not been evaluated: tase evaluate"):
         figures.per_class_accuracy(bare)
     with pytest.raises(figures.Missing, match="no snapshot yet: the first comes after 10 epochs"):
         figures.dynamics(bare)
@@ -354,20 +455,37 @@ def test_all_figures_writes_pdf_and_png_and_leaves_out_what_a_run_lacks(three, t
     bare = make_run(tmp_path / "bare", seed=1, evaluated=False, snapshots=0)
     paths = figures.all_figures([*three, bare], tmp_path / "out", tell=said.append)
     assert {p.stem for p in paths} == {
-        "figure1_accuracy_linear",
-        "figure2_geometry",
-        "figure3_tsne",
+        "figure1_accuracy_linear_balanced+3-more",
+        "figure1_paired_linear_balanced+3-more",
+        "figure2_geometry_balanced+3-more",
+        "figure3_tsne_balanced+3-more",
         "figure4_dynamics_tase",
-        "figure5_push",
+        "figure5_push_balanced+3-more",
     }
     assert sorted(paths) == sorted(p for p in (tmp_path / "out").iterdir())
-    assert len(paths) == 10 and all(p.stat().st_size > 3000 for p in paths)
-    assert any("figure1_accuracy_linear: left out" in line and "bare" in line for line in said)
+    assert len(paths) == 12 and all(p.stat().st_size > 3000 for p in paths)
+    assert any("figure1_accuracy_linear_balanced+3-more: left out" in line and "bare" in line for line in said)
     assert any("figure4_dynamics_bare: left out" in line for line in said)
 
 
+def test_figures_of_another_run_stay(three, tmp_path):
+    a, b = three[1:]
+    first = {p: p.read_bytes() for p in figures.all_figures(a, tmp_path)}
+    second = figures.all_figures(b, tmp_path)
+    both = figures.all_figures([a, b], tmp_path, tell=lambda _: None)
+    assert not {*first} & {*second} and not ({*first} | {*both}) - {*tmp_path.iterdir()}
+    assert all(p.read_bytes() == content for p, content in first.items())
+    assert {p.name for p in both} >= {"figure5_push_simclr+tase.png", "figure4_dynamics_tase.png"}
+
+
+def test_without_a_folder_figures_lie_in_the_run_or_next_to_the_runs(tmp_path):
+    a, b = make_run(tmp_path / "x" / "a", "simclr"), make_run(tmp_path / "x" / "b", "simclr", seed=1)
+    assert {p.parent for p in figures.all_figures(a)} == {tmp_path / "x" / "a" / "figures"}
+    assert {p.parent for p in figures.all_figures([a, b])} == {tmp_path / "x" / "figures"}
+
+
 def test_slim_copies_are_enough_to_draw_everything_again(three, tmp_path):
-    first = figures.all_figures(three, tmp_path / "all")
+    first = figures.all_figures(three, tmp_path / "all", label="")
     for run in three:
         run.slim(tmp_path / "kept" / "demo" / "runs" / run.name)
     again = figures.redraw(tmp_path / "kept")
@@ -379,7 +497,11 @@ def test_slim_copies_are_enough_to_draw_everything_again(three, tmp_path):
         "figure3_tsne.pdf",
         "figure5_push.pdf",
     }
-    with pytest.raises(runs.RunError, match="holds no saved runs"):
+    runs.keep_runs(three, tmp_path / "zipped" / "demo" / "runs.zip")
+    zipped = figures.redraw(tmp_path / "zipped")
+    assert [p.relative_to(tmp_path / "zipped") for p in zipped] == [p.relative_to(tmp_path / "kept") for p in again]
+    assert all(a.read_bytes() == b.read_bytes() for a, b in zip(again, zipped))
+    with pytest.raises(runs.RunError, match="holds no kept runs"):
         figures.redraw(tmp_path / "all")
 
 
@@ -400,6 +522,19 @@ def test_a_figure_shows_itself_and_keeps_its_style_in_a_dark_session(three):
     with mpl.style.context("dark_background"):
         assert figures.push(three)._repr_png_() == light
         assert mpl.rcParams["text.color"] == "white"  # the user's own settings are left as they were
+
+
+def test_a_dark_figure_is_light_on_nothing(three):
+    with figures.theme("dark"):
+        figure = figures.push(three)
+    light = figures.push(three)
+    assert figure._repr_png_() != light._repr_png_()  # drawn after the context, in its own colours
+    words = [t for t in drawn(figure).findobj(mpl.text.Text) if t.get_text() and t.get_visible()]
+    assert min(contrast(mpl.colors.to_hex(t.get_color()), "#1E1E1E") for t in words) > 4.5
+    assert figure.get_facecolor()[3] == 0 and figure.axes[0].get_facecolor()[3] == 0
+    assert light.get_facecolor()[3] == 1
+    with pytest.raises(ConfigError, match="did you mean 'dark'"), figures.theme("drak"):
+        pass
 
 
 def test_drawing_needs_no_pyplot(three, tmp_path):
@@ -432,8 +567,109 @@ def lab(colour, deficiency):
 
 
 @pytest.mark.parametrize("deficiency", DEFICIENCIES)
-def test_group_colours_are_told_apart_by_all_readers(deficiency):
-    seen = [lab(c, deficiency) for c in figures.GROUP_COLOURS]
+@pytest.mark.parametrize("name", THEMES)
+def test_group_colours_are_told_apart_by_all_readers(name, deficiency):
+    seen = [lab(c, deficiency) for c in THEMES[name].groups]
     assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)) > 30
     if deficiency == "none":  # in grey print too
         assert min(abs(a[0] - b[0]) for a, b in itertools.combinations(seen, 2)) > 12
+
+
+def contrast(colour, ground):
+    """Contrast ratio of WCAG 2."""
+    light = [((lab(c, "none")[0] + 16) / 116) ** 3 + 0.05 for c in (colour, ground)]  # of colours above L* = 8
+    return max(light) / min(light)
+
+
+def test_group_colours_have_three_to_one_on_their_background():
+    assert all(contrast(c, "white") >= 3 for c in THEMES["light"].groups)
+    assert all(contrast(c, "#1E1E1E") >= 3 for c in (*THEMES["dark"].groups, THEMES["light"].groups[2]))
+    assert THEMES["light"].groups == figures.GROUP_COLOURS
+
+
+# ------------------------------------------------------------------------------------------------------------- studies
+
+
+def make_study(folder, figure="bars", rows=("simclr", "tase"), columns=("",), reference="simclr", values=None, **about):
+    """A study's folder of one protocol; `values`: (row, column) -> accuracies of the seeds."""
+    values = values or {(row, column): [80.0, 81.0, 82.5] for row in rows for column in columns}
+    extras = about.pop("extras", [])
+    shared = {"study": "made", "kind": "cell", "preset": "digits-lt", "subset": "00000000", "commit": "abc1234"}
+    lines = [
+        shared | {"row": row, "column": column, "protocol": "linear", "seed": seed, "split": seed, "metric": metric,
+                  "value": value, "identity": "x"}
+        for (row, column), own in values.items() for seed, value in enumerate(own) for metric in ("all", "tail")
+    ]  # fmt: skip
+    folder.mkdir(parents=True)
+    pd.DataFrame(lines).to_csv(folder / "results.csv", index=False)
+    saved = {"name": "made", "question": "?", "reference": reference, "reference_column": "", "figure": figure}
+    saved |= {"outside": [], "rows": list(rows), "columns": list(columns), "extras": extras, "presets": ["digits-lt"]}
+    saved |= {"seeds": [0, 1, 2], "on": "test", "overrides": {}, "left_out": [], "failed": [], "axes": {}}
+    runs.save_json(folder / "study.json", saved | about)
+    return folder
+
+
+def test_a_difference_is_filled_where_its_interval_leaves_zero(tmp_path):
+    values = {
+        ("simclr", ""): [80.0, 81.0, 82.0],
+        ("tase", ""): [82.0, 83.1, 84.0],
+        ("shuffled", ""): [79.0, 83.0, 81.0],
+    }
+    figure = figures.study_figure(make_study(tmp_path / "s", rows=("simclr", "tase", "shuffled"), values=values))
+    (ax,) = figure.axes
+    marks = [line for line in ax.lines if line.get_marker() == "o"]
+    fills = {tuple(line.get_ydata()): mpl.colors.to_hex(line.get_markerfacecolor()) for line in marks}
+    assert [fills[y,] == "#ffffff" for y in sorted(y for (y,) in fills)] == [False, False, True, True]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["TASE", "TASE, shuffled"]
+    assert ax.get_xlabel() == "difference to SimCLR, in points" and "intervals: 95 %" in figure.get_supxlabel()
+    assert "hollow: the interval holds 0" in texts(figure)
+    no_text_is_cut_off_or_overlaps(figure)
+
+
+def ends_of(ax, upright):
+    found = [s for c in ax.collections for s in (c.get_segments() if hasattr(c, "get_segments") else ())]
+    return np.array([s[:, int(upright)] for s in found])
+
+
+@pytest.mark.parametrize("figure", ["bars", "curve"])
+def test_an_interval_is_whole_or_ends_in_an_arrow(tmp_path, figure):
+    upright = figure == "curve"
+    near = {("simclr", ""): [80.0, 81.0, 82.0], ("tase", ""): [80.5, 82.5, 82.2]}
+    wide = {("simclr", ""): [80.0, 81.0], ("tase", ""): [70.0, 95.0]}
+    for name, values, arrows in (("near", near, 0), ("wide", wide, 2)):
+        (ax, *_) = figures.study_figure(make_study(tmp_path / name, figure, values=values)).axes
+        low, high = ax.get_ylim() if upright else ax.get_xlim()
+        out = [(ends < low).sum() + (ends > high).sum() for ends in ends_of(ax, upright)]
+        drawn_arrows = [line for line in ax.lines if line.get_marker() in "<>^v"]
+        assert sum(out) == len(drawn_arrows) == arrows * (1 if upright else 2)
+
+
+def test_a_map_keeps_strong_colours_for_what_leaves_zero(tmp_path):
+    columns = ("tau_max=0.2", "tau_max=0.5")
+    values = {("tau_min=0.1", columns[0]): [81.0, 82.0, 83.1], ("tau_min=0.1", columns[1]): [80.0, 83.0, 83.0]}
+    values[("simclr", "")] = [80.0, 81.0, 82.0]
+    axes = {
+        label: {f"guidance.{label.split('=')[0]}": float(label.split("=")[1])} for label in ("tau_min=0.1", *columns)
+    }
+    folder = make_study(tmp_path / "s", "heat", ("tau_min=0.1",), columns, values=values, extras=["simclr"], axes=axes)
+    figure = figures.study_figure(folder)
+    ax = figure.axes[0]
+    shown = ax.collections[0].get_array().ravel()
+    np.testing.assert_allclose(shown, [3.1 / 3, 0.25])  # a mean difference, and a quarter of one
+    assert [t.get_text().split("\n")[0] for t in ax.texts] == ["+1.0", "+1.0"]
+    assert figure.axes[1].get_xlabel() == "τ max"
+    assert [t.get_text() for t in figure.axes[1].get_xticklabels()] == ["0.2", "0.5"]
+    means = figures.study_figure(make_study(tmp_path / "m", "heat", values={k: v for k, v in values.items() if k[1]},
+                                            rows=("tau_min=0.1",), columns=columns, axes=axes))  # fmt: skip
+    assert "means over seeds" in means.get_supxlabel() and "intervals" not in means.get_supxlabel()
+
+
+def test_axes_carry_their_values():
+    axes = {"a": {"guidance.tau_0": 0.1, "method": "simclr"}, "b": {"guidance.tau_0": 0.2, "method": "simclr"}}
+    axes |= {"c": {"guidance.group_tau": [0.1]}, "d": {"guidance.group_tau": [0.2]}, "e": {"optim.epochs": "x2"}}
+    axes |= {"tase, scale_by_tau": {"method": "tase", "guidance.scale_by_tau": True}}
+    about = {"axes": axes}
+    assert axis_of(["a", "b"], about) == ("τ₀", [0.1, 0.2])
+    assert axis_of(["c", "d"], about) == axis_of(["e"], about) == axis_of(["unknown"], about) == ("", None)
+    assert readable("tase, scale_by_tau", about) == "TASE, scale by τ"
+    assert readable("tau_0=0.2", about) == "τ₀ = 0.2" and readable("simclr", {}) == "SimCLR"

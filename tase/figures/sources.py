@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,11 @@ from .style import Figure, footer
 
 
 class Missing(RunError):
-    """A run lacks what a figure needs; the message says what, and how to get it. `run` is that run, where it is one."""
-
-    def __init__(self, message: str, run: Run | None = None):
-        super().__init__(message)
-        self.run = run
+    """A run lacks what a figure needs; the message says what, and how to get it."""
 
 
 @dataclass(frozen=True)
-class Method:
+class SameMethod:
     """Runs that differ in their seed or split only, under one name."""
 
     label: str
@@ -34,11 +30,11 @@ class Method:
 
 
 @dataclass(frozen=True)
-class Ranked:
+class ByRank:
     """One number per class and run, classes in the order of their training counts, largest first.
 
-    `values` and `counts` [runs, classes]; `groups` [classes], -1 where there is no tail to speak of; `names` [classes],
-    or None where the order of the classes differs between the runs; `borrowed`: the order is that of another run.
+    `values` and `counts` [runs, classes]; `groups` [classes], -1 without a tail; `names` [classes], or None where the
+    order of the classes differs between the runs; `borrowed`: the order is that of a long-tailed run.
     """
 
     values: Float[np.ndarray, "r c"]
@@ -53,12 +49,12 @@ class Ranked:
 
     @property
     def deviation(self) -> Float[np.ndarray, " c"]:
-        """Standard deviation over the runs, per class; 0 with a single run."""
+        """Return the standard deviation over the runs, per class; 0 with a single run."""
         return self.values.std(0, ddof=1) if len(self.values) > 1 else np.zeros(self.values.shape[1])
 
 
 def as_runs(runs: Run | str | Path | Iterable[Run | str | Path]) -> list[Run]:
-    """A list of runs from one or many, open or by their folder; raises RunError where a folder is no run."""
+    """Return a list of runs from one or many, open or by their folder; raises RunError where a folder is no run."""
     one = isinstance(runs, (str, Path)) or hasattr(runs, "config")
     opened = [Run(r) if isinstance(r, (str, Path)) else r for r in ([runs] if one else runs)]
     if not opened:
@@ -76,28 +72,29 @@ def has_tail(counts: Int64[np.ndarray, "..."]) -> bool:
 
 
 def title(config: Config) -> str:
-    """Method and kind of training set in words: "SimCLR, balanced"."""
-    name = config.method_title
+    """Name method and kind of training set: "SimCLR, balanced"."""
     if config.data.rule == "none":
-        return name
-    return f"{name}, {'balanced' if is_balanced(config) else 'long tail'}"
+        return config.method_title
+    return f"{config.method_title}, {'balanced' if is_balanced(config) else 'long tail'}"
 
 
-def _kin(config: Config) -> str:
-    return dataclasses.replace(config, seed=0, data=dataclasses.replace(config.data, split=-1)).training_identity
+def in_words(changed: Mapping[str, Any]) -> list[str]:
+    """Write changed fields as "tau_max=0.3", without their sections."""
+    return [
+        f"{name.rpartition('.')[2]}={value:g}" if isinstance(value, float) else f"{name.rpartition('.')[2]}={value}"
+        for name, value in changed.items()
+    ]
 
 
 def _differences(config: Config, other: Config) -> list[str]:
-    """The fields of `config` that differ from `other`, as "name=value", but seed and split."""
     if config.preset != other.preset:
         return [config.preset]
     unused = {f"guidance.{name}" for name in config.guidance_class.snapshot_only()}
-    found = {name.partition(".")[2]: value for name, value in config.changes(other).items() if name not in unused}
-    return [f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in found.items()]
+    return in_words({name: value for name, value in config.changes(other).items() if name not in unused})
 
 
 def labels_of(configs: Sequence[Config]) -> list[str]:
-    """A name for each configuration; those that would be called the same are told apart by the fields that differ."""
+    """Name each configuration; those of the same title are told apart by the fields that differ."""
     labels = []
     for config in configs:
         alike = [c for c in configs if title(c) == title(config)]
@@ -106,23 +103,32 @@ def labels_of(configs: Sequence[Config]) -> list[str]:
     return labels
 
 
-def methods(runs: Sequence[Run]) -> list[Method]:
-    """Runs gathered by all but their seed and split, in the order given."""
+def by_method(runs: Sequence[Run]) -> list[SameMethod]:
+    """Gather runs by all that shapes their network but seed and split, in the order given."""
     gathered: dict[str, list[Run]] = {}
     for run in runs:
-        gathered.setdefault(_kin(run.config), []).append(run)
+        level = dataclasses.replace(run.config, seed=0, data=dataclasses.replace(run.config.data, split=-1))
+        gathered.setdefault(level.training_identity, []).append(run)
     labels = labels_of([group[0].config for group in gathered.values()])
-    return [Method(label, group) for label, group in zip(labels, gathered.values(), strict=True)]
+    return [SameMethod(label, group) for label, group in zip(labels, gathered.values(), strict=True)]
+
+
+def lacks_results(run: Run, *path: str) -> str:
+    """Say in a sentence what `run.results` lacks down a path of keys; empty where it is there."""
+    found = run.results
+    if not found:
+        return f"{run.path} has not been evaluated: tase evaluate {run.path}"
+    for key in path:
+        found = found.get(key) if isinstance(found, dict) else None
+    return "" if found is not None else f"{run.path} has no {' / '.join(path)} in its results: evaluate it again"
 
 
 def results_of(run: Run, *path: str) -> Any:
-    """`run.results` down a path of keys; raises Missing with a plain sentence where it is not there."""
+    """Return `run.results` down a path of keys; raises Missing with a plain sentence where it is not there."""
+    if why := lacks_results(run, *path):
+        raise Missing(why)
     found = run.results
-    if not found:
-        raise Missing(f"{run.path} has not been evaluated: python -m tase evaluate {run.path}", run)
     for key in path:
-        if not isinstance(found, dict) or found.get(key) is None:
-            raise Missing(f"{run.path} has no {' / '.join(path)} in its results: evaluate it again", run)
         found = found[key]
     return found
 
@@ -132,7 +138,7 @@ def seeds_of(runs: Sequence[Run]) -> int:
 
 
 def classes_of(run: Run) -> tuple[tuple[str, ...], np.ndarray, np.ndarray] | None:
-    """Names, training counts and groups [C] of a run's classes, from results or history; None without labels."""
+    """Return names, training counts and groups [C] of a run's classes; None without labels."""
     saved = run.results or {}
     if saved.get("counts"):
         return tuple(saved["classes"]), np.asarray(saved["counts"]), np.asarray(saved["groups"])
@@ -141,7 +147,7 @@ def classes_of(run: Run) -> tuple[tuple[str, ...], np.ndarray, np.ndarray] | Non
 
 
 def order_of(run: Run, among: Sequence[Run]) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Numbers [C] that order this run's classes, largest first, their groups [C], and whether both are borrowed.
+    """Return numbers [C] that order a run's classes, largest first, their groups [C], and whether both are borrowed.
 
     The classes of a balanced control have no order of their own: it takes that of a long-tailed run of the same split
     that is `among` the runs drawn, else its groups, which are those of the tail it is the control of. Without any
@@ -159,24 +165,22 @@ def order_of(run: Run, among: Sequence[Run]) -> tuple[np.ndarray, np.ndarray, bo
     return counts, np.full(len(counts), -1, dtype=np.int64), False
 
 
-def _aligned(run: Run, values: Sequence[float | None]) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and values of the classes that have one: results list all classes, or those that are evaluated."""
+def _class_values(run: Run, values: Sequence[float | None]) -> tuple[np.ndarray, np.ndarray]:
+    """Return ids and values of the classes that have one: results list all classes, or those that are evaluated."""
     numbers = np.array(values, dtype=np.float64)
     classes = len(results_of(run, "counts"))
     ids = np.arange(classes) if len(numbers) == classes else np.asarray(results_of(run, "eval_classes"))
     if len(ids) != len(numbers):
-        raise Missing(
-            f"{run.path}: results.json has {len(numbers)} values for {len(ids)} classes: evaluate it again", run
-        )
+        raise Missing(f"{run.path}: results.json has {len(numbers)} values for {len(ids)} classes: evaluate it again")
     known = np.isfinite(numbers)
     return ids[known], numbers[known]
 
 
-def ranked(method: Method, among: Sequence[Run], take: Callable[[Run], Sequence[float | None]]) -> Ranked:
-    """What `take(run)` gives per class, classes from head to tail, for all runs of a method."""
+def ranked(method: SameMethod, among: Sequence[Run], take: Callable[[Run], Sequence[float | None]]) -> ByRank:
+    """Order what `take(run)` gives per class from head to tail, for all runs of a method."""
     values, counts, names, groups, borrowed = [], [], [], [], False
     for run in method.runs:
-        ids, numbers = _aligned(run, take(run))
+        ids, numbers = _class_values(run, take(run))
         by, group, lent = order_of(run, among)
         order = np.argsort(-by[ids], kind="stable")
         ids = ids[order]
@@ -188,7 +192,7 @@ def ranked(method: Method, among: Sequence[Run], take: Callable[[Run], Sequence[
     if len({len(v) for v in values}) > 1:
         raise Missing(f"the runs of '{method.label}' have different numbers of classes: draw them apart")
     same = len(set(names)) == 1
-    return Ranked(np.stack(values), np.stack(counts), groups[0], names[0] if same else None, borrowed)
+    return ByRank(np.stack(values), np.stack(counts), groups[0], names[0] if same else None, borrowed)
 
 
 def _some(values: Iterable[str], at_most: int = 3) -> str:
@@ -197,23 +201,20 @@ def _some(values: Iterable[str], at_most: int = 3) -> str:
     return ", ".join(unique[:at_most]) + more
 
 
-def set_besides(changes: Sequence[str]) -> list[str]:
-    """What was set besides the preset, for a line of origin: all of it, or how much where that is long."""
-    return list(changes) if len(changes) <= 4 else [f"{len(changes)} fields set"]
-
-
-def _assigned(config: Config) -> list[str]:
-    return [f"{name.partition('.')[2]}={value}" for name, value in changes(config).items()]
+def set_besides(changed: Mapping[str, Any]) -> list[str]:
+    """Name what was changed from the preset, for a footer: all of it, or how much where that is long."""
+    return in_words(changed) if len(changed) <= 4 else [f"{len(changed)} fields set"]
 
 
 def origin(runs: Sequence[Run], *notes: str) -> str:
-    """Where the numbers come from, in a line: preset, what all changed of it, subset, seeds, `notes`, commit."""
+    """Say where the numbers come from: preset, what all runs changed of it, subset, seeds, `notes`, commit."""
     subsets = [(r.results or {}).get("subset") or r.environment.get("subset", "?") for r in runs]
     commits = [(r.results or {}).get("commit") or r.commit for r in runs]
-    seeds, changed = seeds_of(runs), [_assigned(r.config) for r in runs]
+    seeds, (first, *others) = seeds_of(runs), [changes(r.config) for r in runs]
+    shared = {name: value for name, value in first.items() if all(o.get(name) == value for o in others)}
     parts = [
         _some(r.config.preset for r in runs),
-        *set_besides([change for change in changed[0] if all(change in other for other in changed)]),
+        *set_besides(shared),
         f"subset {_some(subsets)}",
         f"{seeds} seed{'s' * (seeds > 1)}",
         *(note for note in notes if note),

@@ -1,11 +1,15 @@
-"""How every figure looks: sizes, colours, the footer that says where the numbers come from, and how it is saved."""
+"""How every figure looks: sizes, colours, light or dark, the footer that says where the numbers come from, saving."""
 
 from __future__ import annotations
 
 import io
 import textwrap
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import matplotlib.figure
@@ -13,69 +17,109 @@ import matplotlib.style
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from ..config import check_choice
 from ..data import GROUPS
-from ..runs import write_atomic
+from ..files import write_atomic
 
 COLUMN, TEXT = 3.25, 5.5  # inches: a single column, the text's width
 
-# Head, mid, tail: lightness 34, 49, 71 (CIELAB), so they stay apart without colour, and for colour-blind readers.
-GROUP_COLOURS = ("#27509A", "#CE4A36", "#63BF8A")
-INK, SOFT, FAINT = "#222222", "#666666", "#D9D9D9"
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of one background: text, axes, grid, shaded areas, the paper itself, and head, mid, tail."""
+
+    ink: str
+    soft: str
+    faint: str
+    shade: str
+    paper: str
+    groups: tuple[str, str, str]
+
+
+# Head, mid, tail keep 3:1 to their background (WCAG) and stay apart in lightness, and for colour-blind readers.
+THEMES = {
+    "light": Theme("#222222", "#666666", "#D9D9D9", "#F1F1F1", "white", ("#204789", "#C53723", "#3CA27F")),
+    "dark": Theme("#EAEAEA", "#A6A6A6", "#4A4A4A", "#2E2E2E", "none", ("#266CBC", "#EF5940", "#8DEECC")),
+}
+GROUP_COLOURS = THEMES["light"].groups
+INK, SOFT, FAINT = THEMES["light"].ink, THEMES["light"].soft, THEMES["light"].faint
+_current: ContextVar[Theme] = ContextVar("theme", default=THEMES["light"])
 
 # Ten classes told apart (seaborn's "colorblind" order), and as many runs in one panel.
 CLASS_COLOURS = (
     *("#0173B2", "#DE8F05", "#029E73", "#D55E00", "#CC78BC"),
     *("#7A4B1E", "#F5A3D7", "#8C8C8C", "#D8C900", "#56B4E9"),
 )
-RUN_MARKS = (("#222222", "o"), ("#B8860B", "s"), ("#8E3B9E", "D"), ("#0E8C9C", "^"), ("#A0522D", "v"), ("#5B6BD6", "P"))
+_MARKS = (("#B8860B", "s"), ("#A259B5", "D"), ("#0E8C9C", "^"), ("#B5653F", "v"), ("#5B6BD6", "P"))
 
 _RC = {
-    "figure.facecolor": "white",
     "figure.dpi": 150,
     "savefig.dpi": 300,
-    "savefig.facecolor": "white",
+    "savefig.facecolor": "auto",
     "pdf.fonttype": 42,
     "ps.fonttype": 42,
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.labelsize": 8,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
+    **{f"{part}size": 8 for part in ("axes.title", "axes.label")},
+    **{f"{part}.labelsize": 7 for part in ("xtick", "ytick")},
     "legend.fontsize": 7,
+    "legend.title_fontsize": 7,
     "legend.frameon": False,
     "legend.handlelength": 1.4,
     "legend.columnspacing": 1.2,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": SOFT,
-    "xtick.color": SOFT,
-    "ytick.color": SOFT,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.linewidth": 0.6,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.major.size": 2.5,
-    "ytick.major.size": 2.5,
-    "lines.linewidth": 1.2,
     "axes.titlelocation": "left",
+    **{f"{axis}.major.{what}": size for axis in ("xtick", "ytick") for what, size in (("width", 0.6), ("size", 2.5))},
+    "lines.linewidth": 1.2,
 }
 
 
-def style() -> AbstractContextManager[None]:
-    """The figures' matplotlib settings as a context, whatever style the user has set outside."""
-    return mpl.style.context(["default", _RC])
+@contextmanager
+def theme(name: str) -> Iterator[None]:
+    """Draw figures for a `light` or a `dark` background within the context; dark ones are transparent.
+
+    Raises ConfigError for another name.
+    """
+    check_choice("theme", name, THEMES)
+    token = _current.set(THEMES[name])
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def colours() -> Theme:
+    """Return the colours of the current theme."""
+    return _current.get()
+
+
+def run_marks() -> tuple[tuple[str, str], ...]:
+    """Return colour and marker of each run or line in one panel."""
+    return ((colours().ink, "o"), *_MARKS)
+
+
+def style(look: Theme | None = None) -> AbstractContextManager[None]:
+    """Return the figures' matplotlib settings as a context that ignores the user's own style."""
+    look = look or colours()
+    inks = ("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor")
+    softs = ("axes.edgecolor", "xtick.color", "ytick.color")
+    papers = ("figure.facecolor", "axes.facecolor")
+    own = {**dict.fromkeys(inks, look.ink), **dict.fromkeys(softs, look.soft), **dict.fromkeys(papers, look.paper)}
+    return mpl.style.context(["default", {**_RC, **own}])
 
 
 class Figure(mpl.figure.Figure):
     """A matplotlib figure that keeps its style wherever it is drawn, and shows in a notebook without pyplot."""
 
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        self.look = colours()
+
     def draw(self, renderer) -> None:
-        with style():  # ticks are made when first drawn, with the settings of that moment
+        with style(self.look):  # ticks are made when first drawn, with the settings of that moment
             super().draw(renderer)
 
     def _repr_png_(self) -> bytes:
@@ -83,7 +127,7 @@ class Figure(mpl.figure.Figure):
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of `width` x `height` inches that lays itself out."""
+    """Make an empty figure of `width` x `height` inches that lays itself out."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
@@ -91,7 +135,7 @@ def _bytes(figure: mpl.figure.Figure, kind: str, dpi: float) -> bytes:
     buffer = io.BytesIO()
     # No dates, no versions: the same results give the same file.
     metadata = {"pdf": {"CreationDate": None, "Creator": None, "Producer": None}, "png": {"Software": None}}[kind]
-    with style():
+    with style(getattr(figure, "look", None)):
         figure.savefig(buffer, format=kind, dpi=dpi, metadata=metadata)
     return buffer.getvalue()
 
@@ -111,21 +155,22 @@ def save(figure: mpl.figure.Figure, path: str | Path) -> tuple[Path, Path]:
 
 
 def footer(figure: mpl.figure.Figure, text: str) -> None:
-    """A small line at the bottom right, broken between its parts; there is room for about 17 characters an inch."""
+    """Write a small line at the bottom right, broken between its parts; an inch holds about 16 characters."""
     whole = text.replace(" ", "\N{NO-BREAK SPACE}").replace("\N{NO-BREAK SPACE}·\N{NO-BREAK SPACE}", " · ")
-    lines = [line.strip(" ·") for line in textwrap.wrap(whole, int(figure.get_figwidth() * 17))]
-    figure.supxlabel("\n".join(lines).replace("\N{NO-BREAK SPACE}", " "), x=0.995, ha="right", fontsize=7, color=SOFT)
+    lines = [line.strip(" ·") for line in textwrap.wrap(whole, int(figure.get_figwidth() * 16.5))]
+    text = "\n".join(lines).replace("\N{NO-BREAK SPACE}", " ")
+    figure.supxlabel(text, x=0.995, ha="right", fontsize=7, color=colours().soft)
 
 
 def group_handles(bars: bool = True) -> list:
-    """Legend entries of head, mid and tail."""
+    """Return legend entries of head, mid and tail."""
+    pairs = list(zip(GROUPS, colours().groups, strict=True))
     if bars:
-        return [Patch(color=c, label=g) for g, c in zip(GROUPS, GROUP_COLOURS, strict=True)]
-    return [
-        Line2D([], [], ls="", marker="o", ms=4, color=c, label=g) for g, c in zip(GROUPS, GROUP_COLOURS, strict=True)
-    ]
+        return [Patch(color=colour, label=group) for group, colour in pairs]
+    return [Line2D([], [], ls="", marker="o", ms=4, color=colour, label=group) for group, colour in pairs]
 
 
 def colours_of(groups) -> list[str]:
-    """One colour per entry of `groups` (0 head, 1 mid, 2 tail; anything else: grey)."""
-    return [GROUP_COLOURS[int(g)] if 0 <= int(g) < 3 else "#9A9A9A" for g in groups]
+    """Return one colour per entry of `groups` (0 head, 1 mid, 2 tail; anything else: grey)."""
+    own = colours().groups
+    return [own[int(g)] if 0 <= int(g) < 3 else "#9A9A9A" for g in groups]

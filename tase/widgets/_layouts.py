@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int64
 
 from ..config import check_choice
-from ..figures.space import umap_layout
+from ..layouts import umap_layout
 from ..pseudo_labels import centred
 from ..runs import Run, RunError, load_kept, save_npz
 
@@ -79,8 +79,7 @@ def _tsne(h: np.ndarray, start: np.ndarray, first: bool) -> np.ndarray:
 
 
 def _umap(h: np.ndarray, start: np.ndarray, first: bool) -> np.ndarray:
-    init = (start / max(start.std(), 1e-12) * 4).astype(np.float32)
-    return umap_layout(h, n_neighbors=min(15, len(h) - 1), init=init, n_epochs=300 if first else 100)
+    return umap_layout(h, start, 0, warm=not first)
 
 
 def kept_images(run: Run, points: int) -> tuple[Int64[np.ndarray, " m"], list[int]]:
