@@ -16,8 +16,8 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodF
 
 from ..data import GROUPS
 from ..layouts import LAYOUTS, lacks_features, run_layout
-from ..probes import summary
 from ..runs import Run
+from ..tables import summary
 from .sources import (
     ByRank,
     Missing,
