@@ -23,7 +23,7 @@ from tase.figures.paper import slope
 from tase.figures.study import axis_of, readable
 from tase.figures.style import THEMES
 from tase.presets import preset
-from tase.probes import summary
+from tase.tables import summary
 
 
 def make_run(folder, method="tase", seed=0, classes=10, snapshots=4, labelled=True, evaluated=True, **overrides):
