@@ -8,6 +8,8 @@ from tase.pseudo_labels import (
     ESTIMATORS,
     PseudoLabels,
     Quantity,
+    _mean_largest,
+    _percentiles,
     aligned,
     by_density,
     by_merged_size,
@@ -19,8 +21,8 @@ from tase.pseudo_labels import (
     responsibilities,
     spherical_kmeans,
 )
-from tase.pseudo_labels._clusters import _mean_largest
-from tase.pseudo_labels._quantity import _percentiles
+
+
 
 
 def gen(seed=0):
