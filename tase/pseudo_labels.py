@@ -10,19 +10,20 @@
 
 `PseudoLabels` does all of it at each refresh and keeps the clusters' identities from one to the next.
 
-A new estimator of quantity is one function (h, p, centres, **options) -> Quantity and one entry in ESTIMATORS:
+A new estimator of quantity is one function (h, p, centres, **options) -> Quantity and one entry in ESTIMATORS, by
+which guidance.estimator then finds it:
 
     def own_cluster(h, p, centres, **options):
         sizes = p.argmax(1).bincount(minlength=p.shape[1]).double()
         return Quantity(sizes.log()[p.argmax(1)], sizes[sizes > 0].log())
 
-    ESTIMATORS["own-cluster"] = own_cluster             # and its name in config.ESTIMATORS, to choose it in a run
+    ESTIMATORS["own-cluster"] = own_cluster
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -30,7 +31,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from .config import check, unknown
+from .config import ESTIMATORS, check
 
 # Elements of a block of rows: large enough for matrix products to be fast, small enough for a processor's cache.
 BLOCK = 2**20
@@ -328,9 +329,6 @@ def by_density(
     return Quantity(torch.log1p(others), None)
 
 
-ESTIMATORS: dict[str, Callable[..., Quantity]] = {"size": by_size, "merged": by_merged_size, "density": by_density}
-
-
 def sizes_of(p: Float[Tensor, "n k"]) -> Float64[Tensor, "k"]:
     """Sum the responsibilities: n_k of equation (4)."""
     return p.sum(0, dtype=torch.float64)
@@ -410,14 +408,13 @@ class PseudoLabels:
         generator: torch.Generator | None = None,
         **options: Any,
     ):
-        if estimator not in ESTIMATORS:
-            raise unknown("guidance.estimator", estimator, ESTIMATORS)
         allowed = f"from 1 to the number of images, {n}; 0: chosen by it"
         check(0 <= clusters <= n, "guidance.clusters", clusters, allowed)
         if labels is not None and (labels.shape != (n,) or labels.is_floating_point() or int(labels.min()) < 0):
             raise ValueError(f"labels must be {n} whole numbers from 0, one per image")
         self.n, self.device, self.options = n, torch.device(device), options
-        self.clusters, self.estimator = clusters or max(1, min(100, n // 10)), estimator
+        self.clusters = clusters or max(1, min(100, n // 10))
+        self.estimate = ESTIMATORS[estimator if labels is None else "size"]
         self.confidence, self.restarts = confidence, restarts
         self.headness_map, self.label_noise, self.space, self.memory = headness_map, label_noise, space, memory
         self.generator = torch.Generator().manual_seed(0) if generator is None else generator
@@ -445,8 +442,7 @@ class PseudoLabels:
             self.p, self.labels = F.one_hot(self.truth, len(self.centres)).to(h.dtype), self.truth
         self._add_noise()
         self.sizes = sizes_of(self.p)
-        estimate = ESTIMATORS[self.estimator if self.truth is None else "size"]
-        quantity = estimate(h, self.p, self.centres, **self.options)
+        quantity = self.estimate(h, self.p, self.centres, **self.options)
         self.headness = torch.lerp(quantity.a.double(), self.headness, memory)
         self.log_sizes = quantity.log_sizes
         self.q, self.spread = clipped_rank(quantity._replace(a=self.headness), self.headness_map)
