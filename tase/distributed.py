@@ -21,6 +21,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import time
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -101,7 +102,9 @@ def team(device: torch.device, batch: int) -> Iterator[None]:
         any_of(False)  # all have come here: nobody leaves while another waits for its message
     finally:
         _active = False
-    # This waits for gloo's threads, which else may need an interpreter that is already gone, and abort the process.
+    # A thread of gloo drops its tensors after it has reported the work as done, and needs the interpreter for it. So it
+    # gets time now; without the destruction, or (torch 2.4) if it is still at it then, the process aborts or hangs.
+    time.sleep(0.2)
     atexit.register(dist.destroy_process_group)
 
 
@@ -213,6 +216,17 @@ def broadcast(x: Any) -> Any:
     return message[0]
 
 
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Make the process inside see no other."""
+    global _active
+    before, _active = _active, False
+    try:
+        yield
+    finally:
+        _active = before
+
+
 class _RankZero:
     """Proxy of `rank_zero`."""
 
@@ -220,16 +234,13 @@ class _RankZero:
         self._target = target
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
-        global _active
         result = error = None
         if rank() == 0:
-            _active = False  # whatever it calls in turn sees one process
             try:
-                result = self._target(*inputs, **options)
+                with _alone():
+                    result = self._target(*inputs, **options)
             except Exception as raised:
                 error = raised
-            finally:
-                _active = True
         result, error = broadcast((result, error))
         if error is not None:
             raise error
@@ -244,8 +255,9 @@ class _RankZero:
         return self
 
     def __exit__(self, *error: Any) -> Any:
-        # Without the others, which after an error may not answer any more.
-        return self._target.__exit__(*error) if rank() == 0 else None
+        if rank() == 0:
+            with _alone():  # and without a message: after an error the others may not answer any more
+                return self._target.__exit__(*error)
 
 
 def rank_zero(target: Any) -> Any:

@@ -93,7 +93,7 @@ def test_other_threads_than_before_are_told(tiny, tmp_path):
     train(tiny(optim__epochs=2), tmp_path / "run", until=1, progress=False)
     torch.set_num_threads(2)
     try:
-        with pytest.warns(UserWarning, match="begun with 1 threads, going on with 2"):
+        with pytest.warns(UserWarning, match="begun with 1 threads, resumed with 2"):
             train(tiny(optim__epochs=2), tmp_path / "run", resume=True, progress=False)
     finally:
         torch.set_num_threads(1)
@@ -102,7 +102,7 @@ def test_other_threads_than_before_are_told(tiny, tmp_path):
 def test_other_processes_than_before_are_told(tiny, tmp_path):
     run = train(tiny(optim__epochs=2), tmp_path / "run", until=1, progress=False)
     save_json(run.path / "environment.json", {**run.environment, "processes": 4})
-    with pytest.warns(UserWarning, match="begun with 4 processes, going on with 1.*--nproc-per-node 4"):
+    with pytest.warns(UserWarning, match="begun with 4 processes, resumed with 1.*--nproc-per-node 4"):
         train(tiny(optim__epochs=2), tmp_path / "run", resume=True, progress=False)
 
 
