@@ -128,7 +128,7 @@ def shard(n: int, at: int | None = None) -> slice:
 
 
 class _Gather(torch.autograd.Function):
-    """All processes' rows one after the other; torch.distributed.nn has the same, but is deprecated since torch 2.14."""
+    """The rows of all processes, one after the other (torch.distributed.nn has it, deprecated since torch 2.14)."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ def feature_dim(model: ModelConfig) -> int:
 
 
 def build(model: ModelConfig, channels: int, size: int) -> Network:
-    """Build a fresh network for images of `channels` x `size` x `size` pixels, its weights from the global generator."""
+    """Build a network for images of `channels` x `size` x `size` pixels, its weights from the global generator."""
     if model.backbone == "conv4":
         backbone = conv4(channels, model.channels, model.strides)
     else:

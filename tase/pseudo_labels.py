@@ -300,7 +300,7 @@ def by_merged_size(
 
     k-means likes clusters of equal size and so cuts a large class into many; joining them puts it together again.
     `merge_to` groups, or 0: the mean log size over all numbers of groups from a sixth to half of the clusters, since
-    no single number is right for all data and one alone depends on chance. Fewer than 12 clusters then stay as they are.
+    no single number is right for all data and one alone depends on chance. Fewer than 12 clusters stay as they are.
     """
     k, sizes = len(centres), sizes_of(p)
     levels = [merge_to] if merge_to else range(k // 6, k // 2 + 1) if k >= 12 else [k]
