@@ -105,8 +105,8 @@ class Training:
         if world() > 1 and device.type == "cuda":
             self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
         self.forward = torch.compile(self.network) if config.optim.compile else self.network
-        self.modules = self.guidance.modules() or nn.ModuleList()  # trained with the network
-        self.parameters = [*self.network.parameters(), *self.modules.parameters()]
+        self.modules = self.guidance.modules(self.network) or nn.ModuleList()  # trained with the network
+        self.parameters = [p for m in (self.network, self.modules) for p in m.parameters() if p.requires_grad]
         self.optimiser = torch.optim.SGD(
             self.parameters,
             config.optim.lr,
@@ -200,7 +200,8 @@ def train_step(t: Training, index: Tensor, images: Tensor | None = None) -> NTXe
 
     t.optimiser.zero_grad(set_to_none=True)
     with summed_gradients(t.parameters):
-        (out.loss if extra is None else out.loss + extra).backward()
+        # `extra` is a mean over this shard's images, and shards are equal: the mean of the batch once it is summed.
+        (out.loss if extra is None else out.loss + extra / world()).backward()
     t.optimiser.step()
     out = whole(out, b)
     guide.after_step(index, out)
@@ -290,8 +291,9 @@ def refresh(t: Training) -> Tensor:
     h = features(t)
     guide = rank_zero(t.guidance)
     guide.update(h, t.epoch)
-    if world() > 1:
+    if world() > 1:  # k-means runs once, and all have its result
         t.guidance.load_state_dict(guide.state_dict())
+        t.modules.load_state_dict(rank_zero(t.modules).state_dict())
     return h
 
 
@@ -336,11 +338,12 @@ def _before_epoch(t: Training, writer: RunWriter) -> None:
 
 
 @contextlib.contextmanager
-def interruptible(wait: bool = True) -> Iterator[threading.Event]:
-    """Turn Ctrl-C, a kernel interrupt and SIGTERM into an event, so that a loop can stop after the step in hand.
+def interruptible(wait: bool = False) -> Iterator[threading.Event]:
+    """Raise KeyboardInterrupt on Ctrl-C, a kernel interrupt and SIGTERM.
 
-    The second one, or without `wait` the first, raises KeyboardInterrupt; but not in one of several processes, which
-    gets Ctrl-C from the terminal and from torchrun. Signals can only be taken in the main thread.
+    With `wait`, the first one only sets the event, so that a loop can stop after the step in hand; in several processes
+    the second one as well, as each gets Ctrl-C from the terminal and from torchrun. Signals can only be taken in the
+    main thread.
     """
     interrupted = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -348,7 +351,7 @@ def interruptible(wait: bool = True) -> Iterator[threading.Event]:
         return
 
     def take(number, frame):
-        if (interrupted.is_set() or not wait) and world() == 1:
+        if not wait or (interrupted.is_set() and world() == 1):
             raise KeyboardInterrupt("stopped; the same command resumes")
         interrupted.set()
 
@@ -381,7 +384,7 @@ def train(
     with team(device, config.optim.batch), rank_zero(writer) as writer:
         splits = load_splits(config)  # Ctrl-C ends this immediately; decoded images are kept in the cache
         if not writer.finished(splits.train):
-            with interruptible() as interrupted:
+            with interruptible(wait=True) as interrupted:
                 t = _start(config, splits, writer, device)
                 _loop(t, splits, writer, interrupted, last, on_epoch, progress)
                 if t.epoch == config.optim.epochs:

@@ -14,18 +14,20 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY
-from test_training import assert_same_run
+from test_training import Prototypes, assert_same_run
 from torch import nn
 
 import tase
 from tase import distributed
 from tase.__main__ import main
-from tase.config import ViewsConfig, applicable
+from tase.config import METHODS, ViewsConfig, applicable
+from tase.guidance import Method
 from tase.losses import nt_xent
 from tase.training import Training, refresh, train_epoch, whole
 
 # Images (2 and 3 processes share them evenly); tau, weight, scale or not; rows of a chunk.
 LOSSES = [(6, False, None), (18, True, None), (18, True, 4), (6, True, 1), (66, False, 16)]
+TRAINED = ("tase", "isogclr-tau", "prototypes")
 SHORT = {**TINY, "optim.epochs": 10, "record.checkpoint_every": 1, "record.knn_every": 5, "optim.batch": 62}
 
 
@@ -83,11 +85,9 @@ def some_views():
 
 def trained_without_norm(method):
     """Two epochs and two refreshes of a network without batch norm: all that is known of every sample, and weights."""
-    config = tase.preset(
-        "digits-lt", method, overrides={**applicable(TINY, method), "optim.batch": 66, "optim.lr": 0.02}
-    )
-    early = applicable({"guidance.warmup": 0, "guidance.ramp": 0}, method)
-    t = Training(tase.override(config, early), tase.load_splits(config).train)
+    early = {**TINY, "optim.batch": 66, "optim.lr": 0.02, "guidance.warmup": 0, "guidance.ramp": 0}
+    config = tase.preset("digits-lt", method, overrides=applicable(early, method))
+    t = Training(config, tase.load_splits(config).train)
     for part in (t.network.backbone, t.network.projector):
         for i, layer in enumerate(part):
             if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
@@ -102,17 +102,23 @@ def trained_without_norm(method):
         samples
         | {"headness": t.guidance.headness, "loss": t.loss_sum, "sums": t.sums, "h": h}
         | dict(t.network.named_parameters())
+        | dict(t.modules.named_parameters())
     )
 
 
 def everything():
+    METHODS["prototypes"] = Method(Prototypes)
+    try:
+        trained = {method: trained_without_norm(method) for method in TRAINED}
+    finally:
+        del METHODS["prototypes"]
     return {
         **{f"loss {case}": one_loss(*case) for case in LOSSES},
         "gathered": a_gradient_of_what_is_gathered(),
         "buckets": some_buckets(),
         "rows": some_rows(),
         "views": some_views(),
-        **{method: trained_without_norm(method) for method in ("tase", "isogclr-tau")},
+        **trained,
     }
 
 
@@ -243,7 +249,7 @@ def test_gradients_are_summed_in_buckets(alone, together):
             torch.testing.assert_close(value, expected)
 
 
-@pytest.mark.parametrize("method", ["tase", "isogclr-tau"])
+@pytest.mark.parametrize("method", TRAINED)
 def test_training_without_batch_norm_is_that_of_one_process(method, alone, together):
     for found in together:
         for name, expected in alone[method].items():
