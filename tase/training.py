@@ -58,7 +58,7 @@ from .guidance import Guidance, build_guidance
 from .losses import NTXent, nt_xent
 from .probes import knn_accuracy
 from .pseudo_labels import quality
-from .runs import Run, RunWriter, load_checkpoint, save_checkpoint, steered
+from .runs import Run, RunWriter, steered
 from .streams import generator
 from .views import two_views
 
@@ -326,7 +326,7 @@ def _before_epoch(t: Training, writer: RunWriter) -> None:
     """Bring tau and w to the epoch: their ramp, and a refresh where one is due."""
     due = t.config.is_refresh(t.epoch)
     if due:
-        t.steer(rank_zero(lambda: writer.control.take(t.epoch, t.step))())
+        t.steer(writer.take(t.epoch, t.step))
     t.guidance.start_epoch(t.epoch)
     if due and t.config.record.snapshots:
         writer.snapshot(t.epoch, **snapshot(t, refresh(t)))
@@ -390,7 +390,7 @@ def train(
                 if t.epoch == config.optim.epochs:
                     _finish(t, writer)
                 else:
-                    rank_zero(save_checkpoint)(writer.folder, t.state())
+                    writer.checkpoint(t.state())
                     writer.status("stopped", epoch=t.epoch, step=t.step)
     if t and t.epoch < last:
         raise KeyboardInterrupt(f"stopped at epoch {t.epoch}; resume with resume=True (--resume)")
@@ -400,7 +400,7 @@ def train(
 def _start(config: Config, splits: Splits, writer: RunWriter, device: torch.device) -> Training:
     """Set up a fresh training, or the one of the folder's checkpoint."""
     t = Training(config, splits.train, device)
-    state = rank_zero(load_checkpoint)(writer.folder, config.identity) if writer.resume else None
+    state = writer.restored()
     if state:
         t.restore(state)
         rank_zero(_warn_of_other_rounding)(t, writer.folder)
@@ -453,7 +453,7 @@ def _loop(t, splits, writer, interrupted, last, on_epoch, progress) -> None:
             writer.log(row)
             writer.status("training", epoch=t.epoch, step=t.step)
             if t.epoch % t.config.record.checkpoint_every == 0:
-                rank_zero(save_checkpoint)(writer.folder, t.state())
+                writer.checkpoint(t.state())
             shown = {k: f"{row[k]:.3g}" for k in ("loss", "knn", "images_per_second") if k in row}
             bar.set_postfix(shown, refresh=False)
             bar.update()
@@ -485,8 +485,7 @@ def _metrics(t: Training, splits: Splits, started: float) -> dict[str, Any]:
 def _finish(t: Training, writer: RunWriter) -> None:
     """Write the last snapshot (with features of all images), checkpoint and encoder."""
     t.guidance.start_epoch(t.epoch)
-    rank_zero(save_checkpoint)(writer.folder, t.state())
+    writer.checkpoint(t.state())
     writer.snapshot(t.epoch, **snapshot(t, refresh(t)))
-    encoder = writer.folder / "encoder.pt"
-    rank_zero(models.save_backbone)(encoder, t.network, t.config.model, t.images.shape[1], t.size)
+    writer.encoder(t.network, t.images.shape[1], t.size)
     writer.status("finished", epoch=t.epoch, step=t.step)
