@@ -40,11 +40,10 @@ from .data import ImageSet, Splits, few_shot_draws, load_splits
 from .distributed import choose_device
 from .files import load_json, load_optional_json, save_json, save_npz, tidy
 from .losses import nt_xent
-from .models import Network, encode
+from .models import Network, encode, initial_network
 from .runs import Run, load_checkpoint
 from .streams import generator
 from .tables import BASELINES, compare, format_table, to_markdown
-from .training import initial_network
 from .views import two_views
 
 __all__ = [

@@ -3,11 +3,21 @@
     l_a = - s_ap / tau_i + log sum_{b != a} exp(s_ab / tau_i)          anchor a of image i, positive p, cosine s
     L   = sum_a w_i l_a / sum_a w_i
 
+or, for two views z1, z2 [n, d] of n images, written plainly:
+
+    z = F.normalize(torch.cat([z1, z2]), dim=1)                         # [2n, d]
+    s = (z @ z.T).fill_diagonal_(-inf) / tau.repeat(2)[:, None]         # [2n, 2n], s_ab / tau_i
+    positive = torch.arange(2 * n).roll(n)                              # the other view of the same image
+    l = -s[torch.arange(2 * n), positive] + s.logsumexp(1)              # (1)
+    loss = (weight.repeat(2) * l).sum() / weight.repeat(2).sum()        # (2)
+
+`nt_xent` is this without a square matrix in memory:
+
     out = nt_xent(z1, z2, tau=tau[index], weight=weight[index])
     out.loss.backward()
 
-With one constant temperature this is SimCLR's NT-Xent (arXiv 2002.05709). Temperatures and weights are constants for
-the gradient.
+With one constant temperature it is SimCLR's NT-Xent (arXiv 2002.05709). Temperatures and weights are constants for the
+gradient.
 """
 
 from __future__ import annotations
@@ -15,12 +25,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-
-from .distributed import gather, share, total, world
 
 
 class NTXent(NamedTuple):
@@ -39,121 +47,87 @@ class NTXent(NamedTuple):
 def nt_xent(
     z1: Float[Tensor, "b d"],
     z2: Float[Tensor, "b d"],
-    tau: float | Float[Tensor, "b"] = 0.2,
-    weight: float | Float[Tensor, "b"] | None = None,
+    tau: float | Float[Tensor, "n"] = 0.2,
+    weight: float | Float[Tensor, "n"] | None = None,
     chunk: int | None = None,
-    scale: float | Float[Tensor, "b"] | None = None,
-    batch: int | None = None,
+    scale: float | Float[Tensor, "n"] | None = None,
+    columns: tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]] | None = None,
+    offset: int = 0,
 ) -> NTXent:
-    """Equations (1) and (2) for two views of b images; projections of any length, they are normalised here.
-
-    With `batch`, the images are this process's `distributed.share` of so many: each anchor is held against the views
-    of them all, and the losses of the processes add up to that of the whole batch (`whole` puts the parts together).
+    """Compute equations (1) and (2) for two views of b images; projections of any length, they are normalised here.
 
     `tau`, `weight` and `scale` are one number or one per image; `scale` multiplies l_a but not the sum of the weights.
     With `chunk`, that many rows of similarities exist at a time, recomputed in the backward pass: memory 2b x chunk
-    instead of 2b x 2b, same result. Computed in float32 at least, whatever the autocast type.
-    Raises ValueError for shapes that do not fit and for values that are not possible (tau <= 0, negative or all-zero
-    weights). Tensors on an accelerator are not looked at, as each step would wait for the device: there, all-zero
-    weights show as a NaN loss.
+    instead of 2b x 2b, same result. Computed in float32 at least, in autocast too.
+
+    With `columns`, the b images are those from `offset` on of a batch of n, whose views the columns are. Each anchor is
+    held against all 2n of them, `tau`, `weight` and `scale` are those of the batch [n], and the losses of all its
+    parts add up to that of the batch.
+
+    Raises ValueError for shapes that do not fit and for invalid values (tau <= 0, negative or all-zero weights).
+    Tensors on an accelerator are not checked, as each step would wait for the device: there, all-zero weights show as
+    a NaN loss.
     """
+    _check_shapes(z1, z2, chunk)
+    with torch.autocast(z1.device.type, enabled=False):
+        z = _unit(z1, z2)  # [2b, d]
+        others = z if columns is None else _unit(*columns)  # [2n, d]
+        b, n = len(z1), len(others) // 2
+        tau, weight, scale = _per_image(tau, weight, scale, n, z)  # [n] each
+        # The column of each anchor: first views, then second views. The positive is the same image in the other half.
+        image = torch.arange(offset, offset + b, device=z.device)
+        itself, positive = torch.cat([image, image + n]), torch.cat([image + n, image])
+        total = weight.repeat(2).sum()
+        tau, weight, scale = (v.repeat(2)[itself] for v in (tau, weight, scale))  # [2b] each
+
+        similarity = (z * others[positive]).sum(1)  # s_ap
+        lse, mean = _LogSumExp.apply(z, others, itself, tau.reciprocal(), chunk or len(z))
+        pull = -similarity / tau
+        losses = pull + lse  # (1)
+        share = weight * scale / total
+        loss, attraction, repulsion = ((share * part).sum() for part in (losses, pull, lse))  # (2)
+    parts = (lse.detach(), mean.detach(), similarity.detach())
+    return NTXent(loss, losses, attraction, repulsion, *parts, 2 * n - 1)
+
+
+def _check_shapes(z1: Tensor, z2: Tensor, chunk: int | None) -> None:
     if z1.ndim != 2 or z1.shape != z2.shape or len(z1) == 0:
         raise ValueError(
             f"z1 and z2 must be two views [b, d] of the same images, not {list(z1.shape)} and {list(z2.shape)}"
         )
     if chunk is not None and chunk < 0:
-        raise ValueError(f"chunk = {chunk} is not possible: it must be a number of rows, or None for all")
-    b = len(z1)
-    with torch.autocast(z1.device.type, enabled=False):
-        z = torch.cat([z1, z2])
-        z = F.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=1)
-        tau, weight, scale = (
-            per_anchor(v, name, z, b, (batch or b) > b)
-            for v, name in ((tau, "tau"), (weight, "weight"), (scale, "scale"))
-        )
-        itself, columns, n = torch.arange(2 * b, device=z.device), z, batch or b
-        if n > b:  # the columns in the order of one process: all first views, then all second views
-            columns = gather(z.unflatten(0, (2, b)).transpose(0, 1), n)
-            columns, itself = columns.transpose(0, 1).flatten(0, 1), itself % b + share(n).start + itself // b * n
-        parts = contrast(z, columns, (itself + n) % (2 * n), itself, tau, chunk)
-        return reduce(*parts, tau, weight, scale, others=2 * n - 1, total=total(weight.sum()) if n > b else None)
+        raise ValueError(f"invalid chunk = {chunk}: must be a number of rows, or None for all")
 
 
-def whole(out: NTXent, batch: int) -> NTXent:
-    """The loss and its parts, detached, of the whole batch, in every process, from each one's part of `nt_xent`."""
-    if world() == 1:
-        return out
-    rows = torch.stack([out.per_anchor.detach(), *out[4:7]], dim=1).unflatten(0, (2, -1)).transpose(0, 1)
-    rows = gather(rows.contiguous(), batch).transpose(0, 1).flatten(0, 1)
-    loss, attraction, repulsion = total(torch.stack([out.loss, out.attraction, out.repulsion]).detach())
-    return NTXent(loss, rows[:, 0], attraction, repulsion, *rows[:, 1:].unbind(1), out.others)
+def _unit(z1: Float[Tensor, "n d"], z2: Float[Tensor, "n d"]) -> Float[Tensor, "2n d"]:
+    z = torch.cat([z1, z2])
+    return F.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=1)
 
 
-def per_anchor(
-    value: float | Tensor | None, name: str, like: Float[Tensor, "a d"], b: int, part: bool = False
-) -> Float[Tensor, "a"]:
-    """`value` (one number, one per image, or None for 1) for each of the 2b anchors, checked if that needs no wait.
-
-    `part`: others have more of the batch, and here all weights may be 0.
-    """
-    value = torch.as_tensor(1.0 if value is None else value, dtype=like.dtype).detach()
-    if value.shape not in ((), (b,)):
-        raise ValueError(f"{name} must be one number or one per image [{b}], not of shape {list(value.shape)}")
-    if value.device.type == "cpu":
-        weighs = bool((value >= 0).all() and (part or value.sum() > 0))
-        if not {"tau": bool((value > 0).all()), "weight": weighs}.get(name, True):
-            raise ValueError(
-                {"tau": "tau must be above 0", "weight": "weight must be at least 0, and not 0 for the whole batch"}[
-                    name
-                ]
-            )
-    if value.ndim == 0 and value.device.type == "cpu":
-        return like.new_full((2 * b,), value.item())  # filled on the device: nothing to copy there
-    return value.to(like.device).expand(b).repeat(2)
-
-
-def contrast(
-    rows: Float[Tensor, "r d"],
-    columns: Float[Tensor, "c d"],
-    positive: Int64[Tensor, "r"],
-    itself: Int64[Tensor, "r"],
-    tau: Float[Tensor, "r"],
-    chunk: int | None = None,
-) -> tuple[Float[Tensor, "r"], Float[Tensor, "r"], Float[Tensor, "r"]]:
-    """s_ap, the log-sum-exp over b != a, and E_p[s_ab] (not differentiable) of unit rows against unit columns.
-
-    `positive` and `itself` are the columns of each row's positive and of the row itself, so that the rows may be one
-    process's share of the columns.
-    """
-    similarity = (rows * columns[positive]).sum(1)
-    lse, mean = _LogSumExp.apply(rows, columns, itself, tau.reciprocal(), chunk or len(rows))
-    return similarity, lse, mean
-
-
-def reduce(
-    similarity: Float[Tensor, "r"],
-    lse: Float[Tensor, "r"],
-    mean: Float[Tensor, "r"],
-    tau: Float[Tensor, "r"],
-    weight: Float[Tensor, "r"],
-    scale: Float[Tensor, "r"],
-    others: int,
-    total: Float[Tensor, ""] | None = None,
-) -> NTXent:
-    """Equation (2) from the parts of `contrast`; `total` is the sum of all processes' weights (None: of these rows)."""
-    share = weight * scale / (weight.sum() if total is None else total)
-    pull = -similarity / tau
-    losses = pull + lse
-    parts = (lse.detach(), mean.detach(), similarity.detach())
-    return NTXent((share * losses).sum(), losses, (share * pull).sum(), (share * lse).sum(), *parts, others)
+def _per_image(tau, weight, scale, n: int, like: Tensor) -> list[Float[Tensor, "n"]]:
+    """Expand one number, one per image, or None for 1, to [n] constants; checks what needs no wait for the device."""
+    found = []
+    for name, value in (("tau", tau), ("weight", weight), ("scale", scale)):
+        value = torch.as_tensor(1.0 if value is None else value, dtype=like.dtype).detach()
+        if value.shape not in ((), (n,)):
+            raise ValueError(f"{name} must be one number or one per image [{n}], not of shape {list(value.shape)}")
+        if value.device.type == "cpu":
+            if name == "tau" and not (value > 0).all():
+                raise ValueError("tau must be above 0")
+            if name == "weight" and not ((value >= 0).all() and value.sum() > 0):
+                raise ValueError("weight must be at least 0, and not 0 for the whole batch")
+            if value.ndim == 0:
+                value = like.new_full((n,), value.item())  # filled on the device: nothing to copy there
+        found.append(value.to(like.device).expand(n))
+    return found
 
 
 class _LogSumExp(torch.autograd.Function):
-    """log sum_{b != a} exp(s_ab / tau_a) a chunk of rows at a time.
+    """log sum_{b != a} exp(s_ab / tau_a) and E_p[s_ab] (not differentiable) of unit rows, a chunk of rows at a time.
 
-    Written out because the softmax needed backward is cheaper to recompute than to keep: on one CPU core as fast
-    as automatic differentiation of the whole matrix, at any chunk from 128 rows on; checkpointing took 1.5 to 2 times
-    as long.
+    `itself` is the column of each row that is the row itself. Written out because the softmax needed backward is
+    cheaper to recompute than to keep: on one CPU core as fast as automatic differentiation of the whole matrix, at any
+    chunk from 128 rows on; checkpointing took 1.5 to 2 times as long.
     """
 
     @staticmethod
@@ -161,11 +135,11 @@ class _LogSumExp(torch.autograd.Function):
         lse, mean = torch.empty_like(inverse_tau), torch.empty_like(inverse_tau)
         for i in range(0, len(rows), chunk):
             s = slice(i, i + chunk)
-            similarity = rows[s] @ columns.T
+            similarity = rows[s] @ columns.T  # [chunk, 2n]
             logits = similarity * inverse_tau[s, None]
-            logits.scatter_(1, itself[s, None], -torch.inf)
+            logits.scatter_(1, itself[s, None], -torch.inf)  # b != a
             lse[s] = logits.logsumexp(1)
-            p = logits.sub_(lse[s, None]).exp_()
+            p = logits.sub_(lse[s, None]).exp_()  # in place: the logits are not needed again
             mean[s] = torch.linalg.vecdot(p, similarity)
         ctx.save_for_backward(rows, columns, itself, inverse_tau, lse)
         ctx.chunk = chunk
@@ -175,6 +149,7 @@ class _LogSumExp(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient, _):
+        # d lse_a / d s_ab = p_ab / tau_a, and s_ab = row_a . column_b
         rows, columns, itself, inverse_tau, lse = ctx.saved_tensors
         by_row, by_column = torch.empty_like(rows), torch.zeros_like(columns)
         with torch.autocast(rows.device.type, enabled=False):

@@ -9,16 +9,16 @@ backbone = load_backbone("runs/first/encoder.pt")        # a trained encoder, in
 from __future__ import annotations
 
 import dataclasses
-import os
-import zipfile
 from pathlib import Path
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from .config import ModelConfig
-from .data import Mapped, batches
+from .config import Config, ModelConfig
+from .data import batches
+from .files import load_pt, save_pt
+from .streams import generator
 
 
 class Network(nn.Module):
@@ -34,7 +34,7 @@ class Network(nn.Module):
 
 
 def conv4(channels: int, widths: tuple[int, ...], strides: tuple[int, ...]) -> nn.Module:
-    """3x3 convolutions with batch norm and ReLU, then the mean over positions: small enough for a CPU."""
+    """Stack 3x3 convolutions with batch norm and ReLU, then the mean over positions: small enough for a CPU."""
     layers: list[nn.Module] = []
     for before, after, stride in zip((channels, *widths), widths, strides):
         layers += [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
@@ -42,7 +42,7 @@ def conv4(channels: int, widths: tuple[int, ...], strides: tuple[int, ...]) -> n
 
 
 def resnet(name: str, channels: int, cifar_stem: bool) -> nn.Module:
-    """torchvision's ResNet without its classifier; small images get a 3x3 stem of stride 1 and no max-pool."""
+    """Take torchvision's ResNet without its classifier; small images get a 3x3 stem of stride 1 and no max-pool."""
     from torchvision import models
 
     net = getattr(models, name)(weights=None)
@@ -56,12 +56,12 @@ def resnet(name: str, channels: int, cifar_stem: bool) -> nn.Module:
 
 
 def feature_dim(model: ModelConfig) -> int:
-    """Dimension d of the backbone's features."""
+    """Return the dimension d of the backbone's features."""
     return {"resnet18": 512, "resnet50": 2048, "conv4": model.channels[-1]}[model.backbone]
 
 
 def build(model: ModelConfig, channels: int, size: int) -> Network:
-    """A fresh network for images of `channels` x `size` x `size` pixels, its weights from the global generator."""
+    """Build a network for images of `channels` x `size` x `size` pixels, its weights from the global generator."""
     if model.backbone == "conv4":
         backbone = conv4(channels, model.channels, model.strides)
     else:
@@ -79,8 +79,16 @@ def build(model: ModelConfig, channels: int, size: int) -> Network:
     return Network(backbone, projector)
 
 
+def initial_network(config: Config, channels: int, size: int, device: torch.device | str = "cpu") -> Network:
+    """Build the network as the run with this seed starts it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator(config.seed, "network").initial_seed())
+        network = build(config.model, channels, config.views.size or size)
+    return network.to(device, memory_format=torch.channels_last)
+
+
 def resized(images: UInt8[Tensor, "b c h w"], size: int) -> Float[Tensor, "b c s s"]:
-    """Images in [0, 1] without augmentation, brought to the views' size: shorter side resized, centre cropped."""
+    """Bring images to [0, 1] and the views' size without augmentation: shorter side resized, centre cropped."""
     x = images.float().div_(255)
     height, width = x.shape[-2:]
     size = size or min(height, width)
@@ -96,15 +104,15 @@ def resized(images: UInt8[Tensor, "b c h w"], size: int) -> Float[Tensor, "b c s
 @torch.no_grad()
 def encode(
     module: nn.Module,
-    images: UInt8[Tensor, "n c h w"] | Mapped,
+    images: UInt8[Tensor, "n c h w"],
     size: int = 0,
     batch: int = 512,
     device: str | torch.device | None = None,
     rows: slice | None = None,
 ) -> Float[Tensor, "n d"]:
-    """Features of all images, or of `rows`, without augmentation, the module in eval mode (and put back after).
+    """Compute features of all images, or of `rows`, without augmentation; the module in eval mode, and put back after.
 
-    `size` is the side of the views in pixels (0: as the images); the result is float32 whatever the autocast type.
+    `size` is the side of the views in pixels (0: as the images); the result is float32 in autocast too.
     """
     first, last, _ = (rows or slice(None)).indices(len(images))
     parts = batches(images, (slice(i, min(i + batch, last)) for i in range(first, last, batch)))
@@ -118,28 +126,23 @@ def encode(
 
 
 def save_backbone(path: str | Path, network: Network, model: ModelConfig, channels: int, size: int) -> None:
-    """Write the backbone with what is needed to build it again (read by `load_backbone`), whole or not at all."""
+    """Write the backbone with what is needed to build it again (read by `load_backbone`)."""
     meta = {"model": dataclasses.asdict(model), "channels": channels, "size": size}
-    temporary = Path(path).with_name(f".{Path(path).name}.tmp")
-    torch.save({"meta": meta, "weights": network.backbone.state_dict()}, temporary)
-    os.replace(temporary, path)
+    save_pt(path, {"meta": meta, "weights": network.backbone.state_dict()})
 
 
 def load_backbone(path: str | Path, device: str | torch.device = "cpu") -> nn.Module:
-    """The saved backbone in eval mode: float [b, c, s, s] in [0, 1] -> features [b, d].
+    """Read a saved backbone, in eval mode: float [b, c, s, s] in [0, 1] -> features [b, d].
 
-    Raises ValueError where the file is cut off or altered (its zip has a CRC of each part), or holds something else.
+    Raises ValueError where the file is cut off or altered, or holds something else.
     """
     try:
-        with zipfile.ZipFile(path) as parts:
-            if parts.testzip():
-                raise ValueError("a CRC is wrong")
-        saved = torch.load(path, map_location=device, weights_only=True)
+        saved = load_pt(path, device=device)
         meta = saved["meta"]
         backbone = build(ModelConfig(**meta["model"]), meta["channels"], meta["size"]).backbone
         backbone.load_state_dict(saved["weights"], strict=True)
     except FileNotFoundError:
         raise
-    except Exception as error:  # whatever reading makes of foreign bytes
+    except Exception as error:  # anything that foreign bytes can cause
         raise ValueError(f"{path} is damaged, or no backbone of this library") from error
     return backbone.to(device).eval()

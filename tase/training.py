@@ -6,23 +6,22 @@
         every R epochs: features of all images -> pseudo-labels -> tau, w, one snapshot       refresh
         for each batch of indices:                                      train_step
             two views, each sample with its own draws
-            z1, z2 = network(view 1), network(view 2)
+            z1, z2 = network(view 1), network(view 2)                   guidance.embed
             loss = NT-Xent with tau[indices], w[indices]                equations (1), (2)
             one SGD step, learning rate by warm-up and cosine
     features of all images, last snapshot, encoder
 
-A method is a guidance: the loop asks it for tau and w and knows nothing else of it.
+A method is a guidance: the loop gets tau and w from it, calls its hooks, and knows nothing else of it.
 
-Under torchrun several processes train one run. All of them know the epoch's order, and hold tau, w and all else of
-every sample; of each batch, and of the images at a refresh, each works on its share (`distributed`). The first process
-alone reads and writes the folder. With batch norm synchronised, or none, the result is that of one process but for
-rounding.
+Under torchrun several processes train one run (`distributed`). All of them know the epoch's order, and hold tau, w and
+all else of every sample; of each batch, and of the images at a refresh, each works on its shard. Clustering and all
+that touches the run's folder happen on rank 0. With batch norm synchronised, or none, the result is that of one process
+but for rounding.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import signal
@@ -36,60 +35,51 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import models
 from .config import Config, OptimConfig, check
 from .data import ImageSet, Splits, batches, load_splits, place
 from .distributed import (
+    all_reduce,
     any_of,
+    broadcast_buffers,
     choose_device,
     gather,
     launched,
-    lead,
     rank,
-    same_buffers,
-    share,
-    sum_gradients,
+    rank_zero,
+    shard,
+    summed_gradients,
     team,
     world,
 )
 from .guidance import Guidance, build_guidance
-from .losses import NTXent, nt_xent, whole
+from .losses import NTXent, nt_xent
 from .probes import knn_accuracy
 from .pseudo_labels import quality
-from .runs import Run, RunWriter, load_checkpoint, save_checkpoint, steered
+from .runs import Run, RunWriter, steered
+from .streams import generator
 from .views import two_views
 
 CHECK_STEPS = 200  # a loss that is not finite is noticed within so many steps, and at the end of each epoch
 
 
 class TrainingError(RuntimeError):
-    """The training cannot go on; the message names the step and the likely field."""
-
-
-def generator(seed: int, purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
-    """The named stream of random numbers of a run: its purposes do not disturb each other."""
-    digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
-
-
-def initial_network(config: Config, channels: int, size: int, device: torch.device | str = "cpu") -> models.Network:
-    """The network as the run with this seed starts it."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator(config.seed, "network").initial_seed())
-        network = models.build(config.model, channels, config.views.size or size)
-    return network.to(device, memory_format=torch.channels_last)
+    """The training cannot continue; the message names the step and the likely field."""
 
 
 def learning_rate(optim: OptimConfig, step: int, steps_per_epoch: int) -> float:
-    """Linear warm-up, then a cosine from `lr` to `lr_min`, per step."""
+    """Warm up linearly, then follow a cosine from `lr` to `lr_min`, per step."""
     total = optim.epochs * steps_per_epoch
     warm = min(optim.warmup_epochs * steps_per_epoch, total // 2)
     if step < warm:
         return optim.lr * (step + 1) / warm
     progress = (step - warm) / max(1, total - 1 - warm)
     return optim.lr_min + (optim.lr - optim.lr_min) * (1 + math.cos(math.pi * progress)) / 2
+
+
+# --- all that changes -------------------------------------------------------------------------------------------------
 
 
 class Training:
@@ -102,18 +92,6 @@ class Training:
         self.device = device = device or choose_device(config.optim)
         self.images, self.placed = place(images.images, device, config.optim.image_memory)
         self.size = min(height, width)
-        self.network = initial_network(config, channels, self.size, device)
-        if world() > 1 and device.type == "cuda":
-            self.network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
-        self.forward = torch.compile(self.network) if config.optim.compile else self.network
-        optim = config.optim
-        self.optimiser = torch.optim.SGD(
-            self.network.parameters(),
-            optim.lr,
-            optim.momentum,
-            weight_decay=optim.weight_decay,
-            fused=device.type == "cuda" or None,
-        )
         self.generators = {
             "data": generator(config.seed, "data"),
             "views": generator(config.seed, "views", device),
@@ -123,13 +101,26 @@ class Training:
         self.guidance: Guidance = build_guidance(
             config, n, labels, device, self.generators["clustering"], images.sample_groups
         )
-        self.steps_per_epoch = n // optim.batch
+        self.network = models.initial_network(config, channels, self.size, device)
+        if world() > 1 and device.type == "cuda":
+            self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
+        self.forward = torch.compile(self.network) if config.optim.compile else self.network
+        self.modules = self.guidance.modules(self.network) or nn.ModuleList()  # trained with the network
+        self.parameters = [p for m in (self.network, self.modules) for p in m.parameters() if p.requires_grad]
+        self.optimiser = torch.optim.SGD(
+            self.parameters,
+            config.optim.lr,
+            config.optim.momentum,
+            weight_decay=config.optim.weight_decay,
+            fused=device.type == "cuda" or None,
+        )
+        self.steps_per_epoch = n // config.optim.batch
         self.epoch = self.position = 0  # epochs done, steps done in this one
         self.events: list[dict[str, Any]] = []
         self.order = torch.empty(0, dtype=torch.int64)
         self.sums = torch.zeros(4, device=device)  # loss, attraction, repulsion, steps: of this epoch
         self.bad_step = torch.full((), 2**31 - 1, dtype=torch.int64, device=device)
-        self.loss_sum, self.loss_count = torch.zeros(2, n, device=device)
+        self.loss_sum, self.loss_count = torch.zeros(2, n, device=device)  # of each sample since the last snapshot
         self.encoded: tuple[int, Tensor] | None = None  # features of all images, and the step they are of
 
     @property
@@ -143,12 +134,14 @@ class Training:
         return torch.autocast(kind, torch.bfloat16, enabled=on)
 
     def steer(self, events: list[dict[str, Any]]) -> None:
-        """Apply changes of the guidance that were asked for while the run trains (runs.request)."""
+        """Apply changes of the guidance that were requested while the run trains (runs.request)."""
         if events:
             self.events = self.events + [event for event in events if event not in self.events]
             self.guidance.steer(steered(self.config, self.events).guidance)
 
     def state(self) -> dict[str, Any]:
+        """Return all that is needed to resume bit for bit; loadable with weights_only."""
+        modules = self.modules.state_dict()
         return {
             "identity": self.config.identity,
             "epoch": self.epoch,
@@ -162,14 +155,17 @@ class Training:
             "guidance": self.guidance.state_dict(),
             "generators": {name: g.get_state() for name, g in self.generators.items()},
             "events": self.events,
+            **({"modules": modules} if modules else {}),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
+        """Resume from `state`."""
         self.epoch, self.position, self.order = state["epoch"], state["position"], state["order"]
         self.sums, self.loss_sum, self.loss_count = (
             state[name].to(self.device) for name in ("sums", "loss_sum", "loss_count")
         )
         self.network.load_state_dict(state["network"], strict=True)
+        self.modules.load_state_dict(state.get("modules", {}), strict=True)
         self.optimiser.load_state_dict(state["optimiser"])
         self.guidance.load_state_dict(state["guidance"])
         self.steer(state["events"])
@@ -177,30 +173,51 @@ class Training:
             self.generators[name].set_state(saved)
 
 
-def train_step(t: Training, index: Tensor, images: Tensor | None = None) -> NTXent:
-    """One step on the images `index` [b]: views, network, loss, guidance's hook, SGD. Nothing waits for the device.
+# --- steps and epochs -------------------------------------------------------------------------------------------------
 
-    `images`: those of this process's share of the index, if they have been fetched already. Returns the batch's loss.
+
+def train_step(t: Training, index: Tensor, images: Tensor | None = None) -> NTXent:
+    """Take one step on the images `index` [b]. Nothing waits for the device.
+
+    `images`: those of this process's shard of the index, if they have been fetched already. Returns the batch's loss.
     """
-    b, own = len(index), index[share(len(index))]
-    images = t.images[own] if images is None else images
-    index, own = (i.to(t.device, non_blocking=True) for i in (index, own))
+    guide, b, own = t.guidance, len(index), shard(len(index))
+    images = t.images[index[own]] if images is None else images
+    index = index.to(t.device, non_blocking=True)
     for group in t.optimiser.param_groups:
         group["lr"] = learning_rate(t.config.optim, t.step, t.steps_per_epoch)
-    view1, view2 = two_views(images, t.config.views, t.generators["views"], share(b).start, b)
+
+    view1, view2 = two_views(images, t.config.views, t.generators["views"], own.start, b)  # [b / world, c, s, s]
+    view1, view2 = guide.views(index[own], view1, view2, t.generators["views"])
     view1, view2 = (v.contiguous(memory_format=torch.channels_last) for v in (view1, view2))
     with t.autocast:
-        z1, z2 = t.forward(view1), t.forward(view2)
-    guide, chunk = t.guidance, t.config.optim.loss_chunk or None
-    out = nt_xent(z1, z2, guide.tau[own], guide.weight[own], chunk, guide.scale(own), batch=b)
+        z1, z2 = guide.embed(t.forward, view1, view2)  # [b / world, d]
+    # An anchor is held against the views of the whole batch, in float32, as their gradients are summed.
+    columns = gather(torch.stack([z1, z2], 1).float(), b).unbind(1) if world() > 1 else None
+    tau, weight, scale = guide.tau[index], guide.weight[index], guide.scale(index)
+    out = nt_xent(z1, z2, tau, weight, t.config.optim.loss_chunk or None, scale, columns, own.start)
+    extra = guide.extra(index[own], z1, z2)
+
     t.optimiser.zero_grad(set_to_none=True)
-    out.loss.backward()
-    sum_gradients(t.network)
+    with summed_gradients(t.parameters):
+        # `extra` is a mean over this shard's images, and shards are equal: the mean of the batch once it is summed.
+        (out.loss if extra is None else out.loss + extra / world()).backward()
     t.optimiser.step()
     out = whole(out, b)
     guide.after_step(index, out)
     _account(t, index, out)
     return out
+
+
+def whole(out: NTXent, b: int) -> NTXent:
+    """Join the processes' parts of the loss of b images, detached, in every process."""
+    if world() == 1:
+        return out
+    rows = torch.stack([out.per_anchor.detach(), out.logsumexp, out.mean_similarity, out.positive_similarity], 1)
+    rows = rows.unflatten(0, (2, -1)).transpose(0, 1)  # [b / world, 2, 4]
+    rows = gather(rows, b).transpose(0, 1).flatten(0, 1)  # [2b, 4]: first views, then second views
+    loss, attraction, repulsion = all_reduce(torch.stack([out.loss, out.attraction, out.repulsion]))
+    return NTXent(loss, rows[:, 0], attraction, repulsion, *rows[:, 1:].unbind(1), out.others)
 
 
 @torch.no_grad()
@@ -228,7 +245,7 @@ def check_finite(t: Training) -> None:
 
 
 def train_epoch(t: Training, stop: Callable[[], bool] = lambda: False) -> bool:
-    """The rest of the current epoch; False where `stop()`, asked after each step, ended it before its last one."""
+    """Train the rest of the current epoch; False where `stop()`, called after each step, ended it early."""
     batch = t.config.optim.batch
     if t.position == 0:
         t.order = torch.randperm(len(t.set), generator=t.generators["data"])
@@ -239,49 +256,49 @@ def train_epoch(t: Training, stop: Callable[[], bool] = lambda: False) -> bool:
     indices = order[t.position * batch : t.steps_per_epoch * batch].split(batch)
     t.network.train()
     t.encoded = None
-    for index, images in zip(indices, batches(t.images, (i[share(batch)] for i in indices))):
+    for index, images in zip(indices, batches(t.images, (i[shard(batch)] for i in indices))):
         train_step(t, index, images)
         t.position += 1
         if t.position % CHECK_STEPS == 0:
-            lead(check_finite, t)
+            check_finite(t)
         if t.position < t.steps_per_epoch and stop():
             return False
-    same_buffers(t.network)
+    broadcast_buffers(t.network)
+    broadcast_buffers(t.modules)
     t.epoch, t.position = t.epoch + 1, 0
     return True
 
 
+# --- features and refreshes -------------------------------------------------------------------------------------------
+
+
 def features(t: Training, images: ImageSet | None = None) -> Tensor:
-    """[n, d] backbone features without augmentation, network in eval mode; of the training images by default."""
+    """Return [n, d] backbone features without augmentation, network in eval mode; of the training images by default."""
     if images is None and t.encoded is not None and t.encoded[0] == t.step:
         return t.encoded[1]
     source = t.images if images is None else images.images
     n = len(source)
-    own = share(n) if n >= world() else None
     with t.autocast:
-        h = models.encode(t.network.backbone, source, t.config.views.size, device=t.device, rows=own)
-    h = h if own is None else gather(h, n)
+        h = models.encode(t.network.backbone, source, t.config.views.size, device=t.device, rows=shard(n))
+    h = gather(h, n)
     if images is None:
         t.encoded = (t.step, h)
     return h
 
 
-def due(t: Training) -> bool:
-    """Whether the guidance takes fresh features before the current epoch."""
-    return t.config.is_refresh(t.epoch)
-
-
 def refresh(t: Training) -> Tensor:
-    """Features of all images -> pseudo-labels -> tau, w; returns the features [n, d]."""
+    """Turn features of all images into pseudo-labels, tau and w; return the features [n, d]."""
     h = features(t)
-    t.guidance.update(h, t.epoch)
-    if world() > 1:  # the same in all, whatever processors they run on
-        t.guidance.load_state_dict(lead(t.guidance.state_dict))
+    guide = rank_zero(t.guidance)
+    guide.update(h, t.epoch)
+    if world() > 1:  # k-means runs once, and all have its result
+        t.guidance.load_state_dict(guide.state_dict())
+        t.modules.load_state_dict(rank_zero(t.modules).state_dict())
     return h
 
 
 def snapshot(t: Training, h: Tensor) -> dict[str, np.ndarray]:
-    """What is kept of every sample at a refresh; features of a fixed sample of images, of all at the end."""
+    """Return what is kept of every sample at a refresh; features of a fixed sample of images, of all at the end."""
     guide, record = t.guidance, t.config.record
     n = len(t.set)
     kept = torch.arange(n)
@@ -289,7 +306,7 @@ def snapshot(t: Training, h: Tensor) -> dict[str, np.ndarray]:
         kept = torch.randperm(n, generator=generator(t.config.seed, "kept"))[: record.features].sort().values
     judged = {}
     if t.set.labels is not None:
-        judged = quality(guide.pseudo_label, guide.headness, t.set.labels.to(t.device), t.set.counts.to(t.device))
+        judged = quality(guide.pseudo_label, guide.headness, t.set.labels, t.set.counts)
     arrays = {
         "tau": guide.tau.float(),
         "weight": guide.weight.float(),
@@ -305,61 +322,148 @@ def snapshot(t: Training, h: Tensor) -> dict[str, np.ndarray]:
     return {name: a.cpu().numpy() for name, a in arrays.items()} | {"quality": np.array(json.dumps(judged))}
 
 
-@contextlib.contextmanager
-def _asked_to_stop() -> Iterator[threading.Event]:
-    """An event that Ctrl-C, a kernel interrupt or SIGTERM set: the loop then stops after the step in hand.
+def _before_epoch(t: Training, writer: RunWriter) -> None:
+    """Bring tau and w to the epoch: their ramp, and a refresh where one is due."""
+    due = t.config.is_refresh(t.epoch)
+    if due:
+        t.steer(writer.take(t.epoch, t.step))
+    t.guidance.start_epoch(t.epoch)
+    if due and t.config.record.snapshots:
+        writer.snapshot(t.epoch, **snapshot(t, refresh(t)))
+    elif due and t.guidance.uses_features:
+        refresh(t)
 
-    A second Ctrl-C stops at once, but not one of several processes, which get it from the terminal and from torchrun.
-    Signals are only taken in the main thread.
+
+# --- a whole run ------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def interruptible(wait: bool = False) -> Iterator[threading.Event]:
+    """Raise KeyboardInterrupt on Ctrl-C, a kernel interrupt and SIGTERM.
+
+    With `wait`, the first one only sets the event, so that a loop can stop after the step in hand; in several processes
+    the second one as well, as each gets Ctrl-C from the terminal and from torchrun. Signals can only be taken in the
+    main thread.
     """
-    asked = threading.Event()
+    interrupted = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield interrupted
         return
 
     def take(number, frame):
-        if asked.is_set() and world() == 1:
-            raise KeyboardInterrupt
-        asked.set()
+        if not wait or (interrupted.is_set() and world() == 1):
+            raise KeyboardInterrupt("stopped; the same command resumes")
+        interrupted.set()
 
     before = {number: signal.signal(number, take) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield asked
+        yield interrupted
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
+def train(
+    config: Config,
+    out: str | Path,
+    resume: bool = False,
+    until: int | None = None,
+    on_epoch: Callable[[Run], None] | None = None,
+    progress: bool = True,
+) -> Run | None:
+    """Train as `config` says into the folder `out` and return the run (None in all processes but rank 0).
+
+    `resume=True` resumes exactly from the folder's checkpoint (and starts where there is none); `until` stops after
+    that many epochs, to be resumed; `on_epoch(run)` is called after each epoch. Ctrl-C, a kernel interrupt and SIGTERM
+    leave a checkpoint of the step in hand, then raise KeyboardInterrupt. Raises ConfigError, RunError (the folder holds
+    something else or is in use), TrainingError (the loss is not finite) and TeamError (another process has ended).
+    """
+    device, writer = choose_device(config.optim), RunWriter(out, config, resume)
+    last = min(until or config.optim.epochs, config.optim.epochs)
+    t = None
+    with team(device, config.optim.batch), rank_zero(writer) as writer:
+        splits = load_splits(config)  # Ctrl-C ends this immediately; decoded images are kept in the cache
+        if not writer.finished(splits.train):
+            with interruptible(wait=True) as interrupted:
+                t = _start(config, splits, writer, device)
+                _loop(t, splits, writer, interrupted, last, on_epoch, progress)
+                if t.epoch == config.optim.epochs:
+                    _finish(t, writer)
+                else:
+                    writer.checkpoint(t.state())
+                    writer.status("stopped", epoch=t.epoch, step=t.step)
+    if t and t.epoch < last:
+        raise KeyboardInterrupt(f"stopped at epoch {t.epoch}; resume with resume=True (--resume)")
+    return Run(out) if rank() == 0 else None
+
+
 def _start(config: Config, splits: Splits, writer: RunWriter, device: torch.device) -> Training:
-    """A fresh training, or the one of the folder's checkpoint."""
+    """Set up a fresh training, or the one of the folder's checkpoint."""
     t = Training(config, splits.train, device)
-    state = lead(load_checkpoint, writer.folder, config.identity) if writer.resume else None
+    state = writer.restored()
     if state:
         t.restore(state)
-        lead(_same_numbers, t, writer)
-    lead(writer.begin, t.device, splits.train)
-    lead(writer.cut_back, t.epoch)
+        rank_zero(_warn_of_other_rounding)(t, writer.folder)
+    writer.begin(t.device, splits.train)
+    writer.cut_back(t.epoch)
     return t
 
 
-def _same_numbers(t: Training, writer: RunWriter) -> None:
-    """Warn where other threads or processes than at the start go on with the run."""
-    begun, threads, several = Run(writer.folder).environment, torch.get_num_threads(), launched() or 1
-    now = {"threads": threads, "processes": several} if t.device.type == "cpu" else {"processes": several}
+def _warn_of_other_rounding(t: Training, folder: Path) -> None:
+    """Warn if the number of threads or processes has changed since the run began."""
+    begun, threads, processes = Run(folder).environment, torch.get_num_threads(), launched() or 1
+    now = {"threads": threads, "processes": processes} if t.device.type == "cpu" else {"processes": processes}
     hints = {"threads": "OMP_NUM_THREADS={}", "processes": "torchrun --nproc-per-node {}"}
     for name, number in now.items():
         before = begun.get(name, number)
         if before != number:
             warnings.warn(
-                f"begun with {before} {name}, going on with {number}: sums are rounded differently, so the result will "
-                f"be another than without the stop ({hints[name].format(before)} would give the same)",
+                f"begun with {before} {name}, resumed with {number}: sums are rounded differently, so the result will "
+                f"differ from that of a run without the stop ({hints[name].format(before)} would give the same)",
                 stacklevel=2,
             )
 
 
+def _loop(t, splits, writer, interrupted, last, on_epoch, progress) -> None:
+    """Train up to epoch `last`, or until a signal or a request stops it."""
+    from tqdm.auto import tqdm
+
+    def stop() -> bool:
+        while True:
+            action = writer.control.action() if rank() == 0 else "run"
+            # Any process may get the signal, and rank 0 the request: all stop after the same step.
+            stopping, pausing = any_of(interrupted.is_set() or action == "stop", action == "pause")
+            if stopping or not pausing:
+                return stopping
+            writer.status("paused", epoch=t.epoch, step=t.step)
+            interrupted.wait(0.2)
+
+    name = f"{t.config.method} on {t.config.preset}, seed {t.config.seed}"
+    quiet = not progress or rank() > 0
+    with tqdm(total=last, initial=t.epoch, desc=name, unit="epoch", disable=quiet, dynamic_ncols=True) as bar:
+        if not quiet:
+            bar.write(t.placed, file=sys.stderr)
+        while t.epoch < last and not stop():
+            started = time.perf_counter()
+            if t.position == 0:
+                _before_epoch(t, writer)
+            if not train_epoch(t, stop):
+                return
+            row = _metrics(t, splits, started)
+            writer.log(row)
+            writer.status("training", epoch=t.epoch, step=t.step)
+            if t.epoch % t.config.record.checkpoint_every == 0:
+                writer.checkpoint(t.state())
+            shown = {k: f"{row[k]:.3g}" for k in ("loss", "knn", "images_per_second") if k in row}
+            bar.set_postfix(shown, refresh=False)
+            bar.update()
+            if on_epoch:
+                rank_zero(lambda: on_epoch(Run(writer.folder)) and None)()
+
+
 def _metrics(t: Training, splits: Splits, started: float) -> dict[str, Any]:
-    """The epoch's line in metrics.jsonl (the only place where the loop waits for the device)."""
-    lead(check_finite, t)
+    """Return the epoch's line in metrics.jsonl (the only place where the loop waits for the device)."""
+    check_finite(t)
     loss, attraction, repulsion, steps = t.sums.tolist()
     row = {
         "epoch": t.epoch,
@@ -373,107 +477,15 @@ def _metrics(t: Training, splits: Splits, started: float) -> dict[str, Any]:
     every, judge = t.config.record.knn_every, splits.val or splits.test
     if judge is not None and every and t.epoch % every == 0:
         train_labels, labels = t.set.labels.to(t.device), judge.labels.to(t.device)
-        known, asked = features(t), features(t, judge)
-        row["knn"] = lead(knn_accuracy, known, train_labels, asked, labels, splits.eval_classes)
+        bank, judged = features(t), features(t, judge)
+        row["knn"] = rank_zero(knn_accuracy)(bank, train_labels, judged, labels, splits.eval_classes)
     return row
 
 
-def train(
-    config: Config,
-    out: str | Path,
-    resume: bool = False,
-    until: int | None = None,
-    on_epoch: Callable[[Run], None] | None = None,
-    progress: bool = True,
-) -> Run | None:
-    """Train as `config` says into the folder `out` and return the run (None in all but the first of several processes).
-
-    `resume=True` goes on from the folder's checkpoint exactly (and starts where there is none); `until` stops after
-    that many epochs, to be resumed; `on_epoch(run)` is called after each epoch. Ctrl-C, a kernel interrupt and SIGTERM
-    leave a checkpoint of the step in hand, then raise KeyboardInterrupt. Raises ConfigError, RunError (the folder holds
-    something else or is in use), TrainingError (the loss is not finite) and TeamError (another process has ended).
-    """
-    device, writer = choose_device(config.optim), RunWriter(out, config, resume)
-    with team(device, config.optim.batch), _claimed(writer):
-        splits = load_splits(config)  # Ctrl-C ends this at once; decoded images are kept in the cache
-        if lead(writer.finished, splits.train):
-            return Run(out) if rank() == 0 else None
-        with _asked_to_stop() as asked:
-            t = _start(config, splits, writer, device)
-            last = min(until or config.optim.epochs, config.optim.epochs)
-            done = _loop(t, splits, writer, asked, last, on_epoch, progress)
-            if done and t.epoch == config.optim.epochs:
-                _finish(t, writer)
-            else:
-                lead(save_checkpoint, writer.folder, t.state())
-                lead(writer.status, "stopped", epoch=t.epoch, step=t.step)
-    if not done:
-        raise KeyboardInterrupt(f"stopped at epoch {t.epoch}; go on with resume=True (--resume)")
-    return Run(out) if rank() == 0 else None
-
-
-@contextlib.contextmanager
-def _claimed(writer: RunWriter) -> Iterator[None]:
-    """The folder is held by the first process's writer, whose error on entering is everybody's."""
-    with contextlib.ExitStack() as stack:
-        lead(lambda: stack.enter_context(writer) and None)
-        yield
-
-
-def _loop(t, splits, writer, asked, until, on_epoch, progress) -> bool:
-    """Epochs up to `until`; False where it was asked to stop before."""
-    from tqdm.auto import tqdm
-
-    def stop() -> bool:
-        while True:
-            action = writer.control.action() if rank() == 0 else "run"
-            stopping, pausing = any_of(asked.is_set() or action == "stop", action == "pause")
-            if stopping or not pausing:
-                return stopping
-            lead(writer.status, "paused", epoch=t.epoch, step=t.step)
-            asked.wait(0.2)
-
-    name = f"{t.config.method} on {t.config.preset}, seed {t.config.seed}"
-    quiet = not progress or rank() > 0
-    with tqdm(total=until, initial=t.epoch, desc=name, unit="epoch", disable=quiet, dynamic_ncols=True) as bar:
-        if not quiet:
-            bar.write(t.placed, file=sys.stderr)
-        while t.epoch < until:
-            if stop():
-                return False
-            started = time.perf_counter()
-            if t.position == 0:
-                _before_epoch(t, writer)
-            if not train_epoch(t, stop):
-                return False
-            row = _metrics(t, splits, started)
-            lead(writer.log, row)
-            lead(writer.status, "training", epoch=t.epoch, step=t.step)
-            if t.epoch % t.config.record.checkpoint_every == 0:
-                lead(save_checkpoint, writer.folder, t.state())
-            shown = {k: f"{row[k]:.3g}" for k in ("loss", "knn", "images_per_second") if k in row}
-            bar.set_postfix(shown, refresh=False)
-            bar.update()
-            if on_epoch:
-                lead(lambda: on_epoch(Run(writer.folder)) and None)
-    return True
-
-
-def _before_epoch(t: Training, writer: RunWriter) -> None:
-    if due(t):
-        t.steer(lead(lambda: writer.control.take(t.epoch, t.step)))
-    t.guidance.start_epoch(t.epoch)
-    if due(t) and t.config.record.snapshots:
-        lead(writer.snapshot, t.epoch, **snapshot(t, refresh(t)))
-    elif due(t) and t.guidance.uses_features:
-        refresh(t)
-
-
 def _finish(t: Training, writer: RunWriter) -> None:
-    """The last snapshot (with features of all images), checkpoint and encoder."""
+    """Write the last snapshot (with features of all images), checkpoint and encoder."""
     t.guidance.start_epoch(t.epoch)
-    lead(save_checkpoint, writer.folder, t.state())
-    lead(writer.snapshot, t.epoch, **snapshot(t, refresh(t)))
-    encoder = writer.folder / "encoder.pt"
-    lead(models.save_backbone, encoder, t.network, t.config.model, t.images.shape[1], t.size)
-    lead(writer.status, "finished", epoch=t.epoch, step=t.step)
+    writer.checkpoint(t.state())
+    writer.snapshot(t.epoch, **snapshot(t, refresh(t)))
+    writer.encoder(t.network, t.images.shape[1], t.size)
+    writer.status("finished", epoch=t.epoch, step=t.step)

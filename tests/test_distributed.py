@@ -14,20 +14,21 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY
-from test_training import assert_same_run
+from test_training import Prototypes, assert_same_run
 from torch import nn
 
 import tase
 from tase import distributed
 from tase.__main__ import main
-from tase.config import ViewsConfig
-from tase.losses import nt_xent, whole
-from tase.pseudo_labels import spherical_kmeans
-from tase.training import Training, refresh, train_epoch
+from tase.config import METHODS, ViewsConfig, applicable
+from tase.guidance import Method
+from tase.losses import nt_xent
+from tase.training import Training, refresh, train_epoch, whole
 
-# Images, tau, weight, scale or not, rows of a chunk; odd sizes, and a last batch of fewer images than the others.
-LOSSES = [(7, False, None), (13, True, None), (13, True, 3), (5, True, 1), (64, False, 16)]
-SHORT = {**TINY, "optim.epochs": 10, "record.checkpoint_every": 1, "record.knn_every": 5, "optim.batch": 63}
+# Images (2 and 3 processes share them evenly); tau, weight, scale or not; rows of a chunk.
+LOSSES = [(6, False, None), (18, True, None), (18, True, 4), (6, True, 1), (66, False, 16)]
+TRAINED = ("tase", "isogclr-tau", "prototypes")
+SHORT = {**TINY, "optim.epochs": 10, "record.checkpoint_every": 1, "record.knn_every": 5, "optim.batch": 62}
 
 
 def gen(seed=0):
@@ -35,40 +36,58 @@ def gen(seed=0):
 
 
 def one_loss(b, weighted, chunk):
-    """The loss of this process's share of b images, of the whole batch, and the network's gradients."""
+    """The loss of this process's shard of b images, of the whole batch, and the network's gradients."""
     net = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 8))
     for i, p in enumerate(net.parameters()):
         nn.init.normal_(p, generator=gen(i))
     x1, x2 = torch.randn(2, b, 6, generator=gen(b))
     tau, weight, scale = 0.1 + torch.rand(3, b, generator=gen(1))
-    own = distributed.share(b)
-    values = (tau[own], weight[own], chunk, scale[own]) if weighted else (0.2, None, chunk)
-    out = nt_xent(net(x1[own]), net(x2[own]), *values, batch=b)
-    out.loss.backward()
-    distributed.sum_gradients(net)
+    values = (tau, weight, chunk, scale) if weighted else (0.2, None, chunk, None)
+    own = distributed.shard(b)
+    z1, z2 = net(x1[own]), net(x2[own])
+    columns = (distributed.gather(z1, b), distributed.gather(z2, b))
+    out = nt_xent(z1, z2, *values, columns=columns, offset=own.start)
+    with distributed.summed_gradients(net.parameters()):
+        out.loss.backward()
     return [*whole(out, b)[:7], *(p.grad for p in net.parameters())]
 
 
-def some_clusters():
-    h = torch.randn(203, 16, generator=gen()) + 2 * torch.eye(16)[torch.arange(203) % 5]
-    lost = h[:6].clone()
-    lost[1] = lost[0]  # of two equal centres one is empty, and filled again
-    return [*spherical_kmeans(h, 12, generator=gen()), *spherical_kmeans(h, 6, lost)]
+def a_gradient_of_what_is_gathered():
+    """Every process uses all rows, each in its own way: the gradient of a row is the sum over the processes."""
+    x = torch.arange(12.0).view(6, 2)[distributed.shard(6)].requires_grad_()
+    (distributed.gather(x, 6) ** 2).mul(distributed.rank() + 1.0).sum().backward()
+    factor = sum(range(1, distributed.world() + 1))
+    return [x.grad / factor, 2 * x.detach()]
+
+
+def some_buckets(size=5):
+    """Gradients summed in many small messages; a parameter without gradient, one that is used twice."""
+    used, unused, twice = (nn.Parameter(torch.ones(n)) for n in (4, 3, 2))
+    before, distributed.BUCKET = distributed.BUCKET, size
+    with distributed.summed_gradients([used, unused, twice]):
+        (used.sum() + twice.sum() + (twice**2).sum()).backward()
+    distributed.BUCKET = before
+    assert unused.grad is None
+    return [used.grad / distributed.world(), twice.grad / distributed.world()]
+
+
+def some_rows():
+    """Shards of numbers that do not divide evenly, put together again."""
+    return [distributed.gather(torch.arange(n)[distributed.shard(n)], n) for n in (1, 2, 3, 4, 7, 9, 203)]
 
 
 def some_views():
-    images, views = (
-        torch.randint(0, 256, (9, 3, 12, 12), dtype=torch.uint8, generator=gen()),
-        ViewsConfig(blur=0.5),
-    )
-    own = distributed.share(9)
-    return [distributed.gather(view, 9) for view in tase.two_views(images[own], views, gen(), own.start, 9)]
+    images = torch.randint(0, 256, (12, 3, 12, 12), dtype=torch.uint8, generator=gen())
+    own = distributed.shard(12)
+    views = tase.two_views(images[own], ViewsConfig(blur=0.5), gen(), own.start, 12)
+    return [distributed.gather(view, 12) for view in views]
 
 
 def trained_without_norm(method):
     """Two epochs and two refreshes of a network without batch norm: all that is known of every sample, and weights."""
-    config = tase.preset("digits-lt", method, overrides={**TINY, "optim.batch": 67, "optim.lr": 0.02})
-    t = Training(tase.override(config, {"guidance.warmup": 0, "guidance.ramp": 0}), tase.load_splits(config).train)
+    early = {**TINY, "optim.batch": 66, "optim.lr": 0.02, "guidance.warmup": 0, "guidance.ramp": 0}
+    config = tase.preset("digits-lt", method, overrides=applicable(early, method))
+    t = Training(config, tase.load_splits(config).train)
     for part in (t.network.backbone, t.network.projector):
         for i, layer in enumerate(part):
             if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
@@ -83,32 +102,67 @@ def trained_without_norm(method):
         samples
         | {"headness": t.guidance.headness, "loss": t.loss_sum, "sums": t.sums, "h": h}
         | dict(t.network.named_parameters())
+        | dict(t.modules.named_parameters())
     )
 
 
 def everything():
+    METHODS["prototypes"] = Method(Prototypes)
+    try:
+        trained = {method: trained_without_norm(method) for method in TRAINED}
+    finally:
+        del METHODS["prototypes"]
     return {
         **{f"loss {case}": one_loss(*case) for case in LOSSES},
-        "clusters": some_clusters(),
+        "gathered": a_gradient_of_what_is_gathered(),
+        "buckets": some_buckets(),
+        "rows": some_rows(),
         "views": some_views(),
-        **{method: trained_without_norm(method) for method in ("tase", "isogclr-tau")},
+        **trained,
     }
 
 
 def worker(folder):
-    """What each process of the team computes, and what it does when the first one fails."""
-    with distributed.team(torch.device("cpu"), 64):
+    """What each process of the team computes, and what it does when rank 0 fails."""
+    with distributed.team(torch.device("cpu"), 66):
         found = everything() | {"error": error_of_all(Path(folder))}
-        with pytest.raises(tase.ConfigError, match="only the first"):
-            distributed.lead(fail_in_the_first)
-        assert distributed.lead(distributed.world) == 1 < distributed.world()
-        assert (distributed.lead(os.getpid) == os.getpid()) == (distributed.rank() == 0)
+        with pytest.raises(tase.ConfigError, match="only rank 0"):
+            distributed.rank_zero(fail_on_rank_zero)()
+        check_proxy()
         assert distributed.any_of(distributed.rank() == 1, False) == [True, False]
         torch.save(distributed.on_cpu(found), Path(folder) / f"{distributed.rank()}.pt")
-    assert all(lent() is None for lent in distributed._lent)  # else the end of the interpreter may abort this process
     assert distributed.world() == 1  # what follows a training is done by one process, and waits for nobody
-    with distributed.team(torch.device("cpu"), 64):
+    with distributed.team(torch.device("cpu"), 66):
         assert distributed.world() > 1
+
+
+class Notebook:
+    """Something that only rank 0 may touch."""
+
+    def __init__(self):
+        self.name, self.lines = "notes", []
+
+    def write(self, line, loud=False):
+        assert distributed.rank() == 0 and distributed.world() == 1  # whatever it calls in turn acts alone
+        self.lines.append(line.upper() if loud else line)
+        return {"lines": len(self.lines), "tensor": torch.arange(2)}
+
+    def __enter__(self):
+        self.write("entered")
+        return self
+
+    def __exit__(self, *error):
+        self.write("left")
+
+
+def check_proxy():
+    notebook = Notebook()
+    with distributed.rank_zero(notebook) as proxy:
+        found = proxy.write("a", loud=True)
+    assert found["lines"] == 2 and found["tensor"].tolist() == [0, 1] and proxy.name == "notes"
+    assert notebook.lines == (["entered", "A", "left"] if distributed.rank() == 0 else [])
+    assert distributed.rank_zero(distributed.world)() == 1 < distributed.world()
+    assert (distributed.rank_zero(os.getpid)() == os.getpid()) == (distributed.rank() == 0)
 
 
 def error_of_all(folder):
@@ -119,9 +173,9 @@ def error_of_all(folder):
         return main(command_line(folder / "mine")[2:]), error.getvalue()
 
 
-def fail_in_the_first():
+def fail_on_rank_zero():
     assert distributed.rank() == 0
-    raise tase.ConfigError("only the first process fails")
+    raise tase.ConfigError("only rank 0 fails")
 
 
 def start(n, *command):
@@ -182,13 +236,20 @@ def test_views_are_those_of_one_process(alone, together):
             torch.testing.assert_close(value, expected, atol=1e-6, rtol=0)
 
 
-def test_clusters_are_those_of_one_process(alone, together):
+def test_rows_are_gathered_whole_with_their_gradient(alone, together):
     for found in together:
-        for value, expected in zip(found["clusters"], alone["clusters"], strict=True):
-            torch.testing.assert_close(value, expected, atol=1e-5, rtol=0)
+        assert all(torch.equal(*pair) for pair in zip(found["rows"], alone["rows"], strict=True))
+        torch.testing.assert_close(*found["gathered"])
+    torch.testing.assert_close(*alone["gathered"])
 
 
-@pytest.mark.parametrize("method", ["tase", "isogclr-tau"])
+def test_gradients_are_summed_in_buckets(alone, together):
+    for found in together:
+        for value, expected in zip(found["buckets"], alone["buckets"], strict=True):
+            torch.testing.assert_close(value, expected)
+
+
+@pytest.mark.parametrize("method", TRAINED)
 def test_training_without_batch_norm_is_that_of_one_process(method, alone, together):
     for found in together:
         for name, expected in alone[method].items():
@@ -252,22 +313,26 @@ def test_an_error_that_all_have_is_told_once(together):
     assert found[0][1].count("\n") == 1 and not any(error for _, error in found[1:])
 
 
-def test_shares_are_contiguous_and_differ_by_one_at_most():
-    for n in range(12):
-        for of in range(1, 5):
-            parts = [range(n)[distributed.share(n, of, at)] for at in range(of)]
-            assert [i for part in parts for i in part] == list(range(n))
-            assert max(map(len, parts)) - min(map(len, parts)) <= 1
+def test_shards_are_equally_long_and_cover_all_rows(monkeypatch):
+    for n in range(1, 12):
+        for world in range(1, 5):
+            monkeypatch.setattr(distributed, "world", lambda world=world: world)
+            parts = [range(n)[distributed.shard(n, at)] for at in range(world)]
+            assert sorted({i for part in parts for i in part}) == list(range(n))
+            assert {len(part) for part in parts} == {-(-n // world)}
+            if n % world == 0:
+                assert [i for part in parts for i in part] == list(range(n))
 
 
-def test_a_batch_too_small_for_its_processes_is_an_error(monkeypatch):
+@pytest.mark.parametrize("batch", [4, 10])
+def test_a_batch_that_processes_cannot_share_evenly_is_an_error(batch, monkeypatch):
     monkeypatch.setattr(distributed.dist, "init_process_group", lambda *_, **__: None)
     monkeypatch.setattr(distributed.dist, "get_world_size", lambda: 4)
     for name, value in {"RANK": "0", "WORLD_SIZE": "4", "MASTER_ADDR": "x", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
     with (
-        pytest.raises(tase.ConfigError, match=r"optim\.batch = 7: .*at least 8"),
-        distributed.team(torch.device("cpu"), 7),
+        pytest.raises(tase.ConfigError, match=rf"optim\.batch = {batch}: .* a multiple of 4.* at least 8"),
+        distributed.team(torch.device("cpu"), batch),
     ):
         pass
 

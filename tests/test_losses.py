@@ -1,10 +1,11 @@
 import math
+import textwrap
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from tase.losses import contrast, nt_xent, reduce
+from tase.losses import nt_xent
 
 
 def views(b=12, d=7, seed=0, dtype=torch.float64):
@@ -164,18 +165,35 @@ def test_mean_similarity_is_the_derivative_of_the_logsumexp():
     torch.testing.assert_close((up - down) / (2 * step), nt_xent(z1, z2, tau).mean_similarity, rtol=1e-7, atol=1e-8)
 
 
-def test_shares_of_the_rows_add_up():
-    """What several processes do: each its rows against all columns, the weights summed over all."""
+@pytest.mark.parametrize("chunk", [None, 3])
+def test_parts_of_a_batch_add_up(chunk):
+    """What several processes do: each its images against all columns, the weights summed over the batch."""
     z1, z2, tau, weight = views()
-    whole = nt_xent(z1, z2, tau, weight)
-    z = F.normalize(torch.cat([z1, z2]), dim=1)
-    n, b = len(z), len(z1)
-    total, t, w = weight.sum() * 2, tau.repeat(2), weight.repeat(2)
-    loss = 0
-    for mine in torch.arange(n).chunk(3):
-        parts = contrast(z[mine], z, (mine + b) % n, mine, t[mine])
-        loss = loss + reduce(*parts, t[mine], w[mine], torch.ones(len(mine)), others=n - 1, total=total).loss
+    inputs = [z.clone().requires_grad_() for z in (z1, z2)]
+    whole = nt_xent(*inputs, tau, weight, chunk, scale=tau)
+    whole.loss.backward()
+    loss, per_anchor = 0.0, torch.zeros(2, len(z1), dtype=z1.dtype)
+    parts = [z.clone().requires_grad_() for z in (z1, z2)]
+    for own in (slice(0, 5), slice(5, 6), slice(6, 12)):
+        rows = [z[own] for z in parts]
+        out = nt_xent(*rows, tau, weight, chunk, scale=tau, columns=tuple(parts), offset=own.start)
+        loss, per_anchor[:, own] = loss + out.loss, out.per_anchor.detach().view(2, -1)
+        assert out.others == whole.others
+    loss.backward()
     assert loss.item() == pytest.approx(whole.loss.item(), abs=1e-12)
+    torch.testing.assert_close(per_anchor.flatten(), whole.per_anchor.detach())
+    for part, one in zip(parts, inputs, strict=True):
+        torch.testing.assert_close(part.grad, one.grad)
+
+
+def test_the_formula_in_the_docstring_is_the_loss():
+    from tase import losses
+
+    z1, z2, tau, weight = views()
+    lines = losses.__doc__.split("written plainly:")[1].split("`nt_xent` is")[0]
+    names = {"torch": torch, "F": F, "inf": math.inf, "z1": z1, "z2": z2, "tau": tau, "weight": weight, "n": len(z1)}
+    exec(textwrap.dedent(lines), names)
+    assert names["loss"].item() == pytest.approx(nt_xent(z1, z2, tau, weight).loss.item(), abs=1e-12)
 
 
 def test_wrong_input_is_named():

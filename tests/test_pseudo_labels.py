@@ -4,10 +4,13 @@ import torch
 from torch.nn import functional as F
 
 from tase import config
+from tase.guidance import Guidance
 from tase.pseudo_labels import (
     ESTIMATORS,
     PseudoLabels,
     Quantity,
+    _mean_largest,
+    _percentiles,
     aligned,
     by_density,
     by_merged_size,
@@ -19,8 +22,6 @@ from tase.pseudo_labels import (
     responsibilities,
     spherical_kmeans,
 )
-from tase.pseudo_labels._clusters import _mean_largest
-from tase.pseudo_labels._quantity import _percentiles
 
 
 def gen(seed=0):
@@ -130,7 +131,7 @@ def test_directions():
     assert torch.equal(directions(x - 0.5), centred(x - 0.5))
     torch.testing.assert_close(directions(-x, "sqrt"), -directions(x))
     torch.testing.assert_close(directions(x.half(), "plain"), F.normalize(x, dim=1), atol=1e-3, rtol=0)
-    for space in config.SPACES:
+    for space in Guidance.Options.__dataclass_fields__["space"].metadata["choices"]:
         with pytest.raises(ValueError, match="finite"):
             directions(torch.tensor([[1.0, torch.nan], [0.0, 1.0]]), space)
 

@@ -11,11 +11,13 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import tase
 from tase import training
-from tase.config import ConfigError
-from tase.runs import RunError, load_npz, read_lines, save_json
+from tase.config import METHODS, ConfigError
+from tase.guidance import Guidance, Method
+from tase.runs import RunError, load_checkpoint, load_npz, read_lines, save_json
 from tase.training import Training, TrainingError, learning_rate, train, train_epoch
 
 
@@ -57,6 +59,52 @@ def test_every_method_trains_and_resumes(method, tiny, tmp_path):
     assert_same_run(train(config, tmp_path / "cut", resume=True, progress=False), whole)
 
 
+class Prototypes(Guidance):
+    """Uses every hook: a head of its own that is trained, changed views and projections, a term of the loss."""
+
+    title, per_sample, uses_features = "Prototypes", True, True
+
+    def modules(self, network):
+        self.head = nn.Sequential(nn.Linear(16, 4), nn.BatchNorm1d(4, affine=False))
+        with torch.no_grad():
+            self.head[0].weight.normal_(generator=self.own_generator("head")), self.head[0].bias.zero_()
+        self.head.frozen = nn.Parameter(torch.ones(2), requires_grad=False)
+        return self.head
+
+    def views(self, index, view1, view2, generator):
+        side = int(torch.rand((), generator=generator) < 0.5)  # one draw for all: several processes have the same
+        return view1, torch.where((index % 2 == side)[:, None, None, None], view2.flip(-1), view2)
+
+    def embed(self, network, view1, view2):
+        return network(view1), 1.0 * network(view2)
+
+    def extra(self, index, z1, z2):
+        own = self.tau[index] * (self.head[0](z1.float()) - z2.float()[:, :4]).square().mean(1)
+        return 0.1 * own.mean()
+
+    def update(self, features, epoch):
+        super().update(features, epoch)
+        self.tau = 0.1 + 0.2 * self.pseudo.q.float()
+        with torch.no_grad():
+            self.head[0].bias.add_(0.01)
+
+
+@pytest.fixture
+def prototypes(monkeypatch):
+    monkeypatch.setitem(METHODS, "prototypes", Method(Prototypes))
+
+
+def test_what_a_method_trains_of_its_own_learns_and_resumes(prototypes, tiny, tmp_path):
+    config = tiny("prototypes", optim__epochs=4)
+    whole = train(config, tmp_path / "whole", progress=False)
+    train(config, tmp_path / "cut", until=3, progress=False)
+    assert_same_run(train(config, tmp_path / "cut", resume=True, progress=False), whole)
+    saved = [load_checkpoint(tmp_path / name, config.identity) for name in ("whole", "cut")]
+    assert all(torch.equal(v, saved[1]["modules"][k]) for k, v in saved[0]["modules"].items())
+    fresh = Training(config, tase.load_splits(config).train)
+    assert not torch.equal(fresh.modules[0].weight, saved[0]["modules"]["0.weight"])
+
+
 def test_stopping_inside_an_epoch_resumes_bit_equal(tiny, trained, tmp_path, monkeypatch):
     """As on Ctrl-C, which is looked at after each step."""
     steps = iter(range(1000))
@@ -93,7 +141,7 @@ def test_other_threads_than_before_are_told(tiny, tmp_path):
     train(tiny(optim__epochs=2), tmp_path / "run", until=1, progress=False)
     torch.set_num_threads(2)
     try:
-        with pytest.warns(UserWarning, match="begun with 1 threads, going on with 2"):
+        with pytest.warns(UserWarning, match="begun with 1 threads, resumed with 2"):
             train(tiny(optim__epochs=2), tmp_path / "run", resume=True, progress=False)
     finally:
         torch.set_num_threads(1)
@@ -102,7 +150,7 @@ def test_other_threads_than_before_are_told(tiny, tmp_path):
 def test_other_processes_than_before_are_told(tiny, tmp_path):
     run = train(tiny(optim__epochs=2), tmp_path / "run", until=1, progress=False)
     save_json(run.path / "environment.json", {**run.environment, "processes": 4})
-    with pytest.warns(UserWarning, match="begun with 4 processes, going on with 1.*--nproc-per-node 4"):
+    with pytest.warns(UserWarning, match="begun with 4 processes, resumed with 1.*--nproc-per-node 4"):
         train(tiny(optim__epochs=2), tmp_path / "run", resume=True, progress=False)
 
 

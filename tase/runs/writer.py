@@ -155,6 +155,7 @@ class RunWriter:
             # Forget an old request to pause or stop: a training that is started is meant to run.
             if self._look().get("action", "run") != "run":
                 save_json(self.folder / "control.json", {**self._look(), "action": "run"})
+                self._looked = 0.0  # what was read before must not be taken for a request now
             self._lock = stack.pop_all()
         return self
 

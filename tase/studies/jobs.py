@@ -6,7 +6,6 @@ import contextlib
 import multiprocessing
 import os
 import queue
-import signal
 import threading
 import time
 import traceback
@@ -28,7 +27,7 @@ from ..files import RunError, load_optional_json, read_lines, save_json
 from ..guidance import build_guidance
 from ..pseudo_labels import quality
 from ..runs import Run
-from ..training import train
+from ..training import interruptible, train
 
 ASSUMED = 1000  # images a second and job, where no run of the same network has finished: one CPU core, conv4, 28x28
 STOP_SECONDS = 60  # seconds that a stopped job has to write its checkpoint
@@ -254,23 +253,6 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """Raise KeyboardInterrupt on SIGTERM, as on Ctrl-C, so that the workers are stopped too."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number, frame):
-        raise KeyboardInterrupt("stopped; the same command resumes")
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 # ----------------------------------------------------------------------------------------------------------------- cost

@@ -1,0 +1,522 @@
+"""Pseudo-labels and how much there is of each: equations (3) and (4).
+
+    h      = directions(features)                       the square root of each feature, then unit length
+    m_k    = spherical_kmeans(h, k)                     centres
+    p_ik   = softmax_k(h_i . m_k / T)                   T such that the mean of max_k p_ik is the confidence, 0.8;
+                                                        but low enough that clear clusters are assigned surely
+    a_i    = sum_k p_ik log n_k,  n_k = sum_i p_ik      headness; n_k of the groups that clusters are joined to
+    a_i    = (1 - memory) a_i + memory a_i before       one refresh alone depends on chance
+    q_i    = clip((a_i - lo) / (hi - lo), 0, 1)         lo, hi: 5th and 95th percentile of log n_k
+
+`PseudoLabels` does all of it at each refresh and keeps the clusters' identities from one to the next.
+
+A new estimator of quantity is one function (h, p, centres, **options) -> Quantity and one entry in ESTIMATORS, by
+which guidance.estimator then finds it:
+
+    def own_cluster(h, p, centres, **options):
+        sizes = p.argmax(1).bincount(minlength=p.shape[1]).double()
+        return Quantity(sizes.log()[p.argmax(1)], sizes[sizes > 0].log())
+
+    ESTIMATORS["own-cluster"] = own_cluster
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+from torch.nn import functional as F
+
+from .config import ESTIMATORS, check
+
+# Elements of a block of rows: large enough for matrix products to be fast, small enough for a processor's cache.
+BLOCK = 2**20
+# k-means stops when no more than this share of the labels changes: none, of fewer than 10,000.
+SETTLED = 1e-4
+# Highest temperature of an assignment, as a share of the mean distance (1 - cosine) of two centres. Clear clusters
+# would need a higher one to be as unsure as the confidence asks for; a large one then lends the small ones more than
+# their own size, and the order of sizes is lost.
+WARMEST = 0.1
+
+
+def rows_of(columns: int) -> int:
+    """Return how many rows of so many columns make a block."""
+    return max(1, BLOCK // max(1, columns))
+
+
+# --- directions -------------------------------------------------------------------------------------------------------
+
+
+def centred(features: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """Remove the mean of the features, then scale each to unit length (0 for a sample at the mean); float32 at least.
+
+    Raises ValueError for values that are not finite.
+    """
+    x = features.to(torch.promote_types(features.dtype, torch.float32))
+    h = x - x.mean(0)
+    length = torch.linalg.vector_norm(h, dim=1, keepdim=True)
+    if not torch.isfinite(length.sum()):
+        raise ValueError("features must be finite: some are NaN or infinite")
+    # Differences to the mean that are rounding errors would otherwise become directions.
+    noise = 1e-5 * torch.linalg.vector_norm(x, dim=1).max()
+    return h.div_(length.clamp_min(1e-30)).mul_(length > noise)
+
+
+def directions(features: Float[Tensor, "n d"], space: str = "auto") -> Float[Tensor, "n d"]:
+    """Turn features into unit vectors: `centred`, `sqrt` (the root of each, its sign kept), `plain`, or `auto`.
+
+    `auto` is the root where no feature is negative, as after a ReLU, else centred. The root damps the few channels that
+    dominate such features; the cosine is then Bhattacharyya's coefficient. Raises ValueError for values that are not
+    finite.
+    """
+    x = features.to(torch.promote_types(features.dtype, torch.float32))
+    low = x.min()
+    if space == "centred" or (space == "auto" and low < 0):
+        return centred(x)
+    if not torch.isfinite(low + x.max()):
+        raise ValueError("features must be finite: some are NaN or infinite")
+    return F.normalize(x if space == "plain" else x.sign() * x.abs().sqrt(), dim=1)
+
+
+def mean_directions(h: Float[Tensor, "n d"], labels: Int64[Tensor, "n"], k: int) -> Float[Tensor, "k d"]:
+    """Return the clusters' mean directions; 0 for an empty one."""
+    return F.normalize(h.new_zeros(k, h.shape[1]).index_add_(0, labels, h), dim=1)
+
+
+# --- k-means ----------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def spherical_kmeans(
+    features: Float[Tensor, "n d"],
+    clusters: int,
+    centres: Float[Tensor, "k d"] | None = None,
+    restarts: int = 3,
+    iterations: int = 50,
+    generator: torch.Generator | None = None,
+    moves: int = 20,
+) -> tuple[Int64[Tensor, "n"], Float[Tensor, "k d"]]:
+    """Cluster directions: k-means under cosine similarity with k-means++ seeding (Dhillon & Modha 2001).
+
+    Only the direction of a row counts; the centres are of unit length. Starts from `centres`, or is seeded `restarts`
+    times and keeps the best. An empty cluster takes the sample farthest from its centre. Stops when not one in 10,000
+    changes its cluster, then moves single centres to where they serve better, `moves` times at most (0: Lloyd's
+    algorithm alone, two to seven times as fast, a little worse). Draws from `generator`, on any device (None: a fixed
+    one). Raises ConfigError if there are more clusters than rows.
+    """
+    n = len(features)
+    check(1 <= clusters <= n, "guidance.clusters", clusters, f"from 1 to the number of images, {n}")
+    h = F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=1)
+    if centres is None:
+        starts = _seeds(h, clusters, restarts, generator or torch.Generator().manual_seed(0))  # [restarts, k, d]
+    else:
+        starts = centres[None]
+    found = (_lloyd(h, _assigned(h, F.normalize(start.to(h), dim=1)), iterations) for start in starts)
+    best = max(found, key=lambda each: each.total)
+    for _ in range(moves if clusters > 1 else 0):
+        trials = (_lloyd(h, moved, iterations) for moved in _moved_centres(h, best))
+        better = next((trial for trial in trials if trial.total > best.total * (1 + 1e-5)), None)
+        if better is None:
+            break
+        best = better
+    return best.labels, best.centres
+
+
+def _seeds(h: Float[Tensor, "n d"], k: int, restarts: int, generator: torch.Generator) -> Float[Tensor, "r k d"]:
+    """Greedy k-means++ (Arthur & Vassilvitskii 2007) for all restarts together, by the distance 1 - cosine.
+
+    Of a few candidates the one that brings all samples nearest is taken: else a small cluster is easily missed.
+    """
+    run, tries = torch.arange(restarts, device=h.device), 5 + int(math.log(k))
+    draws = torch.rand(k, restarts, tries, dtype=torch.float64, generator=generator, device=generator.device)
+    draws = draws.to(h.device)
+    index = [(draws[0, :, 0] * len(h)).long()]  # of the first centres, [r]
+    distance = (1 - h @ h[index[0]].T).clamp_min_(0)  # to the nearest centre so far, [n, r]
+    for draw in draws[1:]:
+        # Candidates with a probability that is proportional to their distance: inversion of its cumulative sum.
+        mass = distance.T.double().cumsum(1)  # [r, n]
+        drawn = torch.searchsorted(mass, draw * mass[:, -1:], right=True).clamp_max_(len(h) - 1)  # [r, tries]
+        nearer = (1 - h @ h[drawn.flatten()].T).clamp_min_(0).unflatten(1, (restarts, tries))
+        nearer = torch.minimum(nearer, distance[:, :, None])  # [n, r, tries]
+        best = nearer.sum(0).argmin(1)
+        distance = nearer[:, run, best]
+        index.append(drawn[run, best])
+    return h[torch.stack(index, dim=1)]
+
+
+class _Clustering(NamedTuple):
+    """A state of Lloyd's algorithm."""
+
+    labels: Tensor  # [n] the nearest centre
+    similarity: Tensor  # [n] cosine to it
+    near: Tensor  # [n, k] cosine of each sample to each centre
+    centres: Tensor  # [k, d]
+    members: Tensor  # [n] the cluster in whose sum the sample is
+    sums: Tensor  # [k, d] float64
+    total: float = 0.0  # sum of the samples' similarities
+
+
+def _assigned(h: Float[Tensor, "n d"], centres: Float[Tensor, "k d"]) -> _Clustering:
+    """Assign all samples to the given centres, which then move to the means."""
+    near = h.new_empty(len(h), len(centres))
+    members = _without_empty(*_nearest(h, centres, near), len(centres))
+    sums = torch.zeros_like(centres).index_add_(0, members, h)
+    centres = F.normalize(sums, dim=1)
+    return _Clustering(*_nearest(h, centres, near), near, centres, members, sums.double())
+
+
+def _nearest(
+    h: Float[Tensor, "n d"], centres: Float[Tensor, "k d"], near: Float[Tensor, "n k"], touched: Tensor | None = None
+) -> tuple[Int64[Tensor, "n"], Float[Tensor, "n"]]:
+    """Find the nearest centre of each row and the cosine to it; write the cosines to the centres `touched` (all).
+
+    In blocks of rows: what was just multiplied is still in the cache when its maximum is sought.
+    """
+    some = touched is not None and 2 * len(touched) < len(centres)
+    few = centres[touched] if some else centres
+    found = []
+    for rows, cosines in zip(*(x.split(len(x) if x.is_cuda else rows_of(h.shape[1])) for x in (h, near))):
+        if some:
+            cosines.index_copy_(1, touched, rows @ few.T)
+        else:
+            torch.mm(rows, few.T, out=cosines)
+        found.append(cosines.max(1))
+    return torch.cat([best.indices for best in found]), torch.cat([best.values for best in found])
+
+
+def _lloyd(h: Float[Tensor, "n d"], found: _Clustering, iterations: int) -> _Clustering:
+    """Average and assign until no more labels change than the share `SETTLED` of them.
+
+    Only what changed is computed again: the sums of the clusters that samples left or joined, and the cosines to them.
+    Writes into `near` and `centres` of what it is given.
+    """
+    k = len(found.centres)
+    labels, similarity, near, centres, members, sums, _ = found._replace(sums=found.sums.clone())
+    for _ in range(iterations):
+        now = _without_empty(labels, similarity, k)
+        moved = (now != members).nonzero()[:, 0]
+        left, joined, rows = members[moved], now[moved], h[moved]
+        if len(moved) <= SETTLED * len(h):
+            break
+        # Summed apart in float32, then added in float64: errors do not grow with the number of rounds.
+        sums += torch.zeros_like(centres).index_add_(0, joined, rows).index_add_(0, left, rows, alpha=-1)
+        members, touched = now, torch.cat([left, joined]).unique()
+        centres[touched] = F.normalize(sums[touched], dim=1).to(h)
+        labels, similarity = _nearest(h, centres, near, touched)
+    reached = similarity.sum(dtype=torch.float64).item()
+    return _Clustering(labels, similarity, near, centres, members, sums, reached)
+
+
+def _without_empty(labels: Int64[Tensor, "n"], similarity: Float[Tensor, "n"], k: int) -> Int64[Tensor, "n"]:
+    """Return the labels, but give each empty cluster the sample that is least like its own centre."""
+    empty = (labels.bincount(minlength=k) == 0).nonzero()[:, 0]
+    if len(empty) == 0:
+        return labels
+    return labels.scatter(0, similarity.topk(len(empty), largest=False).indices, empty)
+
+
+def _moved_centres(h: Float[Tensor, "n d"], found: _Clustering, tries: int = 3) -> Iterator[_Clustering]:
+    """Put the centre that is missed least on a far sample: on each of those farthest in their clusters, in turn.
+
+    Lloyd's algorithm cannot do that: a large class cut in two, a small one lost in a neighbour, would stay so.
+    """
+    labels, similarity, near, centres = found[:4]
+    second = near.scatter(1, labels[:, None], -2.0).amax(1)  # cosine to the centre that would take its place
+    missed = h.new_zeros(len(centres)).index_add_(0, labels, similarity - second).argmin()
+    lowest = h.new_ones(len(centres)).scatter_reduce_(0, labels, similarity, "amin")
+    for cluster in lowest.argsort()[:tries]:
+        moved = h[similarity.masked_fill(labels != cluster, 2.0).argmin()]  # [d]
+        now = near.index_copy(1, missed[None], (h @ moved)[:, None])
+        best = now.max(1)
+        there = centres.index_copy(0, missed[None], moved[None])
+        yield found._replace(labels=best.indices, similarity=best.values, near=now, centres=there)
+
+
+def aligned(before: Int64[Tensor, "n"], now: Int64[Tensor, "n"], k: int) -> Int64[Tensor, "k"]:
+    """Rename the clusters `now`, so that as many samples as possible keep their label (Hungarian method)."""
+    from scipy.optimize import linear_sum_assignment
+
+    overlap = (now * k + before).bincount(minlength=k * k).reshape(k, k)
+    return torch.from_numpy(linear_sum_assignment(overlap.cpu().numpy(), maximize=True)[1]).to(now.device)
+
+
+# --- responsibilities: equation (3) -----------------------------------------------------------------------------------
+
+
+def responsibilities(
+    h: Float[Tensor, "n d"], centres: Float[Tensor, "k d"], confidence: float = 0.8, warmest: float = 1e3
+) -> Float[Tensor, "n k"]:
+    """Compute p_ik of equation (3): a softmax over the centres, such that the mean of max_k p_ik is the confidence.
+
+    1 is the hard assignment. A confidence that no temperature up to `warmest` gives is met as nearly as possible.
+    """
+    gap = h @ centres.T
+    if confidence >= 1:
+        return F.one_hot(gap.argmax(1), len(centres)).to(gap.dtype)
+    gap -= gap.amax(1, keepdim=True)
+    # Bisection of the log temperature: the mean of the largest p falls with it.
+    low, high = math.log(min(1e-4, 1e-3 * warmest)), math.log(warmest)
+    for _ in range(30):
+        middle = (low + high) / 2
+        if _mean_largest(gap, math.exp(middle)) > confidence:
+            low = middle
+        else:
+            high = middle
+    p = gap.div_(math.exp((low + high) / 2)).exp_()
+    return p.div_(p.sum(1, keepdim=True))
+
+
+def _mean_largest(gap: Float[Tensor, "n k"], temperature: float) -> float:
+    """Mean over rows of the largest entry of softmax(gap / temperature), the largest gap of a row being 0."""
+    parts = gap.split(rows_of(gap.shape[1]))
+    return sum((part / temperature).exp_().sum(1).reciprocal_().sum() for part in parts).item() / len(gap)
+
+
+# --- quantity: equation (4) -------------------------------------------------------------------------------------------
+
+
+class Quantity(NamedTuple):
+    """What an estimator returns."""
+
+    a: Tensor  # [n] float64: headness, on the scale of a log number of samples
+    log_sizes: Tensor | None  # [m] float64: of the non-empty clusters, the log size they stand for; None: no clusters
+
+
+def by_size(h: Float[Tensor, "n d"], p: Float[Tensor, "n k"], centres: Float[Tensor, "k d"], **_: Any) -> Quantity:
+    """Estimate quantity as in equation (4): the expected log size of a sample's clusters."""
+    sizes = sizes_of(p)
+    logs = sizes.clamp_min(1e-9 * len(p)).log()
+    return Quantity(_expected(p, logs), logs[sizes > 1e-9 * len(p)])
+
+
+def by_merged_size(
+    h: Tensor, p: Tensor, centres: Tensor, merge_to: int = 0, linkage: str = "single", **_: Any
+) -> Quantity:
+    """Estimate quantity by the sizes of groups of clusters, whose centres are joined by linkage (single or average).
+
+    k-means likes clusters of equal size and so cuts a large class into many; joining them puts it together again.
+    `merge_to` groups, or 0: the mean log size over all numbers of groups from a sixth to half of the clusters, since
+    no single number is right for all data and one alone depends on chance. Fewer than 12 clusters stay as they are.
+    """
+    k, sizes = len(centres), sizes_of(p)
+    levels = [merge_to] if merge_to else range(k // 6, k // 2 + 1) if k >= 12 else [k]
+    joined = h.new_zeros(k, dtype=torch.float64)
+    for group in _linked(centres, levels, linkage):  # [k]
+        of_group = torch.zeros_like(joined).index_add_(0, group, sizes)
+        joined += of_group.clamp_min(1e-9 * len(p)).log()[group]
+    joined /= len(levels)
+    return Quantity(_expected(p, joined), joined[sizes > 1e-9 * len(p)])
+
+
+def by_density(
+    h: Tensor, p: Tensor, centres: Tensor, bandwidth: float = 0.1, references: int = 4096, **_: Any
+) -> Quantity:
+    """Estimate quantity by the soft number of neighbours: log(1 + sum_{j != i} exp((h_i . h_j - 1) / bandwidth)).
+
+    Summed over at most `references` evenly spaced samples and scaled up to all; needs no clusters.
+    """
+    n = len(h)
+    index = torch.arange(min(n, references), device=h.device) * n // min(n, references)
+    chosen, itself = h[index], torch.zeros(n, dtype=torch.float64, device=h.device).index_fill_(0, index, 1.0)
+    near = [((part @ chosen.T - 1) / bandwidth).exp_().sum(1) for part in h.split(rows_of(len(index)))]
+    # A reference counts itself with exp(0); of the others it has one fewer to stand for all n - 1.
+    own = itself * ((h * h).sum(1) - 1).div(bandwidth).exp().double()
+    others = (torch.cat(near).double() - own).clamp_min(0) * (n - 1) / (len(index) - itself).clamp_min(1)
+    return Quantity(torch.log1p(others), None)
+
+
+def sizes_of(p: Float[Tensor, "n k"]) -> Float64[Tensor, "k"]:
+    """Sum the responsibilities: n_k of equation (4)."""
+    return p.sum(0, dtype=torch.float64)
+
+
+def _expected(p: Float[Tensor, "n k"], values: Float64[Tensor, "k"]) -> Float64[Tensor, "n"]:
+    """sum_k p_ik values_k in float64, without a float64 copy of p."""
+    return torch.cat([part.double() @ values for part in p.split(rows_of(p.shape[1]))])
+
+
+def _linked(centres: Float[Tensor, "k d"], levels: Iterable[int], method: str) -> Iterator[Int64[Tensor, "k"]]:
+    """Join the centres into each number of groups of `levels`, and give the group of each."""
+    from scipy.cluster.hierarchy import fcluster, linkage
+    from scipy.spatial.distance import squareform
+
+    if len(centres) == 1:
+        yield from (torch.zeros(1, dtype=torch.int64, device=centres.device) for _ in levels)
+        return
+    distance = (1 - centres @ centres.T).double().clamp_min(0)
+    tree = linkage(squareform(distance.cpu().numpy(), checks=False), method)
+    for groups in levels:
+        yield torch.from_numpy(fcluster(tree, groups, "maxclust")).to(centres.device).long() - 1
+
+
+def clipped_rank(quantity: Quantity, how: str = "log") -> tuple[Float64[Tensor, "n"], float]:
+    """Map headness to q_i in [0, 1], by log size (equation (4)) or by rank; return also hi - lo.
+
+    Where hi - lo < 0.1, q_i is 0.5: the groups are all about as large, and say nothing about quantity.
+    """
+    a, log_sizes = quantity
+    low, high = _percentiles(a if log_sizes is None else log_sizes)
+    if high - low < 0.1:
+        return torch.full_like(a, 0.5), high - low
+    return (_midrank(a) if how == "rank" else ((a - low) / (high - low)).clamp(0, 1)), high - low
+
+
+def _percentiles(x: Float64[Tensor, "m"]) -> tuple[float, float]:
+    """5th and 95th percentile by the inverted CDF: values that occur, not changed by repeating every sample."""
+    x, m = x.sort().values, len(x)
+    return x[-(-5 * m // 100) - 1].item(), x[-(-95 * m // 100) - 1].item()
+
+
+def _midrank(x: Float64[Tensor, "n"]) -> Float64[Tensor, "n"]:
+    """Share of the values below, ties half."""
+    from scipy.stats import rankdata
+
+    return torch.from_numpy((rankdata(x.cpu().numpy()) - 0.5) / len(x)).to(x.device)
+
+
+# --- all together -----------------------------------------------------------------------------------------------------
+
+
+class PseudoLabels:
+    """Clusters of all n images and their quantity, refreshed by `update`, identities kept.
+
+    After an update: `labels` [n], `p` [n, k], `centres` [k, d], `sizes` n_k [k], and of equation (4) `headness` a [n],
+    `q` [n] and `spread` hi - lo. Before: labels -1, headness 0, q 0.5, no sizes. True `labels`, where given, take the
+    clusters' place (the oracle, hard). `clusters` 0 means 100, at most a tenth of the images; other `options` go to the
+    estimator. Raises ConfigError for an unknown estimator and for more clusters than images.
+    """
+
+    SAVED = ("assigned", "labels", "headness", "q", "sizes", "centres", "spread")
+
+    def __init__(
+        self,
+        n: int,
+        clusters: int = 0,
+        estimator: str = "merged",
+        confidence: float = 0.8,
+        restarts: int = 3,
+        headness_map: str = "log",
+        label_noise: float = 0.0,
+        space: str = "auto",
+        memory: float = 0.7,
+        labels: Int64[Tensor, "n"] | None = None,
+        device: str | torch.device = "cpu",
+        generator: torch.Generator | None = None,
+        **options: Any,
+    ):
+        allowed = f"from 1 to the number of images, {n}; 0: chosen by it"
+        check(0 <= clusters <= n, "guidance.clusters", clusters, allowed)
+        if labels is not None and (labels.shape != (n,) or labels.is_floating_point() or int(labels.min()) < 0):
+            raise ValueError(f"labels must be {n} whole numbers from 0, one per image")
+        self.n, self.device, self.options = n, torch.device(device), options
+        self.clusters = clusters or max(1, min(100, n // 10))
+        self.estimate = ESTIMATORS[estimator if labels is None else "size"]
+        self.confidence, self.restarts = confidence, restarts
+        self.headness_map, self.label_noise, self.space, self.memory = headness_map, label_noise, space, memory
+        self.generator = torch.Generator().manual_seed(0) if generator is None else generator
+        self.truth = None if labels is None else labels.long().to(self.device)
+        self.p: Tensor | None = None  # not saved: only the next update needs it, and makes its own
+        self.labels = self.assigned = torch.full((n,), -1, device=self.device)
+        self.headness = torch.zeros(n, dtype=torch.float64, device=self.device)
+        self.q = torch.full_like(self.headness, 0.5)
+        self.sizes, self.centres = self.headness[:0], torch.zeros(0, 0, device=self.device)
+        self.spread, self.log_sizes = 0.0, None  # the latter, as p, of the last update only
+
+    @torch.no_grad()
+    def update(self, features: Float[Tensor, "n d"]) -> None:
+        """Cluster fresh features, then set headness and q; raises ValueError if there are not n of them."""
+        if features.ndim != 2 or len(features) != self.n:
+            raise ValueError(f"features must be [{self.n}, d], one row per image, not {list(features.shape)}")
+        memory = self.memory if len(self.centres) else 0.0  # nothing to remember at the first update
+        h = directions(features.to(self.device), self.space)
+        if self.truth is None:
+            self._cluster(h)
+            self.p = self._soft(h)
+            self.labels = self.p.argmax(1)
+        else:
+            self.assigned, self.centres = self.truth, mean_directions(h, self.truth, int(self.truth.max()) + 1)
+            self.p, self.labels = F.one_hot(self.truth, len(self.centres)).to(h.dtype), self.truth
+        self._add_noise()
+        self.sizes = sizes_of(self.p)
+        quantity = self.estimate(h, self.p, self.centres, **self.options)
+        self.headness = torch.lerp(quantity.a.double(), self.headness, memory)
+        self.log_sizes = quantity.log_sizes
+        self.q, self.spread = clipped_rank(quantity._replace(a=self.headness), self.headness_map)
+
+    def _cluster(self, h: Float[Tensor, "n d"]) -> None:
+        """Set `assigned` and `centres` by k-means from where the old clusters are now."""
+        before = self.assigned
+        # The network has moved on, and the old centres with it: they are the means of the old clusters in new features.
+        start = mean_directions(h, before, self.clusters) if len(self.centres) else None
+        now, centres = spherical_kmeans(h, self.clusters, start, self.restarts, generator=self.generator)
+        if start is not None:
+            names = aligned(before, now, self.clusters)
+            now, centres = names[now], torch.empty_like(centres).index_copy_(0, names, centres)
+        self.assigned, self.centres = now, centres
+
+    def _soft(self, h: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
+        k = len(self.centres)
+        apart = (1 - self.centres @ self.centres.T).sum().item() / max(1, k * (k - 1))
+        return responsibilities(h, self.centres, self.confidence, max(1e-6, WARMEST * apart))
+
+    def _add_noise(self) -> None:
+        """Permute the responsibilities of a share of the samples among each other."""
+        some = round(self.label_noise * self.n)
+        if some < 2:
+            return
+        order = torch.randperm(self.n, generator=self.generator, device=self.generator.device)[:some].to(self.device)
+        sources = torch.arange(self.n, device=self.device).index_copy_(0, order, order.roll(1))
+        self.p, self.labels = self.p[sources], self.labels[sources]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that the next update and a snapshot need, as tensors and numbers."""
+        return {**{name: getattr(self, name) for name in self.SAVED}, "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue bit for bit from `state_dict`; raises ValueError if that was for another number of images."""
+        if len(state["labels"]) != self.n:
+            raise ValueError(f"these pseudo-labels are of {len(state['labels'])} images, not of {self.n}")
+        for name in self.SAVED:
+            value = state[name]
+            setattr(self, name, value.to(self.device) if isinstance(value, Tensor) else value)
+        self.generator.set_state(state["generator"].cpu())
+        self.p = None
+
+
+# --- against true labels ----------------------------------------------------------------------------------------------
+
+
+def quality(
+    labels: Int64[Tensor, "n"],
+    headness: Float[Tensor, "n"],
+    true_labels: Int64[Tensor, "n"],
+    counts: Int64[Tensor, "C"] | None = None,
+) -> dict[str, float]:
+    """Judge pseudo-labels by true ones: nmi, purity, and Spearman's correlation of headness with true class size.
+
+    The latter over samples, and over classes (mean headness of each); NaN where all class sizes are equal.
+    """
+    from sklearn.metrics import normalized_mutual_info_score
+
+    labels, headness, truth = labels.cpu(), headness.cpu().double(), true_labels.cpu()
+    own = truth.bincount(minlength=0 if counts is None else len(counts)).double()  # [C]
+    counts = own if counts is None else counts.cpu().double()
+    table = (labels * len(own) + truth).bincount(minlength=(int(labels.max()) + 1) * len(own))
+    means = torch.zeros_like(own).index_add_(0, truth, headness) / own.clamp_min(1)
+    return {
+        "nmi": float(normalized_mutual_info_score(truth, labels)),
+        "purity": table.reshape(-1, len(own)).amax(1).sum().item() / len(labels),
+        "spearman_samples": _spearman(headness, counts[truth]),
+        "spearman_classes": _spearman(means[own > 0], counts[own > 0]),
+    }
+
+
+def _spearman(x: Tensor, y: Tensor) -> float:
+    from scipy.stats import spearmanr
+
+    constant = x.min() == x.max() or y.min() == y.max()
+    return math.nan if constant else float(spearmanr(x, y).statistic)
