@@ -203,10 +203,6 @@ def drag(page, handle, dx):
     page.mouse.up()
 
 
-def number(text):
-    return int(re.search(r"\d+", text.replace(",", "")).group())
-
-
 def test_temperature_ranges(browser, lab, folder):
     page = Page(browser, lab, "03_temperature_ranges")
     page.run_all()
