@@ -310,6 +310,20 @@ def test_it_is_drawn_without_webgl(browser, files):  # noqa: F811
     context.close()
 
 
+def test_without_a_map_all_else_is_there(browser, trained, tmp_path):  # noqa: F811
+    tase.report(trained[2].slim(tmp_path / "slim"), out=tmp_path / "slim.html", layout="umap", progress=False)
+    shown = Report(browser, tmp_path / "slim.html")
+    assert shown.page.locator(".tase-map").count() == 0
+    assert "no map" in shown.page.locator(".tase-remark").inner_text()
+    shown.page.locator("input[type=search]").fill("tail")
+    assert shown.page.locator(".tase-gallery .tase-picture").count() > 3
+    shown.page.locator(".tase-gallery .tase-tile").first.click()
+    assert "headness" in shown.page.locator(".tase-why").inner_text()
+    shown.page.keyboard.press("[")
+    until(lambda: shown.get("t.epoch") == 6, "one snapshot back")
+    shown.close()
+
+
 def test_frames_and_the_first_picture(report, capsys):
     shown = report(2)
     first = shown.page.evaluate("performance.getEntriesByType('paint').map((e) => e.startTime)")

@@ -499,10 +499,10 @@ class Explorer {
     this.curves = section("curves", "Over training time");
     this.gallery = section("gallery", "Images selected");
     this.filterBox.append(...Object.entries(QUANTITIES).map(([name, title]) => this.filter(name, title)));
-    const placed = runs.some((run) => Object.keys(run.places).length);
-    const maps = h("div", { class: "tase-maps" }, placed ? this.maps.map((map) => map.node) : null);
+    const placed = this.maps.filter((map) => map.places);
+    const maps = h("div", { class: "tase-maps" }, placed.map((map) => map.node));
     const side = h("aside", {}, this.why, this.legend, this.filterBox);
-    const stage = h("div", { class: `tase-stage ${runs.length > 1 ? "two" : "one"}` }, maps, this.curves, this.gallery, side);
+    const stage = h("div", { class: `tase-stage ${placed.length === 1 ? "one" : "two"}` }, maps, this.curves, this.gallery, side);
     const said = [...sets.map((set) => set.remark), ...runs.flatMap((run) => run.remarks), ...this.remarks()];
     const remarks = [...new Set(said.filter(Boolean))].join(" ");
     this.root = h("div", { class: "tase" }, this.report ? this.title() : null, this.bar(),
@@ -1232,7 +1232,7 @@ class Explorer {
     if (!some) {
       const t = this.now(first), m = this.maps[0].m, order = [...Array(m).keys()].map((r) => [0, r]);
       order.sort(([, a], [, b]) => first.headness[t * m + a] - first.headness[t * m + b]);
-      const hint = h("small", {}, " draw round points, or click one, to select");
+      const hint = this.maps[0].places ? h("small", {}, " draw round points, or click one, to select") : null;
       this.gallery.replaceChildren(h("h2", {}, "Rarest now, by headness", hint), tiles(order.slice(0, 12)),
         h("h2", {}, "Most common now"), tiles(order.slice(-12).reverse()));
       return;
