@@ -47,10 +47,10 @@ _ROOM_OF = {
     "RunError": "runs",
     "TrainingError": "training",
     "train": "training",
-    "report": "reports",
-    "rare": "reports",
     "compare": "evaluation",
     "evaluate": "evaluation",
+    "rare": "widgets",
+    "report": "widgets",
 }
 _ROOMS = frozenset(_ROOM_OF.values()) | {"bench", "figures", "probes", "studies", "widgets"}
 

@@ -178,19 +178,19 @@ def _info_preset(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _report(args: argparse.Namespace) -> dict[str, Any]:
-    from .reports import report
     from .runs import Run
+    from .widgets import report
 
     out = args.out or str(Path(args.runs[0]) / "report.html")
-    path = report(*(Run(folder) for folder in args.runs), out=out)
+    path = report(*(Run(folder) for folder in args.runs), out=out, progress=not args.quiet)
     if not args.json:
         _say(f"{path} ({path.stat().st_size / 2**20:.1f} MiB): open it in a browser")
     return {"report": str(path)}
 
 
 def _rare(args: argparse.Namespace) -> dict[str, Any]:
-    from .reports import rare
     from .runs import Run
+    from .widgets import rare
 
     table = rare(Run(args.run_folder))
     if args.csv:

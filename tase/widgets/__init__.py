@@ -3,22 +3,24 @@
 tase.widgets.explore_temperatures(run)      what other settings would give every sample
 tase.widgets.explore_run(run, other)        the embedding over training time, linked with distributions and images
 tase.widgets.live_training(config, out)     a training in a process of its own: watched, paused, steered
+tase.report(run, other, out="report.html")  what explore_run shows, as one file; tase.rare(run): its lists as a table
 
-Each returns an object that shows itself, with `.config`, `.save(path)` and, where images are chosen, `.selection`.
+Each widget is an object that shows itself, with `.config`, `.save(path)` and, where images are chosen, `.selection`.
 """
 
-from ._explorer import RunExplorer, explore_run
-from ._layouts import Layouts, layouts
+from .explorer import RunExplorer, explore_run
 from .live import LiveTraining, live_training
+from .page import report
+from .rarity import rare
 from .temperature import TemperatureExplorer, explore_temperatures
 
 __all__ = [
-    "Layouts",
     "LiveTraining",
     "RunExplorer",
     "TemperatureExplorer",
     "explore_run",
     "explore_temperatures",
-    "layouts",
     "live_training",
+    "rare",
+    "report",
 ]

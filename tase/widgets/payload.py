@@ -1,0 +1,317 @@
+"""What the front end shows of one or two runs, as one block of bytes.
+
+    data = payload([run, other], points=2000)        # for the explorer, and for the file that `page` writes
+
+The block is a JSON header and the typed arrays it refers to: {"@": [offset, kind, count]} stands for an array, with
+"low" and "high" for one of floats in 16 bits. `front.js` unpacks it in a dozen lines.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+
+from ..data import GROUPS
+from ..files import RunError
+from ..layouts import Layouts, snapshot_layouts
+from ..pseudo_labels import Quantity, centred, clipped_rank
+from ..runs import Run
+from .rarity import listed, picture_of, sentences, trust_of
+
+TILE = 40  # pixels: the side of a picture in the file, at most
+PER_SHEET = 1024  # pictures in one sprite sheet
+NEAR = 6  # neighbours of an image at each snapshot
+
+
+class Packer:
+    """Gathers arrays behind a JSON header."""
+
+    def __init__(self):
+        self.parts: list[bytes] = []
+        self.size = 0
+
+    def raw(self, data: bytes, kind: str, count: int) -> dict[str, Any]:
+        """Add the bytes of an array of `kind` (i1 u1 i2 u2 i4 f4, as in numpy); returns what stands for it."""
+        ref = {"@": [self.size, kind, count]}
+        data += bytes(-len(data) % 8)  # typed arrays begin at multiples of their item's size
+        self.parts.append(data)
+        self.size += len(data)
+        return ref
+
+    def whole(self, values: Any, kind: str) -> dict[str, Any]:
+        """Add an array of whole numbers, or of floats as they are."""
+        array = np.ascontiguousarray(values, dtype=f"<{kind}")
+        return self.raw(array.tobytes(), kind, array.size)
+
+    def scaled(self, values: Any) -> dict[str, Any]:
+        """Add floats as 16-bit steps between the smallest and the largest; the last code is NaN."""
+        x = np.asarray(values, dtype=np.float64)
+        known = np.isfinite(x)
+        low, high = (float(x[known].min()), float(x[known].max())) if known.any() else (0.0, 1.0)
+        code = np.full(x.shape, 65535, dtype=np.uint16)
+        code[known] = np.round((x[known] - low) / max(high - low, 1e-12) * 65534)
+        return self.whole(code, "u2") | {"low": low, "high": high}
+
+    def block(self, header: dict[str, Any]) -> bytes:
+        """Join the header and the arrays: length of the header, header, arrays."""
+        text = json.dumps(header, ensure_ascii=False, allow_nan=False).encode()
+        text += b" " * (-(len(text) + 8) % 8)
+        return len(text).to_bytes(8, "little") + text + b"".join(self.parts)
+
+
+def payload(
+    runs: Sequence[Run],
+    points: int = 2000,
+    kinds: Sequence[str] = ("tsne", "pca"),
+    pictures: int = 2500,
+    progress: Callable[[str], None] = lambda text: None,
+    wanted: Callable[[], bool] = lambda: True,
+) -> bytes:
+    """Gather what the front end shows of one or two runs.
+
+    At most `points` images are laid out, `pictures` of them with their picture. Runs that were trained on the same
+    images are linked: they show the same images. Raises RunError where a run has no snapshot.
+    """
+    for run in runs:
+        if not run.path.exists():
+            raise RunError(f"the run's folder {run.path} is gone")
+        if not len(run.history):
+            raise RunError(f"{run.path} has no snapshot yet: the first comes when its training starts")
+    linked = len({run.environment.get("subset", run.name) for run in runs}) == 1
+    places, remarks = _places(runs, kinds, points, progress, wanted)
+    rare = [listed(run) for run in runs]
+    shown = [_images_shown(run, found, points, lists) for run, found, lists in zip(runs, places, rare)]
+    if linked and len(runs) == 2:
+        shown = [np.intersect1d(*shown)] * 2
+    pack = Packer()
+    sets = [_shown_set(pack, run, index, pictures, lists) for run, index, lists in zip(runs, shown, rare)]
+    header = {
+        "linked": linked,
+        "sets": sets[:1] if linked else sets,
+        "runs": [
+            {"set": 0 if linked else i, **_run(pack, run, index, found), "remarks": said}
+            for i, (run, index, found, said) in enumerate(zip(runs, shown, places, remarks))
+        ],
+    }
+    return pack.block(header)
+
+
+def _places(runs, kinds, points, progress, wanted) -> tuple[list[dict[str, Layouts]], list[list[str]]]:
+    """Layouts of each run by kind, the second run's turned to the first's; and a remark where there are none."""
+    found: list[dict[str, Layouts]] = [{} for _ in runs]
+    remarks: list[list[str]] = [[] for _ in runs]
+    for kind in kinds:
+        for i, run in enumerate(runs):
+            tell = lambda done, of, i=i, kind=kind: progress(f"{kind}: run {i + 1}, snapshot {done} of {of}")  # noqa: E731
+            try:
+                layout = snapshot_layouts(run, kind, points, tell, wanted)
+            except RunError:
+                continue
+            found[i][kind] = layout.turned_to(found[0][kind]) if i and kind in found[0] else layout
+    for run, said, layout in zip(runs, remarks, found):
+        if not layout:
+            said.append("This run keeps neither features nor layouts: there is no map, all else is here.")
+        if run.steered:
+            epochs = ", ".join(str(event["epoch"]) for event in run.events)
+            said.append(f"{run.name} was steered at epoch {epochs}: losses before and after cannot be compared.")
+    return found, remarks
+
+
+def _images_shown(run: Run, found: dict[str, Layouts], points: int, lists: dict) -> Int64[np.ndarray, " m"]:
+    """Numbers of the images shown: those laid out (else a fixed sample), and all that are listed as rare or common."""
+    n = run.history.tau.shape[1]
+    placed = next((layout.index for layout in found.values()), None)
+    if placed is None:
+        placed = np.random.default_rng(0).permutation(n)[:points]
+    return np.union1d(placed, _listed_images(lists)).astype(np.int64)
+
+
+def _listed_images(lists: dict[str, Any]) -> Int64[np.ndarray, " r"]:
+    """The images that the lists name."""
+    named = [*lists["rare"], *lists["common"], *lists["blank"], *(i for pair in lists["duplicates"] for i in pair)]
+    return np.unique(np.array(named + [i for c in lists["clusters"] for i in c["images"]], dtype=np.int64))
+
+
+# ----------------------------------------------------------------------------------------------------------- the images
+
+
+def _shown_set(pack: Packer, run: Run, index: Int64[np.ndarray, " m"], pictures: int, rare: dict) -> dict[str, Any]:
+    """Numbers, classes, file names and pictures of the images shown."""
+    h = run.history
+    labelled = h.labels is not None
+    tail = labelled and h.groups is not None and int(h.counts.max() - h.counts.min()) > 1
+    image_set, why = _images_of(run)
+    paths = image_set.paths if image_set is not None else None
+    tiles = None if image_set is None else _tiles(pack, image_set, index, pictures, _listed_images(rare))
+    return {
+        "index": pack.whole(index, "i4"),
+        "total": int(h.tau.shape[1]),
+        "label": pack.whole(h.labels[index], "i4") if labelled else None,
+        "classes": list(h.classes),
+        "counts": [int(c) for c in h.counts] if labelled else [],
+        "group": pack.whole(h.groups[h.labels[index]], "i1") if tail else None,
+        "groups": list(GROUPS),
+        "paths": None if paths is None else [str(paths[i]) for i in index],
+        "tiles": tiles,
+        "remark": why,
+        "rare": rare,
+    }
+
+
+def _images_of(run: Run) -> tuple[Any, str]:
+    """The run's training images, or None and a sentence that says why there are no pictures."""
+    try:
+        images = run.images
+    except Exception as error:  # a source may fail in ways of its own; the rest can still be shown
+        return None, f"No pictures: the images cannot be loaded here ({' '.join(str(error).split())[:160]})."
+    if run.environment.get("subset") not in (None, images.hash) and run.environment.get("images") == len(images):
+        return None, "No pictures: the images are others than those of the training."
+    if len(images) != run.history.tau.shape[1]:
+        return None, "No pictures: there are more or fewer images than at the training."
+    return images, ""
+
+
+def _tiles(pack: Packer, image_set: Any, index: Int64[np.ndarray, " m"], pictures: int, named: Any) -> dict[str, Any]:
+    """Pictures of the images shown, or of those named and a fixed sample of the others, in sheets of 1,024."""
+    rows = np.random.default_rng(0).permutation(len(index))
+    rows = rows[np.argsort(~np.isin(index[rows], named), kind="stable")]  # those named first
+    rows = np.sort(rows[: max(pictures, len(named))])
+    place = np.full(len(index), -1, dtype=np.int64)
+    place[rows] = np.arange(len(rows))
+    side = min(TILE, max(image_set.images.shape[2:]))
+    sheets = []
+    for start in range(0, len(rows), PER_SHEET):
+        some = [picture_of(image_set.images[int(index[r])], side) for r in rows[start : start + PER_SHEET]]
+        sheet = _sheet(some, side)
+        sheets.append(pack.raw(sheet, "u1", len(sheet)))
+    return {"side": side, "columns": 32, "per": PER_SHEET, "place": pack.whole(place, "i4"), "sheets": sheets}
+
+
+def _sheet(pictures: list, side: int) -> bytes:
+    """One WebP of pictures in rows of 32; tiny pictures keep every pixel."""
+    from PIL import Image
+
+    sheet = Image.new("RGB", (32 * side, -(-len(pictures) // 32) * side))
+    for i, picture in enumerate(pictures):
+        sheet.paste(picture, (i % 32 * side, i // 32 * side))
+    buffer = io.BytesIO()
+    sheet.save(buffer, "webp", lossless=side <= 16, quality=72, method=4)
+    return buffer.getvalue()
+
+
+# -------------------------------------------------------------------------------------------------------------- the run
+
+
+def _run(pack: Packer, run: Run, index: Int64[np.ndarray, " m"], found: dict[str, Layouts]) -> dict[str, Any]:
+    """Everything of one run over its snapshots, for the images `index`."""
+    h, config = run.history, run.config
+    q, limits = quantities(run)
+    tau, weight = h.tau, h.weight
+    options = config.guidance
+    low, high = (getattr(options, name, None) for name in ("tau_min", "tau_max"))
+    # The chain "why this tau" writes equation (5) only where it gives what was saved: not for methods that use others.
+    fits = low is not None and bool(np.allclose(low + (high - low) * q[-1], tau[-1], atol=3e-3))
+    trust = trust_of(run)
+    return {
+        "name": run.name,
+        "preset": config.preset,
+        "title": config.method_title,
+        "epochs": [int(e) for e in h.epoch],
+        "last": int(config.optim.epochs),
+        "warmup": round(getattr(options, "warmup", 0) * config.optim.epochs) if tau.std(1).max() > 1e-4 else 0,
+        "places": {kind: pack.whole(_in_16_bits(layout, h.epoch, index), "i2") for kind, layout in found.items()},
+        "tau": pack.scaled(tau[:, index]),
+        "weight": pack.scaled(weight[:, index]),
+        "headness": pack.scaled(h.headness[:, index]),
+        "loss": pack.scaled(h.loss[:, index]),
+        "cluster": pack.whole(h.pseudo_label[:, index], "i2"),
+        "q": pack.scaled(q[:, index]),
+        "trust": None if trust is None else pack.scaled(trust[:, index]),
+        "limits": limits,
+        "sizes": [[round(float(x), 1) for x in sizes] for sizes in h.cluster_sizes],
+        "joined": [_joined_sizes(run, t) for t in range(len(h))],
+        "equation": [float(low), float(high)] if fits else None,
+        "near": _neighbours(pack, run, index),
+        **about(run),
+    }
+
+
+def quantities(run: Run) -> tuple[Float[np.ndarray, "s n"], list[list[float]]]:
+    """q of equation (4) at each snapshot, and the headness at which it is 0 and 1, rounded for showing."""
+    h = run.history
+    rows, limits = [], []
+    for t, a in enumerate(h.headness.astype(np.float64)):
+        sizes = h.log_sizes(t)
+        quantity = Quantity(
+            torch.from_numpy(a), None if sizes is None else torch.from_numpy(np.asarray(sizes, np.float64))
+        )
+        q, spread = clipped_rank(quantity, getattr(run.config.guidance, "headness_map", "log"))
+        inside = q.numpy()
+        rows.append(inside)
+        low = float(a[inside <= 0].max()) if (inside <= 0).any() else float(a.min())
+        limits.append([round(low, 2), round(low + spread, 2)])
+    return np.stack(rows), limits
+
+
+def _joined_sizes(run: Run, t: int) -> list[float] | None:
+    """For each cluster, the number of images that its joined group stands for; None where it is not saved."""
+    sizes, logs = run.history.cluster_sizes[t].astype(np.float64), run.history.log_sizes(t)
+    full = np.flatnonzero(sizes > 1e-9 * run.history.tau.shape[1])
+    if logs is None or len(logs) != len(full):
+        return None
+    joined = np.zeros(len(sizes))
+    joined[full] = np.exp(logs.astype(np.float64))
+    return [round(float(x), 1) for x in joined]
+
+
+def _in_16_bits(layout: Layouts, epochs, index: Int64[np.ndarray, " m"]) -> np.ndarray:
+    """Places [s, m, 2] at all epochs as whole numbers; an image that is not laid out has -32768 twice."""
+    xy = np.stack([layout.at(int(e)) for e in epochs])  # [s, m', 2], root mean square radius 1
+    codes = np.full((len(xy), len(index), 2), -32768, dtype=np.int64)
+    _, here, there = np.intersect1d(index, layout.index, return_indices=True)
+    codes[:, here] = np.clip(np.round(xy[:, there] * 8000), -32767, 32767)  # up to four radii
+    return codes
+
+
+def _neighbours(pack: Packer, run: Run, index: Int64[np.ndarray, " m"]) -> dict[str, Any] | None:
+    """The nearest images by cosine at each snapshot, as rows among those shown; None without features, or with many."""
+    h, m = run.history, len(index)
+    if m > 5000:
+        return None
+    rows = np.full((len(h), m, NEAR), -1, dtype=np.int64)
+    try:
+        for t in range(len(h)):
+            _, here, there = np.intersect1d(index, h.feature_index(t), return_indices=True)
+            if len(here) > NEAR:
+                unit = centred(torch.from_numpy(h.features(t)[there]))
+                cosine = (unit @ unit.T).fill_diagonal_(-2)
+                rows[t, here] = here[cosine.topk(NEAR).indices.numpy()]
+    except RunError:
+        return None
+    return pack.whole(rows, "i2")
+
+
+def about(run: Run) -> dict[str, Any]:
+    """The run in words and numbers: settings, accuracies, and how far its rareness can be believed."""
+    c, env = run.config, run.environment
+    state = run.status
+    settings = {
+        "method": c.method_title,
+        "preset": f"{c.preset}, seed {c.seed}",
+        "images": f"{run.history.tau.shape[1]:,}",
+        "epochs": f"{state.get('epoch', 0)} of {c.optim.epochs}, {state.get('state', 'new')}",
+        "identity": run.identity + (", steered while training" if run.steered else ""),
+        "made with": f"torch {env.get('torch', '?')}, {env.get('device', '?')}, commit {run.commit}",
+    }
+    scores = {}
+    for name, found in ((run.results or {}).get("protocols") or {}).items():
+        scores[name] = {
+            key: round(found[key], 1) for key in ("all", "head", "mid", "tail") if found.get(key) is not None
+        }
+    return {"settings": settings, "scores": scores, "sentences": sentences(run)}

@@ -1,0 +1,394 @@
+"""The report in a real Chromium from a file, with the network off: time, lasso, click, search, why, CSV, keys, themes.
+
+Screenshots are left in test-artefacts/.
+"""
+
+import csv
+import re
+
+import pytest
+from test_browser import ARTEFACTS, FOREIGN, Page, browser, folder, lab, until  # noqa: F401 (fixtures)
+
+import tase
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def files(trained, tmp_path_factory):
+    """Reports of one run and of two, by number of runs."""
+    home = tmp_path_factory.mktemp("reports")
+    one, two = home / "one.html", home / "two.html"
+    tase.report(trained[2], out=one, progress=False)
+    tase.report(trained[2], trained[1], out=two, progress=False)
+    return {1: one, 2: two}
+
+
+class Report:
+    """A report on the page."""
+
+    def __init__(self, browser, path, width=1280, height=900, **context):  # noqa: F811
+        self.context = browser.new_context(
+            viewport={"width": width, "height": height}, offline=True, accept_downloads=True, **context
+        )
+        self.page, self.errors = self.context.new_page(), []
+        self.page.on("console", lambda m: self.errors.append(m.text) if m.type == "error" else None)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.goto(f"file://{path}")
+        self.page.wait_for_function("window.tase?.frames > 0")
+
+    def get(self, expression):
+        return self.page.evaluate(f"() => {{ const t = window.tase; return {expression}; }}")
+
+    def gallery(self):
+        return self.page.locator(".tase-gallery h2").first.inner_text()
+
+    def selected(self):
+        return self.get("t.selected(0).map((r) => t.data.sets[0].index[r])")
+
+    def point(self, row, which=0):
+        """Where on the page a point is, in pixels."""
+        self.page.locator(".tase-over").nth(which).scroll_into_view_if_needed()
+        box = self.page.locator(".tase-over").nth(which).bounding_box()
+        x, y = self.get(f"[...t.maps[{which}].screen().slice({2 * row}, {2 * row} + 2)]")
+        return box["x"] + x, box["y"] + y
+
+    def placed(self):
+        """Rows of the points that are on the map and lie on top of no other."""
+        return self.get(
+            "[...t.maps[0].state.keys()].filter((r) => t.maps[0].screen()[2 * r] >= 0 && "
+            "t.maps[0].nearest(...t.maps[0].screen().slice(2 * r, 2 * r + 2), 9) === r)"
+        )
+
+    def shot(self, name, **options):
+        ARTEFACTS.mkdir(exist_ok=True)
+        self.page.screenshot(path=ARTEFACTS / f"report_{name}.png", **options)
+
+    def close(self):
+        self.context.close()
+        assert not [text for text in self.errors if not FOREIGN.search(text)]
+
+
+@pytest.fixture
+def report(browser, files):  # noqa: F811
+    """report(runs=1, ...): the report of so many runs, opened; closed and checked for errors at the end."""
+    opened = []
+
+    def show(runs=1, **options):
+        opened.append(Report(browser, files[runs], **options))
+        return opened[-1]
+
+    yield show
+    for one in opened:
+        one.close()
+
+
+def test_it_opens_at_the_last_epoch_and_plays_through(report):
+    shown = report(2)
+    assert shown.page.locator(".tase-epoch").inner_text() == "epoch 8"
+    assert shown.page.locator(".tase-map").count() == 2
+    shown.page.locator(".tase-play").click()
+    seen = set()
+    until(lambda: seen.add(round(shown.get("t.epoch"), 1)) or len(seen) > 6, "epochs between the snapshots", 20)
+    assert any(epoch % 2 for epoch in seen)  # snapshots are at 0, 2, 4, 6, 8: points move smoothly between
+    until(lambda: shown.page.locator(".tase-play").inner_text() == "Play", "the end", 20)
+    assert shown.get("t.epoch") == 8
+    shown.shot("two_1280", full_page=True)
+
+
+def test_points_fill_the_map_and_two_maps_stay_side_by_side(report):
+    for width in (820, 1280, 1600):
+        shown = report(2, width=width)
+        first, second = (shown.page.locator(".tase-map").nth(i).bounding_box() for i in (0, 1))
+        assert first["y"] == second["y"] and first["width"] > 240
+        curves = shown.page.locator(".tase-curves").bounding_box()
+        assert curves["y"] + 100 < 900, "the curves are above the fold"
+        x, y = (shown.get(f"(() => {{ const p = [...t.maps[0].screen()].filter((v, i) => i % 2 === {i} && v >= 0);"
+                          " return Math.max(...p) - Math.min(...p); })()") for i in (0, 1))  # fmt: skip
+        assert max(x / first["width"], y / first["height"]) > 0.7
+        shown.shot(f"wide_{width}")
+
+
+def test_lasso_selects_in_both_maps_and_shows_images_and_curves(report):
+    shown = report(2)
+    box = shown.page.locator(".tase-over").first.bounding_box()
+    mouse, (x, y) = shown.page.mouse, (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    mouse.move(x - 140, y - 150)
+    mouse.down()
+    for dx, dy in ((140, -150), (150, 150), (-150, 150), (-150, -140)):
+        mouse.move(x + dx, y + dy, steps=5)
+    mouse.up()
+    chosen = shown.selected()
+    assert len(chosen) > 3 and shown.gallery().startswith(f"{len(chosen)} images selected: head")
+    assert shown.get("t.maps.map((m) => m.state.filter((s) => s === 2).length)") == [len(chosen)] * 2
+    assert shown.page.locator(".tase-gallery .tase-picture").count() == min(48, len(chosen))
+    assert "selection" in shown.page.locator(".tase-key").inner_text()
+    shown.shot("lasso")
+    shown.page.keyboard.press("Escape")
+    assert shown.selected() == []
+
+
+def test_click_shift_click_and_the_chain_of_numbers(report, trained):
+    shown = report(2)
+    a, b = shown.placed()[:2]
+    shown.page.mouse.click(*shown.point(a))
+    why = shown.page.locator(".tase-why")
+    text = until(lambda: why.is_visible() and why.inner_text(), "why this temperature")
+    h, image = trained[2].history, shown.selected()[0]
+    for word in ("cluster", "joined group", "headness", "q", "τ", "w", "nearest now", "at epoch 0"):
+        assert word in text
+    assert f"{h.tau[-1][image]:.3f}" in text and str(h.pseudo_label[-1][image]) in text
+    assert "the same for all images" in text  # SimCLR, next to it
+    shown.page.mouse.move(*shown.point(b))
+    shown.page.keyboard.down("Shift")
+    shown.page.mouse.click(*shown.point(b))
+    shown.page.keyboard.up("Shift")
+    assert len(shown.selected()) == 2
+    shown.shot("why")
+    why.get_by_text("select it and its neighbours").click()
+    assert len(shown.selected()) == 7
+
+
+def test_an_image_appears_on_hover(report):
+    shown = report()
+    row = shown.placed()[0]
+    shown.page.mouse.move(*shown.point(row))
+    tip = shown.page.locator(".tase-tip")
+    until(lambda: tip.is_visible(), "the image")
+    assert tip.locator(".tase-picture").count() == 1 and "cluster" in tip.inner_text()
+    shown.page.mouse.move(2, 2)
+    until(lambda: not tip.is_visible(), "it goes")
+
+
+@pytest.mark.parametrize(
+    "what, rule",
+    [
+        ("17", "t.data.sets[0].index[r] === 17"),
+        ("tail", "t.data.sets[0].group[r] === 2"),
+        ("cluster 3", "t.data.runs[0].cluster.at(r - t.maps[0].m) === 3"),
+    ],
+)
+def test_search_by_number_group_and_cluster(report, what, rule):
+    shown = report()
+    expected = shown.get(f"[...t.maps[0].state.keys()].filter((r) => {rule}).length")
+    shown.page.locator("input[type=search]").fill(what)
+    assert len(shown.selected()) == expected
+    number = f"{expected} image matches" if expected == 1 else f"{expected} images match"
+    assert shown.gallery().startswith(number)
+    assert shown.page.locator(".tase-live").inner_text().startswith(number)  # read aloud
+
+
+def test_nothing_found_shows_nothing(report):
+    shown = report()
+    shown.page.locator("input[type=search]").fill("no such image")
+    assert shown.gallery() == "0 images match"
+    assert shown.page.locator(".tase-gallery .tase-tile").count() == 0
+
+
+def test_legend_and_histograms_filter_the_map(report):
+    shown = report()
+    first = shown.page.locator(".tase-entries button").first
+    count = int(first.locator("small").inner_text())
+    first.click()
+    assert shown.get("t.maps[0].state.filter((s) => s > 0).length") == count
+    assert first.get_attribute("aria-pressed") == "true" and shown.gallery().startswith(f"{count} images match")
+    shown.page.locator("text=Clear").click()
+    handle = shown.page.get_by_label("largest temperature τ")
+    handle.fill("10")
+    low, high = shown.get("t.filters.tau.map((v) => v === -Infinity ? null : v)")
+    assert low is None
+    inside = shown.get(f"[...t.data.runs[0].tau.slice(-t.maps[0].m)].filter((v) => v <= {high}).length")
+    assert shown.get("t.maps[0].state.filter((s) => s > 0).length") == inside
+    shown.shot("filtered")
+
+
+def test_csv_of_the_selection(report, tmp_path, trained):
+    shown = report(2)
+    shown.page.locator("input[type=search]").fill("tail")
+    with shown.page.expect_download() as download:
+        shown.page.get_by_role("button", name="CSV").click()
+    path = tmp_path / "selection.csv"
+    download.value.save_as(path)
+    rows = list(csv.DictReader(path.open()))
+    assert [int(row["image"]) for row in rows] == shown.selected() and {row["group"] for row in rows} == {"tail"}
+    h = trained[2].history
+    assert all(abs(float(row["tase:tau"]) - h.tau[-1][int(row["image"])]) < 1e-3 for row in rows)
+    assert {row["simclr:tau"] for row in rows} == {"0.2000"}
+
+
+def test_the_keyboard_alone_is_enough(report):
+    shown = report(2)
+    keys = shown.page.keyboard
+    keys.press("[")
+    until(lambda: shown.get("t.epoch") == 6, "one snapshot back")
+    keys.press("]")
+    until(lambda: shown.get("t.epoch") == 8, "and forward")
+    keys.press("/")
+    assert shown.page.evaluate("document.activeElement.type") == "search"
+    keys.type("head")
+    keys.press("Escape")
+    assert shown.selected() == [] and shown.page.locator("input[type=search]").input_value() == ""
+    for _ in range(30):  # to the map
+        if shown.page.evaluate("document.activeElement.className") == "tase-over":
+            break
+        keys.press("Tab")
+    seen = []
+    for key in ("ArrowRight", "ArrowLeft", "ArrowUp", "ArrowDown"):
+        keys.press(key)
+        seen.append(shown.get("t.looked.row"))
+    assert len(set(seen)) > 1 and min(seen) >= 0
+    assert re.match(
+        r"image \d+, class \d \((head|mid|tail)\), cluster \d+, τ 0\.\d+", shown.page.locator(".tase-live").inner_text()
+    )
+    keys.press("Enter")
+    assert len(shown.selected()) == 1 and shown.page.locator(".tase-why").is_visible()
+    before = shown.get("t.view.zoom")
+    keys.press("+")
+    assert shown.get("t.view.zoom") > before
+    keys.press(" ")
+    until(lambda: shown.get("t.playing"), "space plays")
+    keys.press(" ")
+    assert not shown.get("t.playing")
+
+
+def test_dark_by_the_systems_setting_and_every_control_has_a_name(report):
+    shown = report(2, color_scheme="dark", width=1600, height=1000)
+    assert shown.get("t.theme.dark")
+    light = shown.page.evaluate("getComputedStyle(document.querySelector('.tase')).backgroundColor")
+    assert sum(map(int, re.findall(r"\d+", light)[:3])) < 120
+    unnamed = shown.page.evaluate(
+        """() => [...document.querySelectorAll('button, input, select, canvas[tabindex], [role=img]')].filter((n) =>
+        !(n.getAttribute('aria-label') || n.textContent.trim() || n.closest('label')?.textContent.trim() || n.title))
+        .map((n) => n.outerHTML.slice(0, 80))"""
+    )
+    assert unnamed == []
+    shown.page.emulate_media(color_scheme="light")
+    until(lambda: not shown.get("t.theme.dark"), "light when the system turns")
+    shown.page.emulate_media(color_scheme="dark")
+    shown.shot("dark_1600", full_page=True)
+
+
+def test_group_colours_stand_out_on_both_grounds(report):
+    def luminance(colour):
+        parts = [c / 255 for c in colour]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    for scheme in ("light", "dark"):
+        shown = report(color_scheme=scheme)
+        ground = shown.page.evaluate("getComputedStyle(document.querySelector('.tase')).backgroundColor")
+        ground = luminance([int(c) for c in re.findall(r"\d+", ground)[:3]])
+        for colour in shown.get("(t.by = 'group', t.colouring(t.data.runs[0]).colours)"):
+            low, high = sorted((luminance(colour), ground))
+            assert (high + 0.05) / (low + 0.05) >= 3, (scheme, colour)
+
+
+def test_reduced_motion_is_respected(report):
+    shown = report(reduced_motion="reduce")
+    shown.page.keyboard.press("[")
+    assert shown.get("t.motion") is None
+    shown.page.locator(".tase-play").click()
+    seen = {shown.get("t.epoch") for _ in range(20)}
+    assert seen <= {0, 2, 4, 6, 8}
+
+
+def test_it_is_drawn_without_webgl(browser, files):  # noqa: F811
+    context = browser.new_context(offline=True)
+    page = context.new_page()
+    page.add_init_script(
+        "const get = HTMLCanvasElement.prototype.getContext; HTMLCanvasElement.prototype.getContext ="
+        " function (kind, ...rest) { return kind === 'webgl2' ? null : get.call(this, kind, ...rest); };"
+    )
+    page.goto(f"file://{files[1]}")
+    page.wait_for_function("window.tase?.frames > 0")
+    drawn = page.evaluate(
+        "() => { const c = window.tase.maps[0].points; window.tase.maps[0].draw();"
+        " const pixels = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;"
+        " return pixels.filter((v, i) => i % 4 === 3 && v > 99).length; }"
+    )
+    assert drawn > 500
+    context.close()
+
+
+def test_without_a_map_all_else_is_there(browser, trained, tmp_path):  # noqa: F811
+    tase.report(trained[2].slim(tmp_path / "slim"), out=tmp_path / "slim.html", layout="umap", progress=False)
+    shown = Report(browser, tmp_path / "slim.html")
+    assert shown.page.locator(".tase-map").count() == 0
+    assert "no map" in shown.page.locator(".tase-remark").inner_text()
+    shown.page.locator("input[type=search]").fill("tail")
+    assert shown.page.locator(".tase-gallery .tase-picture").count() > 3
+    shown.page.locator(".tase-gallery .tase-tile").first.click()
+    assert "headness" in shown.page.locator(".tase-why").inner_text()
+    shown.page.keyboard.press("[")
+    until(lambda: shown.get("t.epoch") == 6, "one snapshot back")
+    shown.close()
+
+
+def test_frames_and_the_first_picture(report, capsys):
+    shown = report(2)
+    first = shown.page.evaluate("performance.getEntriesByType('paint').map((e) => e.startTime)")
+    shown.page.locator(".tase-play").click()
+    start, now = shown.get("t.frames"), shown.page.evaluate("performance.now()")
+    shown.page.wait_for_timeout(2000)
+    per_second = 1000 * (shown.get("t.frames") - start) / (shown.page.evaluate("performance.now()") - now)
+    with capsys.disabled():
+        print(f"\nreport: {per_second:.0f} frames a second playing (drawn in software), painted at {max(first):.0f} ms")
+    assert per_second > 10  # a shared machine without a graphics card
+
+
+# --------------------------------------------------------------------------------------------------- in a notebook
+
+
+@pytest.fixture(scope="module")
+def notebook(browser, lab):  # noqa: F811
+    """Notebook 02 in JupyterLab, run; its two runs are explored."""
+    page = Page(browser, lab, "02_samples_over_time")
+    page.run_all()
+    page.widget("stage")
+    return page
+
+
+def front(page, expression):
+    """What the explorer in the notebook says; `t` is it."""
+    return page.page.evaluate(
+        f"() => {{ const t = document.querySelector('.tase').parentNode.tase; return {expression}; }}"
+    )
+
+
+def test_the_explorer_in_jupyterlab(notebook):
+    page = notebook.page
+    until(lambda: front(notebook, "t.kinds.includes('tsne')"), "the t-SNE of both runs", 120)
+    assert front(notebook, "t.maps.length") == 2 and front(notebook, "t.epoch === t.steps.at(-1)")
+    page.locator(".tase-play").click()
+    until(lambda: front(notebook, "t.epoch !== t.steps.at(-1) && t.epoch > t.steps[0]"), "it plays")
+    page.locator(".tase-play").click()
+    first, second = (page.locator(".tase-map").nth(i).bounding_box() for i in (0, 1))
+    assert first["y"] == second["y"]
+    page.locator(".tase input[type=search]").fill("tail")
+    until(lambda: "images match" in page.locator(".tase-gallery h2").first.inner_text(), "a selection")
+    page.locator(".tase-over").first.click(position={"x": 5, "y": 5})
+    notebook.shot("explorer")
+    notebook.check()
+
+
+def test_the_explorer_follows_jupyterlabs_theme_and_keeps_its_keys(notebook):
+    page = notebook.page
+    assert not front(notebook, "t.theme.dark")
+    page.evaluate("window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
+    until(lambda: front(notebook, "t.theme.dark"), "dark")
+    until(lambda: not page.locator(".jp-Splash, #jupyterlab-splash").count(), "the new theme is there")
+    page.locator(".tase").scroll_into_view_if_needed()
+    notebook.shot("explorer_dark")
+    page.evaluate("document.querySelector('.tase').parentNode.tase.theme = { dark: false }")
+    page.set_viewport_size(
+        {"width": 1270, "height": 1600}
+    )  # as when it is opened in a dark page: known on the first size
+    until(lambda: front(notebook, "t.theme.dark"), "dark again")
+    cells = page.locator(".jp-Cell").count()
+    page.locator(".tase-over").first.focus()
+    before = front(notebook, "t.epoch")
+    for key in ("a", "b", "x", "["):  # a and b add cells where the notebook has the keys, x cuts one
+        page.keyboard.press(key)
+    until(lambda: front(notebook, "t.epoch") != before or front(notebook, "t.motion"), "the explorer has the keys")
+    assert page.locator(".jp-Cell").count() == cells
+    notebook.check()
