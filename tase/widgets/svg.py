@@ -11,13 +11,13 @@ import numpy as np
 from jaxtyping import Int64
 
 from ..data import GROUPS
-from ..figures.style import GROUP_COLOURS
+from ..figures.style import THEMES
 from ..runs import History
 
 # Every colour is a variable of the page, so that a picture changes with JupyterLab's theme without being drawn again.
-_DARK = ("#6F9BEA", "#F0806D", "#63BF8A")
+_LIGHT, _DARK = (THEMES[name].groups for name in ("light", "dark"))
 WIDGET_CSS = f"""<style>
-.tase-box {{ --tase-0: {GROUP_COLOURS[0]}; --tase-1: {GROUP_COLOURS[1]}; --tase-2: {GROUP_COLOURS[2]};
+.tase-box {{ --tase-0: {_LIGHT[0]}; --tase-1: {_LIGHT[1]}; --tase-2: {_LIGHT[2]};
   --tase-rest: #666; --tase-ink: var(--jp-ui-font-color1, #222); --tase-soft: var(--jp-ui-font-color2, #666);
   --tase-grid: rgba(128, 128, 128, 0.25); --tase-steer: #8E3B9E; max-width: 1090px; color: var(--tase-ink); }}
 [data-jp-theme-light="false"] .tase-box, .vscode-dark .tase-box {{ --tase-0: {_DARK[0]}; --tase-1: {_DARK[1]};
