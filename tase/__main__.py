@@ -104,7 +104,7 @@ def _figures(args: argparse.Namespace) -> dict[str, Any]:
     return {"figures": [str(path) for path in written]}
 
 
-def _seeds(text: str) -> range:
+def _seed_range(text: str) -> range:
     """ "5" are the seeds 0 to 4, "5-9" are those five."""
     first, dash, last = text.partition("-")
     if not first.isdigit() or not (last.isdigit() if dash else True):
@@ -127,13 +127,13 @@ def _study(args: argparse.Namespace) -> dict[str, Any]:
     out = Path(args.out or "-".join(["studies/" + args.name, *args.preset]))
     where = {"overrides": _assignments(args.set), "on": args.on, "runs": args.runs or out / "runs"}
     if args.dry_run:
-        planned = studies.plan(study, args.preset, _seeds(args.seeds), **where)
+        planned = studies.plan(study, args.preset, _seed_range(args.seeds), **where)
         if not args.json:
             print(planned.describe(args.jobs))
         seconds, basis = studies.cost(planned.missing, args.jobs)
         return {"runs": len(planned.jobs), "missing": len(planned.missing), "seconds": seconds, "basis": basis}
     how = {"progress": not args.quiet, "keep": args.keep}
-    found = studies.run_study(study, args.preset, _seeds(args.seeds), out, args.jobs, **how, **where)
+    found = studies.run_study(study, args.preset, _seed_range(args.seeds), out, args.jobs, **how, **where)
     return _told(found, args)
 
 
@@ -354,14 +354,17 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _several() -> bool:
-    return int(os.environ.get("WORLD_SIZE", 1)) > 1 and "MASTER_ADDR" in os.environ  # started by torchrun
+    if "MASTER_ADDR" not in os.environ:  # not under torchrun, so torch need not be loaded yet
+        return False
+    from .distributed import launched
+
+    return launched() > 1
 
 
 def command() -> NoReturn:
-    """What `tase` and `python -m tase` call: `main`, then the end of this process, at once where it is one of several.
+    """Run `main`, then end this process; under torchrun without taking the interpreter down.
 
-    gloo's threads outlive the team, and after an error nobody has waited for them (`distributed._settle`): a process
-    whose interpreter is taken down may then hang or abort. So it is not taken down there.
+    After an error nobody has waited for gloo's threads: an interpreter that is taken down under them may hang or abort.
     """
     status = main()
     if _several():

@@ -441,7 +441,7 @@ def _loop(t, splits, writer, interrupted, last, on_epoch, progress) -> None:
     name = f"{t.config.method} on {t.config.preset}, seed {t.config.seed}"
     quiet = not progress or rank() > 0
     with tqdm(total=last, initial=t.epoch, desc=name, unit="epoch", disable=quiet, dynamic_ncols=True) as bar:
-        if not quiet:
+        if not quiet and sys.stderr.isatty():  # a notebook would show it on a red ground
             bar.write(t.placed, file=sys.stderr)
         while t.epoch < last and not stop():
             started = time.perf_counter()
@@ -454,7 +454,8 @@ def _loop(t, splits, writer, interrupted, last, on_epoch, progress) -> None:
             writer.status("training", epoch=t.epoch, step=t.step)
             if t.epoch % t.config.record.checkpoint_every == 0:
                 writer.checkpoint(t.state())
-            shown = {k: f"{row[k]:.3g}" for k in ("loss", "knn", "images_per_second") if k in row}
+            shown = {"loss": f"{row['loss']:.3f}", "images/s": f"{row['images_per_second']:,.0f}"}
+            shown |= {"knn": f"{row['knn']:.1f}"} if "knn" in row else {}
             bar.set_postfix(shown, refresh=False)
             bar.update()
             if on_epoch:

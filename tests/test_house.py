@@ -49,6 +49,37 @@ def test_a_room_imports_only_rooms_above_it(path):
             assert ROOMS.index(other) < ROOMS.index(room), f"{room} imports {other}, which is not above it"
 
 
+def defined(path):
+    """Names that a file defines at its top level."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            yield node.name
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            yield from (target.id for target in targets if isinstance(target, ast.Name))
+
+
+def test_a_name_means_one_thing_in_the_whole_package():
+    where = {}
+    for path in SOURCES:
+        for name in {*defined(path)} - {"__all__"}:
+            where.setdefault(name, []).append(str(path.relative_to(ROOT)))
+    assert not {name: paths for name, paths in where.items() if len(paths) > 1}
+
+
+def test_modules_have_open_names():
+    assert not [path.name for path in SOURCES if path.name[0] == "_" and path.stem not in ("__init__", "__main__")]
+
+
+def test_only_training_and_distributed_know_that_there_are_several_processes():
+    knowing = {room_of(path) for path in SOURCES if "distributed" in set(imported_rooms(path))}
+    assert knowing <= {"training", "evaluation", "studies", "runs", "bench", "__main__"}
+    for path in SOURCES:
+        if room_of(path) not in ("distributed", "training"):
+            text = path.read_text()
+            assert not re.search(r"torch\.distributed|(?<![.\w])(world|shard|rank_zero|all_reduce|gather)\(", text), path
+
+
 def test_the_import_finder_sees_imports_inside_functions(tmp_path):
     assert "training" in set(imported_rooms(ROOT / "tase" / "__main__.py"))
 
