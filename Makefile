@@ -6,11 +6,10 @@ READY := $(VENV)/.ready
 # The lowest version that pyproject.toml allows of each library that the tests below need.
 OLD := .venv-oldest
 FLOORS := $(shell sed -n '/^dependencies/,/^]/s/.*"\(.*\)>=\(.*\)",/\1==\2/p' pyproject.toml | grep -v 'jupyter\|widgets\|umap')
-NOT_THERE := bench browser distributed house notebooks widgets
-HALF := cli evaluation reliability studies
-OLD_TEST = OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) $(OLD)/bin/python -m pytest -m 'not soak and not slow'
+NOT_THERE := bench browser browser_report distributed explorer extend house notebooks report widgets
+OLD_TEST = OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) $(OLD)/bin/python -m pytest -m 'not soak and not slow' -n auto --dist loadfile
 
-.PHONY: demo test soak oldest oldest-half oldest-rest lab figures lint clean install
+.PHONY: demo test soak oldest lab figures lint clean install
 install: $(READY)
 
 $(READY): pyproject.toml
@@ -19,24 +18,18 @@ $(READY): pyproject.toml
 	touch $@
 
 demo: $(READY)
-	$(BIN)/python -m tase demo
+	$(BIN)/tase demo
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 $(OLD)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(OLD)
-	$(OLD)/bin/pip install --disable-pip-version-check -q $(FLOORS) pytest pytest-timeout hypothesis pytorch-metric-learning
+	$(OLD)/bin/pip install --disable-pip-version-check -q $(FLOORS) pytest pytest-timeout pytest-xdist hypothesis pytorch-metric-learning
 	touch $@
 
 oldest: $(OLD)/.ready
-	$(MAKE) -j2 -O oldest-half oldest-rest
-
-oldest-half:
-	$(OLD_TEST) $(HALF:%=tests/test_%.py)
-
-oldest-rest:
-	$(OLD_TEST) $(NOT_THERE:%=--ignore=tests/test_%.py) $(HALF:%=--ignore=tests/test_%.py)
+	$(OLD_TEST) $(NOT_THERE:%=--ignore=tests/test_%.py)
 
 soak: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/soak -m soak -s
@@ -45,7 +38,7 @@ lab: $(READY)
 	$(BIN)/jupyter lab --notebook-dir=notebooks
 
 figures: $(READY)
-	$(BIN)/python -m tase figures --redraw figures
+	$(BIN)/tase figures --redraw figures
 
 lint: $(READY)
 	$(BIN)/ruff check .
