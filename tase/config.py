@@ -56,6 +56,7 @@ ESTIMATORS = Registry(
         "size": "tase.pseudo_labels:by_size",
         "merged": "tase.pseudo_labels:by_merged_size",
         "density": "tase.pseudo_labels:by_density",
+        "crowding": "tase.pseudo_labels:by_crowding",
     },
 )
 PROTOCOLS = Registry(

@@ -312,6 +312,20 @@ def by_merged_size(
     return Quantity(_expected(p, joined), joined[sizes > 1e-9 * len(p)])
 
 
+def by_crowding(h: Tensor, p: Tensor, centres: Tensor, bandwidth: float = 0.1, **_: Any) -> Quantity:
+    """Rank clusters by how close the others are, not by size: a control for what headness measures besides quantity.
+
+    The most crowded one gets the log size of the largest, the others follow evenly, down to the smallest; equal sizes
+    count as a ratio of 100. So tau and w have the range that sizes would give, on other samples.
+    """
+    sizes, k = sizes_of(p), len(centres)
+    ratio = (sizes.max() / sizes.clamp_min(1).min()).item()
+    near = (centres @ centres.T).double().fill_diagonal_(-torch.inf)  # [k, k] cosines
+    place = (near / bandwidth).logsumexp(1).argsort().argsort()  # 0: the loneliest
+    log_sizes = place.double() / max(1, k - 1) * math.log(ratio if ratio > 2 else 100.0)
+    return Quantity(_expected(p, log_sizes), log_sizes)
+
+
 def by_density(
     h: Tensor, p: Tensor, centres: Tensor, bandwidth: float = 0.1, references: int = 4096, **_: Any
 ) -> Quantity:
@@ -414,7 +428,8 @@ class PseudoLabels:
             raise ValueError(f"labels must be {n} whole numbers from 0, one per image")
         self.n, self.device, self.options = n, torch.device(device), options
         self.clusters = clusters or max(1, min(100, n // 10))
-        self.estimate = ESTIMATORS[estimator if labels is None else "size"]
+        # True classes have sizes of their own, and are not joined.
+        self.estimate = ESTIMATORS["size" if labels is not None and estimator != "crowding" else estimator]
         self.confidence, self.restarts = confidence, restarts
         self.headness_map, self.label_noise, self.space, self.memory = headness_map, label_noise, space, memory
         self.generator = torch.Generator().manual_seed(0) if generator is None else generator

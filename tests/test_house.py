@@ -74,10 +74,11 @@ def test_modules_have_open_names():
 def test_only_training_and_distributed_know_that_there_are_several_processes():
     knowing = {room_of(path) for path in SOURCES if "distributed" in set(imported_rooms(path))}
     assert knowing <= {"training", "evaluation", "studies", "runs", "bench", "__main__"}
+    inside = r"torch\.distributed|(?<![.\w])(world|shard|rank_zero|all_reduce|gather)\("
     for path in SOURCES:
         if room_of(path) not in ("distributed", "training"):
             text = path.read_text()
-            assert not re.search(r"torch\.distributed|(?<![.\w])(world|shard|rank_zero|all_reduce|gather)\(", text), path
+            assert not re.search(inside, text), path
 
 
 def test_the_import_finder_sees_imports_inside_functions(tmp_path):

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from tase.pseudo_labels import (
     _mean_largest,
     _percentiles,
     aligned,
+    by_crowding,
     by_density,
     by_merged_size,
     by_size,
@@ -411,3 +414,23 @@ def test_wrong_features_and_names():
         pseudo.update(torch.zeros(19, 3))
     with pytest.raises(config.ConfigError, match="did you mean 'density'"):
         PseudoLabels(20, estimator="densty")
+
+
+def test_crowding_ranks_clusters_by_their_neighbours_whatever_their_sizes():
+    angle = torch.deg2rad(torch.tensor([0.0, 8.0, 17.0, 90.0, 200.0]))
+    centres = torch.stack([angle.cos(), angle.sin()], dim=1)
+    for counts, ratio in (((4, 4, 4, 4, 4), 100), ((2, 8, 4, 40, 5), 20)):
+        labels = torch.repeat_interleave(torch.arange(5), torch.tensor(counts))
+        found = by_crowding(centres[labels], F.one_hot(labels, 5).float(), centres)
+        order = found.log_sizes.argsort().tolist()
+        assert order[-1] == 1 and order[0] == 4 and order[1] == 3  # between two near ones; alone; less alone
+        assert found.log_sizes.max().item() == pytest.approx(math.log(ratio)) and found.log_sizes.min() == 0
+        assert torch.equal(found.a, found.log_sizes[labels])
+
+
+def test_true_labels_can_be_ranked_by_crowding():
+    x, truth = mixture((60, 30, 10), noise=0.4)
+    by_size_, by_neighbours = (PseudoLabels(100, labels=truth, estimator=name) for name in ("merged", "crowding"))
+    by_size_.update(x), by_neighbours.update(x)
+    assert by_size_.headness.unique().tolist() == pytest.approx([math.log(n) for n in (10, 30, 60)])
+    assert by_neighbours.spread == pytest.approx(math.log(6))

@@ -73,6 +73,7 @@ METHODS.update(
         "oracle": Method(TASE, "TASE, oracle", {"guidance.labels": "oracle"}),
         "shuffled": Method(TASE, "TASE, shuffled", {"guidance.shuffled": True}),
         "reversed": Method(TASE, "TASE, reversed", {"guidance.reversed": True}),
+        "crowding": Method(TASE, "TASE, crowding", {"guidance.labels": "oracle", "guidance.estimator": "crowding"}),
     }
 )
 

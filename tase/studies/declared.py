@@ -320,7 +320,11 @@ _ALL = (
     Study(
         "mechanism",
         "Does the gain come from the long tail, or is it there on a balanced set of equal size too?",
-        rows=each_method(SIMCLR, "tase", "tase-tau", "tase-weight", "shuffled", "oracle"),
+        rows={
+            **each_method(SIMCLR),
+            "simclr at TASE's mean temperature": {"method": SIMCLR, "guidance.tau_0": 0.4},
+            **each_method("tase", "tase-tau", "tase-weight", "shuffled", "oracle", "crowding"),
+        },
         columns={"long tail": {}, "balanced": {"data.balanced": True}},
         reference=SIMCLR,
         contrast=("long tail", "balanced"),
