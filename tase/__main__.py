@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -188,6 +189,24 @@ def _report(args: argparse.Namespace) -> dict[str, Any]:
     return {"report": str(path)}
 
 
+def _trust(args: argparse.Namespace) -> dict[str, Any]:
+    import csv
+
+    from .runs import Run
+    from .trust import run_trust
+
+    run, labels = Run(args.run_folder), None
+    if args.labels == "own":
+        labels = {str(i): str(label) for i, label in enumerate(run.history.labels)}
+    elif args.labels:
+        with open(args.labels, newline="", encoding="utf-8") as file:
+            labels = {row[0]: row[1] for row in csv.reader(file) if len(row) >= 2}
+    facts = run_trust(run, labels)
+    if not args.json:
+        print("\n".join(f"{name:12} {value}" for name, value in facts.items()))
+    return facts
+
+
 def _rare(args: argparse.Namespace) -> dict[str, Any]:
     from .runs import Run
     from .widgets import rare
@@ -285,13 +304,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("run_folder", nargs="?", metavar="RUN", help="the run's folder (or --preset)")
     _with_config(p, default="digits-lt")
 
-    p = verb("report", _report, "write one HTML file to explore one or two runs without a kernel or a network")
-    p.add_argument("runs", nargs="+", metavar="RUN")
-    p.add_argument("-o", "--out", help="the file (default RUN/report.html)")
-
-    p = verb("rare", _rare, "list which images a run takes for rare, common, blank or twice there")
-    p.add_argument("run_folder", metavar="RUN")
-    p.add_argument("--csv", nargs="?", const="-", metavar="FILE", help="write all images as CSV (no FILE: to stdout)")
+    _folder_verbs(verb)
 
     p = verb("bench", _bench, "measure speed and memory against named rivals")
     p.add_argument("--quick", action="store_true", help="small sizes, few rounds: under 45 s on two idle cores")
@@ -304,6 +317,21 @@ def _parser() -> argparse.ArgumentParser:
     _with_config(p, default="digits-lt")
     p.add_argument("--out", default="runs/demo", help="folder of the runs (default runs/demo)")
     return parser
+
+
+def _folder_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the verbs for a run whose images need no labels."""
+    p = verb("report", _report, "write one HTML file to explore one or two runs without a kernel or a network")
+    p.add_argument("runs", nargs="+", metavar="RUN")
+    p.add_argument("-o", "--out", help="the file (default RUN/report.html)")
+
+    p = verb("trust", _trust, "say how far to believe a run's ranking of its images, with or without some labels")
+    p.add_argument("run_folder", metavar="RUN")
+    p.add_argument("--labels", metavar="FILE", help="CSV of image (name or number), class; or own: the run's classes")
+
+    p = verb("rare", _rare, "list which images a run takes for rare, common, blank or twice there")
+    p.add_argument("run_folder", metavar="RUN")
+    p.add_argument("--csv", nargs="?", const="-", metavar="FILE", help="write all images as CSV (no FILE: to stdout)")
 
 
 def _study_arguments(p: argparse.ArgumentParser) -> None:
