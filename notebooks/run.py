@@ -137,9 +137,10 @@ def fewer_colours(png: str) -> str:
     """Bring a picture, in base64, to 256 colours: a third of the bytes, and no difference to the eye."""
     from PIL import Image
 
-    buffer = io.BytesIO()
-    picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
-    picture.quantize(256, dither=Image.Dither.NONE).save(buffer, "png", optimize=True)
+    buffer, picture = io.BytesIO(), Image.open(io.BytesIO(base64.b64decode(png)))
+    if picture.mode == "P":  # cleaned before
+        return png.strip()
+    picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(buffer, "png", optimize=True)
     return base64.b64encode(buffer.getvalue()).decode()
 
 
