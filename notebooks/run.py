@@ -163,19 +163,21 @@ def main() -> None:
     parser.add_argument("--work", help="folder for their runs, kept (default: a temporary one)")
     given = parser.parse_args()
     os.environ.setdefault("PYTHONPATH", str(HERE.parent))
+    written = {}
     with tempfile.TemporaryDirectory() as temporary:
         for path in notebooks(given.names):
             started = time.monotonic()
             notebook = nbformat.read(path, as_version=4)
             execute(notebook, Path(given.work or temporary) / "notebooks")
             clean(notebook)
-            text = nbformat.writes(notebook) + "\n"
-            if found := machine_paths(text):
-                raise SystemExit(f"{path.name} shows paths of this machine ({', '.join(found)}): it was not written")
-            if len(text.encode()) > MOST:
-                raise SystemExit(f"{path.name} would have {len(text) / 1e6:.1f} MB, more than 1: it was not written")
-            path.write_text(text)
+            text = written[path] = nbformat.writes(notebook) + "\n"
             print(f"{path.name}: {time.monotonic() - started:.0f} s, {len(text) // 1000} kB", flush=True)
+            if found := machine_paths(text):
+                raise SystemExit(f"{path.name} shows paths of this machine ({', '.join(found)}): nothing was written")
+            if len(text.encode()) > MOST:
+                raise SystemExit(f"{path.name} is larger than {MOST / 1e6:g} MB: nothing was written")
+    for path, text in written.items():  # at the end: figures name the commit, and whether files differ from it
+        path.write_text(text)
 
 
 if __name__ == "__main__":
