@@ -109,7 +109,7 @@ def test_it_is_committed_with_its_outputs(path):
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1)), "`make notebooks` runs all cells"
     shown = [output for cell in code for output in cell.outputs]
     assert {output.output_type for output in shown} <= {"display_data", "execute_result", "stream"}
-    assert sum("image/png" in output.get("data", {}) for output in shown) >= 2
+    assert any("image/png" in output.get("data", {}) for output in shown)
     assert not [o for o in shown if re.search(r"Warning|Traceback|%\|", str(o.get("text", "")))]
 
 
