@@ -1,4 +1,4 @@
-# make demo | test | soak | oldest | lab | figures | lint | clean -- each sets up its environment by itself
+# make demo | test | soak | oldest | lab | notebooks | figures | lint | clean -- each sets up its environment by itself
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +9,7 @@ FLOORS := $(shell sed -n '/^dependencies/,/^]/s/.*"\(.*\)>=\(.*\)",/\1==\2/p' py
 NOT_THERE := bench browser browser_report distributed explorer extend house notebooks report widgets
 OLD_TEST = OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) $(OLD)/bin/python -m pytest -m 'not soak and not slow' -n auto --dist loadfile
 
-.PHONY: demo test soak oldest lab figures lint clean install
+.PHONY: demo test soak oldest lab notebooks figures lint clean install
 install: $(READY)
 
 $(READY): pyproject.toml
@@ -36,6 +36,9 @@ soak: $(READY)
 
 lab: $(READY)
 	$(BIN)/jupyter lab --notebook-dir=notebooks
+
+notebooks: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python notebooks/run.py
 
 figures: $(READY)
 	$(BIN)/tase figures --redraw figures
