@@ -92,7 +92,7 @@ def test_the_file_holds_what_the_run_saved(run, tmp_path):
     np.testing.assert_array_equal(images["label"], h.labels[index])
     placed = shown["places"]["pca"].reshape(len(h), len(index), 2)[0, :, 0] > -32768
     assert placed.sum() == 100  # record.features; those listed as rare or common are shown too
-    assert shown["settings"]["preset"] == "digits-lt, seed 0" and "linear" in shown["scores"]
+    assert shown["settings"]["preset"] == run.describe()["preset"] and "linear" in shown["scores"]
     low, high = shown["equation"]
     np.testing.assert_allclose(low + (high - low) * shown["q"].reshape(len(h), -1)[-1], h.tau[-1][index], atol=4e-3)
 

@@ -1,5 +1,6 @@
 """Widgets: their pure functions against what training saved, and their callbacks, bad input included."""
 
+import dataclasses
 import re
 import shutil
 import time
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:unclosed")
 
 def said(widget):
     """The widget's message as plain text."""
-    return re.sub("<.*?>", "", widget.message.html.value)
+    return re.sub("<.*?>", "", widget.message.value)
 
 
 @pytest.fixture
@@ -34,9 +35,24 @@ def run(trained, tmp_path):
     return tase.Run(shutil.copytree(trained[2].path, tmp_path / "tase"))
 
 
+def until(condition, seconds=60):
+    """Wait for a condition, by looking."""
+    for _ in range(int(seconds / 0.1)):
+        if condition():
+            return
+        time.sleep(0.1)
+    raise AssertionError("it did not happen in time")
+
+
+def settled(explorer):
+    """Wait for the clusters that are made in the background."""
+    until(lambda: not explorer.busy.value)
+    return explorer
+
+
 @pytest.fixture
 def explorer(run):
-    return TemperatureExplorer(run, threaded=False)
+    return TemperatureExplorer(run)
 
 
 @pytest.fixture
@@ -52,7 +68,7 @@ def unlabelled(run):
 def test_what_if_with_the_runs_own_options_is_what_training_saved(tiny, tmp_path, changes):
     config = tiny(**{f"guidance__{k}": v for k, v in changes.items()}, optim__epochs=4)
     run = tase.train(config, tmp_path / "run", progress=False)
-    now = what_if.saved_samples(run.history, len(run.history) - 1, config.guidance)
+    now = what_if.saved_samples(run, len(run.history) - 1)
     new = what_if.apply_options(now, config.guidance)
     # Ranks of two samples whose headness is equal but for rounding may be exchanged.
     one_rank = (config.guidance.tau_max - config.guidance.tau_min) / len(new.tau)
@@ -64,7 +80,7 @@ def test_what_if_with_the_runs_own_options_is_what_training_saved(tiny, tmp_path
 
 def test_new_clusters_with_the_saved_options_give_every_sample_a_cluster(run):
     t = len(run.history) - 1
-    saved = what_if.saved_samples(run.history, t, run.config.guidance)
+    saved = what_if.saved_samples(run, t)
     x, index = run.history.features(t)[:100], run.history.feature_index(t)[:100]
 
     def clustered(**options):
@@ -73,9 +89,9 @@ def test_new_clusters_with_the_saved_options_give_every_sample_a_cluster(run):
 
     for estimator, k in (("size", 5), ("merged", 12), ("density", 3)):
         now = clustered(clusters=k, estimator=estimator)
-        assert len(now.headness) == len(now.tau) == 100 and now.clusters == k
+        assert len(now.quantity.a) == len(now.tau) == 100
         assert len(np.unique(now.cluster)) == k
-        assert (now.log_sizes is None) == (estimator == "density")
+        assert (now.quantity.log_sizes is None) == (estimator == "density")
         np.testing.assert_array_equal(now.tau, saved.tau[index])
     with pytest.raises(ConfigError, match="clusters"):
         clustered(clusters=101)
@@ -128,9 +144,8 @@ def test_the_command_line_says_the_configuration_exactly(tiny):
 
 
 def test_thumbnails_escape_texts_from_files(run):
-    images = base.Images(run)
-    images.describe = lambda i: '"><script>'
-    html = images.strip([0], ["<b>x</b>\ny"])
+    images = dataclasses.replace(run.images, classes=('"><script>',) * 10)
+    html = base.picture_strip(images, [0], ["<b>x</b>\ny"])
     assert "<b>" not in html and "<script>" not in html and "<br>" in html and "data:image/png" in html
 
 
@@ -180,23 +195,27 @@ def test_controls_are_made_of_a_methods_own_options(tiny):
         }
         with pytest.raises(ConfigError, match="guidance.often = 0: must be at least 1"):
             base.override_guidance(config, controls.values)
-        controls.show(config.guidance)
-        assert controls["near_max"].value == (0.1, 0.4)
     finally:
         del METHODS["own"]
 
 
 def test_a_newer_job_replaces_an_older_one():
     errors, results, busy = [], [], []
-    job = base.BackgroundJob(errors.append, busy.append, threaded=True)
-    job.start(lambda: time.sleep(0.2) or "old", results.append)
-    job.start(lambda: "new", results.append)
-    for _ in range(100):
-        time.sleep(0.02)
-        if results and busy[-1] is False:
-            break
-    assert results == ["new"] and busy[-1] is False and not errors
-    base.BackgroundJob(errors.append, busy.append, threaded=False).start(lambda: 1 / 0, results.append)
+    job, heard = base.BackgroundJob(errors.append, busy.append), []
+
+    def slow(wanted):
+        heard.append(wanted())
+        time.sleep(0.2)
+        heard.append(wanted())
+        return "old"
+
+    job.start(slow, results.append)
+    until(lambda: heard)
+    job.start(lambda wanted: "new", results.append)
+    until(lambda: results and busy[-1] is False)
+    assert results == ["new"] and heard == [True, False] and not errors
+    job.start(lambda wanted: 1 / 0, results.append)
+    until(lambda: errors and busy[-1] is False)
     assert isinstance(errors[0], ZeroDivisionError)
 
 
@@ -248,13 +267,16 @@ def test_pictures_and_controls_have_names_for_those_who_do_not_see_them(explorer
 def test_clusters_are_made_again_and_can_be_taken_back(explorer):
     before = explorer.now
     explorer.clustering["clusters"].value = 4
-    assert explorer.now.clusters == 4 and "clusters=4" in explorer.command.value
+    settled(explorer)
+    assert len(np.unique(explorer.now.cluster)) == 4 and "clusters=4" in explorer.command.value
     explorer.clustering["estimator"].value = "size"
     explorer.reset_clusters()
+    settled(explorer)
     np.testing.assert_array_equal(explorer.now.cluster, before.cluster)
     assert "clusters=4" not in explorer.command.value and "estimator" not in explorer.command.value
     explorer.epoch.value = 2
     explorer.clustering["clusters"].value = 5
+    settled(explorer)
     assert "whose features this snapshot keeps" in said(explorer)
 
 
@@ -279,12 +301,17 @@ def test_a_deleted_folder_gives_one_line(explorer):
     assert explorer.picture.value != picture  # what is in memory can still be explored
 
 
+class NoImages(tase.Run):
+    """A run whose images are gone."""
+
+    images = property(lambda self: 1 / 0)
+
+
 def test_without_labels_or_images_the_explorer_says_so(unlabelled):
-    explorer = TemperatureExplorer(unlabelled, threaded=False)
+    explorer = TemperatureExplorer(unlabelled)
     assert "no labels" in said(explorer) and "class" not in explorer.table
     assert [name for name, _ in explorer.pick.options] == ["choose …", "any all images", "τ rises most", "τ falls most"]
-    lost = base.Images(type("Lost", (), {"images": property(lambda _: 1 / 0)})())
-    assert "no thumbnails" in lost.strip([0], ["x"])
+    assert "No pictures" in TemperatureExplorer(NoImages(unlabelled.path)).changed.value
 
 
 def test_a_sample_can_be_picked_by_group_and_by_change(explorer):
@@ -297,7 +324,7 @@ def test_a_sample_can_be_picked_by_group_and_by_change(explorer):
 
 
 def test_a_run_of_another_method_is_varied_too(trained):
-    explorer = TemperatureExplorer(trained[1], threaded=False)  # SimCLR
+    explorer = TemperatureExplorer(trained[1])  # SimCLR
     assert trained[1].config.method_title in said(explorer)
     assert explorer.config.guidance_class.per_sample and len(explorer.table["tau"].unique()) > 2
 
@@ -310,7 +337,7 @@ def test_a_run_without_snapshots_is_refused_with_a_reason(run):
 
 @pytest.mark.parametrize("n, limit", [(12_000, 150), (100_000, 400)])
 def test_a_slider_is_quick_with_many_samples(tmp_path, capsys, n, limit):
-    explorer = TemperatureExplorer(planted_run(tmp_path / "run", n), threaded=False)
+    explorer = TemperatureExplorer(planted_run(tmp_path / "run", n))
     explorer.sample.value = int(explorer.run.history.feature_index(0)[0])
     taken = []
     for i in range(11):
@@ -324,15 +351,6 @@ def test_a_slider_is_quick_with_many_samples(tmp_path, capsys, n, limit):
 
 
 # --- live training ----------------------------------------------------------------------------------------------------
-
-
-def until(condition, seconds=60):
-    """Wait for a condition, by looking."""
-    for _ in range(int(seconds / 0.1)):
-        if condition():
-            return
-        time.sleep(0.1)
-    raise AssertionError("it did not happen in time")
 
 
 @pytest.fixture
@@ -395,11 +413,11 @@ def test_what_a_method_cannot_steer_is_not_offered(tiny, tmp_path):
     for name in METHODS:
         config = tiny(method=name)
         panel = LiveTraining(config, tmp_path / name, watch=False)
-        offered = {option for names in panel.options.controls for option in names}
+        offered = set(panel.options.values)
         assert offered == set(config.guidance_class.steerable)
         for option in offered:
             request(tmp_path, config, set={f"guidance.{option}": getattr(config.guidance, option)})
-        assert (panel.buttons["steer"] in panel.widget.children[2].children) == bool(offered)
+        assert (panel.buttons["steer"] in panel.widget.children[3].children) == bool(offered)
 
 
 def test_a_training_that_dies_or_cannot_start_is_told_in_a_line(panel, run, tmp_path):
@@ -409,11 +427,12 @@ def test_a_training_that_dies_or_cannot_start_is_told_in_a_line(panel, run, tmp_
     assert "ended without a word" in said(lost) and not lost.buttons["resume"].disabled
     shutil.rmtree(run.path)
     lost.look()
-    assert "is gone" in said(lost)
+    assert "holds no run" in said(lost) and not lost.buttons["start"].disabled
     panel.folder.mkdir()
     (panel.folder / "mine.txt").write_text("keep")
     panel.start()
-    assert "holds other files" in said(panel)
+    until(lambda: panel.look() or "holds other files" in said(panel))
+    assert [path.name for path in panel.folder.iterdir() if path.name != ".lock"] == ["mine.txt"]
     with pytest.raises(RunError, match="out="):
         LiveTraining(panel.given)
 

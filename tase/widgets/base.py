@@ -1,4 +1,4 @@
-"""What the widgets share: controls of a method's options, messages, work in the background, thumbnails."""
+"""What the widgets share: controls of a method's options, messages, work in the background, a run's images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import functools
 import io
 import shlex
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +16,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..config import Config, ConfigError, override
+from ..data import ImageSet
+from ..figures.style import THEMES
+from ..files import RunError
 from ..presets import preset
 from ..runs import Run
-from .svg import WIDGET_CSS
 
 if TYPE_CHECKING:
     import pandas
+    from PIL.Image import Image
+    from torch import Tensor
+
+HERE = Path(__file__).parent
+
+
+@functools.cache
+def widget_css() -> str:
+    """Return the style of the notebook widgets, with the figures' colours of head, mid and tail."""
+    light, dark = (
+        "".join(f"--tase-{i}: {colour}; " for i, colour in enumerate(THEMES[name].groups)) for name in ("light", "dark")
+    )
+    groups = f".tase-box {{ {light}}} [data-jp-theme-light='false'] .tase-box, .vscode-dark .tase-box {{ {dark}}}"
+    return f"<style>{(HERE / 'widget.css').read_text()}{groups}</style>"
 
 
 def heading(text: str) -> str:
@@ -45,18 +61,19 @@ OPTION_LABELS = {  # what a control is called; other options have their own name
 class OptionControls:
     """One control for each of `names` among a configuration's guidance options; X_min and X_max make one range."""
 
-    def __init__(self, config: Config, names: Iterable[str], **common: Any):
-        known = {field.name: field for field in dataclasses.fields(config.guidance)}
-        options = {name: known[name] for name in names}
+    def __init__(self, config: Config, names: Sequence[str], **common: Any):
+        rules = {field.name: field.metadata for field in dataclasses.fields(config.guidance)}
         self.controls: dict[tuple[str, ...], Any] = {}
-        for name, field in options.items():
-            stem = name.removesuffix("_min")
-            pair = (name, f"{stem}_max") if name.endswith("_min") and f"{stem}_max" in options else (name,)
-            if not any(name in taken for taken in self.controls):
+        for name in names:
+            stem, _, end = name.rpartition("_")
+            pair = (f"{stem}_min", f"{stem}_max")
+            if not (end in ("min", "max") and set(pair) <= set(names)):
+                stem, pair = name, (name,)
+            if pair not in self.controls:
                 values = [getattr(config.guidance, part) for part in pair]
                 label = OPTION_LABELS.get(stem, stem.replace("_", " "))
-                help = "; ".join(f"{part}: {options[part].metadata['help']}" for part in pair)
-                control = _option_control(values, field.metadata, description=label, tooltip=help, **common)
+                help = "; ".join(f"{part}: {rules[part]['help']}" for part in pair)
+                control = _option_control(values, rules[pair[0]], description=label, tooltip=help, **common)
                 control.add_class(f"tase-{stem.replace('_', '-')}")
                 self.controls[pair] = control
 
@@ -77,12 +94,6 @@ class OptionControls:
             found.update({name: round(v, 10) if isinstance(v, float) else v for name, v in zip(names, shown)})
         return found
 
-    def show(self, options: Any) -> None:
-        """Set the controls to the values of these options."""
-        for names, control in self.controls.items():
-            value = tuple(getattr(options, name) for name in names)
-            control.value = value if len(names) == 2 else value[0]
-
     def observe(self, call: Callable[[], None]) -> None:
         for control in self:
             control.observe(lambda _: call(), "value")
@@ -92,7 +103,7 @@ def _option_control(values: list[Any], rule: Any, **common: Any) -> Any:
     """The control that fits an option's value (two: a range) and its rule, the metadata of the option."""
     import ipywidgets as w
 
-    value, choices = values[0], rule["choices"]
+    value = values[0]
     common = {"style": {"description_width": "initial"}, **common}
     if isinstance(value, float):
         # Twice the largest value of a range is far enough; a single value has no other to compare with.
@@ -105,8 +116,8 @@ def _option_control(values: list[Any], rule: Any, **common: Any) -> Any:
     common.pop("continuous_update", None)
     if isinstance(value, bool):
         return w.Checkbox(value, indent=False, **common)
-    if choices:
-        return w.Dropdown(options=list(choices), value=value, **common)
+    if rule["choices"]:
+        return w.Dropdown(options=list(rule["choices"]), value=value, **common)
     return w.IntText(value, continuous_update=False, **common)
 
 
@@ -140,19 +151,43 @@ def command_line(config: Config, out: str | Path) -> str:
     return shlex.join(["tase", *train_words(config, out)])
 
 
-# ---- messages, errors, work in the background
+# ---- what is on the page, errors, work in the background
 
 
 class Panel:
-    """A widget that shows itself in a notebook: `widget` is what is shown, `picture` the HTML with its figure."""
+    """A widget that shows itself in a notebook: `widget` is what is shown, `picture` the HTML with its figure.
+
+    `message` is one line that says what is missing or wrong; screen readers read it aloud.
+    """
 
     widget: Any
-    picture: Any
     table: pandas.DataFrame
+
+    def __init__(self):
+        import ipywidgets
+
+        self.message, self.picture = ipywidgets.HTML(), ipywidgets.HTML()
+        self.message.add_class("tase-message")
+
+    def put_together(self, kind: str, *children: Any) -> None:
+        """Make `widget` of what stands below each other."""
+        import ipywidgets
+
+        self.widget = ipywidgets.VBox([ipywidgets.HTML(widget_css()), *children])
+        self.widget.add_class("tase-box")
+        self.widget.add_class(f"tase-{kind}")
+
+    def say(self, text: str = "", warning: bool = False) -> None:
+        kind = "tase-warning" if warning and text else ""
+        self.message.value = f'<div role="status" aria-live="polite" class="{kind}">{escape(text)}</div>'
+
+    def fail(self, error: Exception) -> None:
+        """Say what went wrong."""
+        self.say(error_line(error), warning=True)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         # The HTML is for readers without a kernel: a page on the web shows the picture, though nothing moves.
-        still = f'{WIDGET_CSS}<div class="tase-box">{self.picture.value}</div>'
+        still = f'{widget_css()}<div class="tase-box">{self.picture.value}</div>'
         return {**self.widget._repr_mimebundle_(**kwargs), "text/html": still}
 
     def save(self, path: str | Path) -> Path:
@@ -172,39 +207,21 @@ def flow_row(*children: Any) -> Any:
     return row
 
 
-class Message:
-    """One line that says what is missing or wrong; read aloud by screen readers."""
-
-    def __init__(self):
-        import ipywidgets
-
-        self.html = ipywidgets.HTML()
-        self.html.add_class("tase-message")
-
-    def say(self, text: str = "", warning: bool = False) -> None:
-        line = " ".join(str(text).split())
-        kind = "tase-warning" if warning and line else ""
-        self.html.value = f'<div role="status" aria-live="polite" class="{kind}">{escape(line)}</div>'
-
-
-def error_line(error: BaseException) -> str:
-    """Write an error as one line."""
-    if isinstance(error, FileNotFoundError):
-        return f"a file of the run is gone: {error.filename}"
+def error_line(error: Exception) -> str:
+    """Write an error as one line; its type only where it is none of this package."""
     own = type(error).__module__.split(".")[0] == "tase"
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if own else f"{type(error).__name__}: {text}"
+    return " ".join(f"{'' if own else f'{type(error).__name__}: '}{error}".split())
 
 
 def guarded(method: Callable) -> Callable:
-    """Make an error in a callback of an object with a `message` that message, and keep the widget alive."""
+    """Make an error in a callback of a Panel its message, and keep the widget alive."""
 
     @functools.wraps(method)
     def call(self, *args, **kwargs):
         try:
             return method(self, *args, **kwargs)
         except Exception as error:
-            self.message.say(error_line(error), warning=True)
+            self.fail(error)
 
     return call
 
@@ -212,81 +229,81 @@ def guarded(method: Callable) -> Callable:
 class BackgroundJob:
     """One piece of work at a time in a thread, so that the kernel stays usable; a newer request replaces an older."""
 
-    def __init__(self, failed: Callable[[BaseException], None], busy: Callable[[bool], None], threaded: bool = True):
-        self.failed, self.busy, self.threaded = failed, busy, threaded
-        self.number = 0
+    def __init__(self, failed: Callable[[Exception], None], busy: Callable[[bool], None] = lambda on: None):
+        self.failed, self.busy = failed, busy
+        self.number = 0  # of the newest request
         self._lock = threading.Lock()
 
-    def start(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
-        """Run `work()` and then `done(result)`, unless a newer start came between."""
-        self.number += 1
+    def start(self, work: Callable[[Callable[[], bool]], Any], done: Callable[[Any], None]) -> None:
+        """Run `done(work(wanted))`; `wanted()` is False, and `done` left out, where a newer request came meanwhile."""
+        self.cancel()
         self.busy(True)
-        if self.threaded:
-            threading.Thread(target=self._run, args=(self.number, work, done), daemon=True).start()
-        else:
-            self._run(self.number, work, done)
+        threading.Thread(target=self._run, args=(self.number, work, done), daemon=True).start()
 
     def cancel(self) -> None:
         self.number += 1
         self.busy(False)
 
-    def _run(self, number: int, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
+    def _run(self, number: int, work: Callable, done: Callable[[Any], None]) -> None:
+        def wanted() -> bool:
+            return number == self.number
+
         with self._lock:
-            if number != self.number:
+            if not wanted():
                 return
             try:
-                finish = functools.partial(done, work())
+                finish = functools.partial(done, work(wanted))
             except Exception as error:
                 finish = functools.partial(self.failed, error)
-            if number == self.number:  # no newer request meanwhile
-                self.busy(False)
+            if wanted():
                 finish()
+                self.busy(False)
 
 
-# ---- images
+# ---- a run and its images
 
 
-def data_url(image: np.ndarray) -> str:
-    """Encode a uint8 image [c, h, w] as a data: address (PNG)."""
+def opened(run: Run | str | Path) -> Run:
+    """Open a run by its folder where it is not open; raises RunError where it has no snapshot to show."""
+    run = run if isinstance(run, Run) else Run(run)
+    if not run.path.exists():
+        raise RunError(f"the run's folder {run.path} is gone")
+    if not len(run.history):
+        raise RunError(f"{run.path} has no snapshot yet: the first comes when its training starts")
+    return run
+
+
+def images_of(run: Run) -> tuple[ImageSet | None, str]:
+    """Return the run's training images, or None and a sentence that says why there are no pictures."""
+    try:
+        images = run.images
+    except Exception as error:  # a source may fail in ways of its own; the rest can still be shown
+        return None, f"No pictures: the images cannot be loaded here ({error_line(error)[:160]})."
+    if run.environment.get("subset") not in (None, images.hash) and run.environment.get("images") == len(images):
+        return None, "No pictures: the images are others than those of the training."
+    if len(images) != run.history.tau.shape[1]:
+        return None, "No pictures: there are more or fewer images than at the training."
+    return images, ""
+
+
+def picture_of(image: Tensor, side: int) -> Image:
+    """A uint8 image [c, h, w] as a Pillow image in colour of side x side pixels."""
     from PIL import Image
 
-    array = image[0] if image.shape[0] == 1 else np.moveaxis(image[:3], 0, -1)
-    buffer = io.BytesIO()
-    picture = Image.fromarray(np.ascontiguousarray(array))
-    picture.thumbnail((64, 64))
-    picture.save(buffer, "png", compress_level=1)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    array = np.asarray(image)
+    array = np.repeat(array[:1], 3, 0) if array.shape[0] < 3 else array[:3]
+    picture = Image.fromarray(np.ascontiguousarray(np.moveaxis(array, 0, -1)))
+    return picture if picture.size == (side, side) else picture.resize((side, side), Image.Resampling.LANCZOS)
 
 
-class Images:
-    """The training images of a run for thumbnails, loaded when first wanted; None where they are not there."""
-
-    def __init__(self, run: Run):
-        self.run, self.why = run, ""
-
-    @functools.cached_property
-    def set(self) -> Any:
-        try:
-            return self.run.images
-        except Exception as error:
-            self.why = f"no thumbnails, the images cannot be loaded: {error_line(error)}"
-            return None
-
-    def strip(self, index: Iterable[int], captions: Iterable[str]) -> str:
-        """Show the images `index` in a row, or a line that says why not; captions may have line breaks."""
-        if self.set is None:
-            return f'<div class="tase-message">{escape(self.why)}</div>'
-        cells = []
-        for i, caption in zip(map(int, index), captions):
-            source, alt = data_url(self.set.images[i].numpy()), escape(self.describe(i), quote=True)
-            text = "<br>".join(escape(line) for line in caption.split("\n"))
-            cells.append(
-                f'<figure><img src="{source}" alt="{alt}" title="{alt}"><figcaption>{text}</figcaption></figure>'
-            )
-        return f'<div class="tase-thumbs">{"".join(cells)}</div>'
-
-    def describe(self, i: int) -> str:
-        """Say number and class of an image in words."""
-        if self.set is None or self.set.labels is None:
-            return f"image {i}"
-        return f"image {i}, class {self.set.classes[int(self.set.labels[i])]}"
+def picture_strip(images: ImageSet, index: Iterable[int], captions: Iterable[str]) -> str:
+    """Show the images `index` in a row; captions may have line breaks."""
+    cells = []
+    for i, caption in zip(map(int, index), captions):
+        pixels, buffer = images.images[i], io.BytesIO()
+        picture_of(pixels, min(64, max(pixels.shape[1:]))).save(buffer, "png", compress_level=1)
+        source = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+        kind = "" if images.labels is None else f", class {images.classes[int(images.labels[i])]}"
+        alt, text = escape(f"image {i}{kind}", quote=True), escape(caption).replace("\n", "<br>")
+        cells.append(f'<figure><img src="{source}" alt="{alt}" title="{alt}"><figcaption>{text}</figcaption></figure>')
+    return f'<div class="tase-thumbs">{"".join(cells)}</div>'

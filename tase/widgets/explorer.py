@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..config import Config
-from ..files import RunError
 from ..runs import Run
-from .page import HERE, report
-from .payload import payload
+from .base import HERE, BackgroundJob, images_of, opened
+from .page import report
+from .payload import are_linked, payload
 
 if TYPE_CHECKING:
     import pandas
@@ -26,18 +25,10 @@ class RunExplorer:
     writes the same page as one HTML file, `refresh()` reads what a run that is still training has written since.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        other: Run | None = None,
-        points: int = 2000,
-        layout: str = "tsne",
-        threaded: bool = True,
-    ):
+    def __init__(self, run: Run, other: Run | None = None, points: int = 2000, layout: str = "tsne"):
         self.runs = [run] if other is None else [run, other]
-        self.points, self.layout, self.threaded = points, layout, threaded
-        self._thread: threading.Thread | None = None
-        self._number = 0  # of the latest layout wanted: a newer one ends an older one
+        self.points, self.layout = points, layout
+        self.job = BackgroundJob(failed=lambda error: None)  # the folder went away meanwhile; what is shown stays
         self.widget = _front()
         self.refresh()
         self.widget.epoch = max(int(e) for r in self.runs for e in r.history.epoch)
@@ -58,26 +49,14 @@ class RunExplorer:
 
     def refresh(self) -> None:
         """Read the runs again and show them: by PCA immediately, by t-SNE or UMAP when that is done."""
-        self._number += 1
-        self.widget.payload = payload(self.runs, self.points, ("pca",))
-        if self.layout == "pca":
-            return
-        if not self.threaded:
-            self._lay_out(self._number)
-            return
-        self._thread = threading.Thread(target=self._lay_out, args=(self._number,), daemon=True)
-        self._thread.start()
+        self.job.cancel()
+        self._show(payload(self.runs, self.points, ("pca",)))
+        if self.layout != "pca":
+            kinds = (self.layout, "pca")
+            self.job.start(lambda wanted: payload(self.runs, self.points, kinds, wanted=wanted), self._show)
 
-    def _lay_out(self, number: int) -> None:
-        def wanted() -> bool:
-            return number == self._number
-
-        try:
-            data = payload(self.runs, self.points, (self.layout, "pca"), wanted=wanted)
-        except RunError:  # the folder went away meanwhile; what is shown stays
-            return
-        if wanted():
-            self.widget.payload = data
+    def _show(self, data: bytes) -> None:
+        self.widget.payload = data
 
     def select(self, images: Iterable[int], other: Iterable[int] = ()) -> None:
         """Select images by their numbers; `other`: those of a second run that was trained on other images."""
@@ -88,31 +67,28 @@ class RunExplorer:
         """Table of the images selected: run, index, path, class, tau, w, cluster at the epoch shown."""
         import pandas
 
-        columns = ("run", "index", "path", "class", "tau", "w", "cluster")
-        parts = [self._rows(run, images) for run, images in zip(self.runs, self._selected())]
-        return pandas.DataFrame({name: np.concatenate([part[name] for part in parts]) for name in columns})
+        selected = [*self.widget.selected, []]  # of runs on the same images the page has one list
+        if are_linked(self.runs):
+            selected[1] = selected[0]
+        return pandas.concat([self._rows(*pair) for pair in zip(self.runs, selected)], ignore_index=True)
 
-    def _selected(self) -> Sequence[list[int]]:
-        found = [*self.widget.selected, [], []]
-        linked = len({run.environment.get("subset", run.name) for run in self.runs}) == 1
-        return [found[0], found[0] if linked else found[1]]
+    def _rows(self, run: Run, selected: list[int]) -> pandas.DataFrame:
+        import pandas
 
-    def _rows(self, run: Run, images: list[int]) -> dict[str, Any]:
-        h, index = run.history, np.asarray(images, dtype=np.int64)
+        h, index, (images, _) = run.history, np.asarray(selected, dtype=np.int64), images_of(run)
         t = max(0, int(np.searchsorted(h.epoch, self.epoch, side="right")) - 1)
-        try:
-            paths = run.images.paths
-        except Exception:  # a source may fail in ways of its own; numbers and temperatures are still known
-            paths = None
-        return {
-            "run": np.full(len(index), run.name, dtype=object),
-            "index": index,
-            "path": np.array(["" if paths is None else paths[i] for i in index], dtype=object),
-            "class": np.array(["" if h.labels is None else h.classes[h.labels[i]] for i in index], dtype=object),
-            "tau": h.tau[t][index],
-            "w": h.weight[t][index],
-            "cluster": h.pseudo_label[t][index],
-        }
+        paths = None if images is None else images.paths
+        return pandas.DataFrame(
+            {
+                "run": run.name,
+                "index": index,
+                "path": "" if paths is None else [paths[i] for i in index],
+                "class": "" if h.labels is None else np.array(h.classes)[h.labels[index]],
+                "tau": h.tau[t][index],
+                "w": h.weight[t][index],
+                "cluster": h.pseudo_label[t][index],
+            }
+        )
 
     def save(self, path: str | Path = "report.html") -> Path:
         """Write the page as one HTML file that needs no kernel and no network."""
@@ -145,5 +121,4 @@ def explore_run(
     Selections are linked where both runs were trained on the same images. At most `points` images are laid out, by
     `layout`: tsne, umap or pca. Raises RunError where a run has no snapshot yet.
     """
-    opened = [r if isinstance(r, Run) or r is None else Run(r) for r in (run, other)]
-    return RunExplorer(*opened, points=points, layout=layout)
+    return RunExplorer(opened(run), None if other is None else opened(other), points=points, layout=layout)

@@ -15,8 +15,8 @@ from jaxtyping import Float
 from ..config import Config
 from ..files import RunError
 from ..runs import History, Run, steered
-from .base import Message, OptionControls, Panel, flow_row, guarded, heading, override_guidance, train_words
-from .svg import WIDGET_CSS, Plot, at_least, figure_html, group_colour, group_of_samples, groups_present, plain_number
+from .base import OptionControls, Panel, flow_row, guarded, heading, override_guidance, train_words
+from .svg import Plot, at_least, figure_html, group_colour, group_of_samples, groups_present, plain_number
 
 if TYPE_CHECKING:
     import pandas
@@ -98,16 +98,16 @@ def training_table(run: Run) -> pandas.DataFrame:
 
 def draw_training(run: Run) -> str:
     """Draw loss, k-NN accuracy and tau per group over the epochs, with a line where the loss changes its meaning."""
-    metrics, tau, breaks = run.metrics, tau_of_groups(run.history), _loss_breaks(run)
-    panels = [_draw_loss(run, *_measured_values(metrics, "loss")), _draw_knn(run, *_measured_values(metrics, "knn"))]
+    tau, breaks = tau_of_groups(run.history), loss_breaks(run)
+    panels = [_draw_metric(run, "loss", "Loss (nats)", 0.5), _draw_metric(run, "knn", "k-NN accuracy in %", 20)]
     entries = [(f"{name}: median τ, band 10-90 %", group_colour(g), False) for name, (g, _) in tau.items()]
     entries += [(text, colour, True) for text, colour in dict(breaks.values()).items()]
     note = "τ and w are part of the loss: compare its values only between two dashed lines." if breaks else ""
     return figure_html([*panels, _draw_tau(run, tau)], entries, note)
 
 
-def _loss_breaks(run: Run) -> dict[int, tuple[str, str]]:
-    """Epochs from which other temperatures hold: what happened, and its colour."""
+def loss_breaks(run: Run) -> dict[int, tuple[str, str]]:
+    """Find the epochs from which other temperatures hold: what happened, and its colour."""
     ramps = hasattr(run.config.guidance, "ramp") and run.config.warmup > 0
     marks = {run.config.warmup: ("end of the warm-up", "soft")} if ramps else {}
     return {**marks, **{event["epoch"]: ("steered", "steer") for event in run.events}}
@@ -115,34 +115,25 @@ def _loss_breaks(run: Run) -> dict[int, tuple[str, str]]:
 
 def _epochs_plot(run: Run, title: str, y: tuple[float, float]) -> Plot:
     plot = Plot(title, "epoch", x=(0, run.config.optim.epochs), y=y, size=(310, 240))
-    for epoch, (text, colour) in _loss_breaks(run).items():
+    for epoch, (text, colour) in loss_breaks(run).items():
         plot.line([epoch, epoch], y, colour, 1.2, "5 3", f"{text}, epoch {epoch}")
     return plot
 
 
-def _measured_values(metrics: pandas.DataFrame, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Epochs and values of a column where it has been measured."""
-    if name not in metrics:
-        return np.zeros(0), np.zeros(0)
-    seen = metrics.dropna(subset=[name])
-    return seen["epoch"].to_numpy(), seen[name].to_numpy()
-
-
-def _draw_loss(run: Run, epoch: np.ndarray, loss: np.ndarray) -> str:
-    plot = _epochs_plot(run, "Loss (nats)", at_least(loss.min(), loss.max(), 0.5) if len(loss) else (0.0, 1.0))
-    plot.line(epoch, loss, "ink", name="loss")
-    return plot.svg(f"{plain_number(loss[0])} at first, now {plain_number(loss[-1])}" if len(loss) else "no epoch yet")
-
-
-def _draw_knn(run: Run, epoch: np.ndarray, knn: np.ndarray) -> str:
-    # At least 20 points high, and within 0 to 100: half a point of noise must not look like a fall.
-    low, high = at_least(knn.min(), knn.max(), 20) if len(knn) else (0.0, 100.0)
-    plot = _epochs_plot(run, "k-NN accuracy in %", (max(0.0, min(low, 80.0)), min(100.0, max(high, 20.0))))
-    plot.line(epoch, knn, "ink", name="k-NN accuracy")
-    plot.dots(epoch, knn, ["ink"] * len(knn))
-    if not len(knn):
-        plot.note("not measured yet\n(needs labels)", 0.5, 0.6, "middle")
-    return plot.svg(f"now {knn[-1]:.1f}, best {knn.max():.1f}" if len(knn) else "not measured yet")
+def _draw_metric(run: Run, name: str, title: str, span: float) -> str:
+    """A column of the metrics where it has been measured, on an axis that is `span` high at least."""
+    metrics = run.metrics
+    seen = metrics.dropna(subset=[name]) if name in metrics else metrics[:0]
+    if seen.empty:
+        plot = _epochs_plot(run, title, (0.0, span))
+        plot.note("not measured yet")
+        return plot.svg("not measured yet")
+    values = seen[name].to_numpy()
+    plot = _epochs_plot(run, title, at_least(values.min(), values.max(), span))
+    plot.line(seen["epoch"], values, "ink", name=title)
+    if len(seen) < len(metrics):  # not of every epoch: the line only leads from one to the next
+        plot.dots(seen["epoch"], values, ["ink"] * len(values))
+    return plot.svg(f"{plain_number(values[0])} at first, now {plain_number(values[-1])}")
 
 
 def _draw_tau(run: Run, tau: dict[str, tuple[int, Float[np.ndarray, "3 s"]]]) -> str:
@@ -152,11 +143,8 @@ def _draw_tau(run: Run, tau: dict[str, tuple[int, Float[np.ndarray, "3 s"]]]) ->
         plot.area(epoch, low, high, group_colour(g), 0.2)
         plot.line(epoch, middle, group_colour(g), name=f"{name}: median")
         plot.dots(epoch, middle, [group_colour(g)] * len(epoch))  # what is known: the snapshots
-    if not tau:
-        plot.note("no snapshot yet", 0.5, 0.6, "middle")
-    return plot.svg(
-        ", ".join(f"{name} median {rows[1, -1]:.2f}" for name, (_, rows) in tau.items()) or "no snapshot yet"
-    )
+    last = [f"{name} median {rows[1, -1]:.2f}" for name, (_, rows) in tau.items()]
+    return plot.svg(", ".join(last) or "no snapshot yet")
 
 
 # ---- the widget
@@ -171,12 +159,16 @@ class LiveTraining(Panel):
     following: ClassVar[dict[Path, LiveTraining]] = {}  # one panel per folder looks at it on its own
 
     def __init__(self, what: Config | Run | str | Path, out: str | Path | None = None, watch: bool = True):
-        self.given, self.folder = _config_and_folder(what, out)
+        super().__init__()
+        if isinstance(what, Config):
+            if out is None:
+                raise RunError("live_training(config, out): name the folder to train into, as out=...")
+            self.given, self.folder = what, Path(out)
+        else:
+            run = what if isinstance(what, Run) else Run(what)
+            self.given, self.folder = run.config, run.path
         self.process: subprocess.Popen | None = None
-        self.message = Message()
-        self._seen: tuple = ()
-        self._said: tuple | None = None
-        self._existed = False
+        self._seen, self._said = (), None
         self._ended, self._looking = threading.Event(), threading.Lock()
         self._build()
         self.look()
@@ -198,22 +190,13 @@ class LiveTraining(Panel):
             button.layout.width = "auto"
             button.on_click(lambda _, name=name: getattr(self, name)())
         self.progress = w.IntProgress(max=self.given.optim.epochs, tooltip="epochs trained", bar_style="info")
-        self.status, self.picture = w.HTML(), w.HTML()
+        self.status = w.HTML()
         self.status.add_class("tase-status")
         *rest, steer = self.buttons.values()
         steering = [w.HTML(heading("steer")), *self.options, steer] if now.guidance_class.steerable else []
         title = f"{self.given.method_title} on {self.given.preset}, seed {self.given.seed}, into {self.folder}"
-        self.widget = w.VBox(
-            [
-                w.HTML(WIDGET_CSS + heading(title)),
-                flow_row(*rest, self.progress, self.status),
-                flow_row(*steering),
-                self.message.html,
-                self.picture,
-            ]
-        )
-        self.widget.add_class("tase-box")
-        self.widget.add_class("tase-live")
+        rows = [flow_row(*rest, self.progress, self.status), flow_row(*steering)]
+        self.put_together("live", w.HTML(heading(title)), *rows, self.message, self.picture)
 
     # ---- what leaves the widget
 
@@ -245,51 +228,41 @@ class LiveTraining(Panel):
     def close(self, why: str = "") -> None:
         """Stop following; the training is left as it is."""
         self._ended.set()
-        self.message.say(why)
+        self.say(why)
 
     @guarded
     def look(self) -> None:
         """Bring the panel up to what the folder holds; draw only where something has changed."""
         with self._looking:  # the thread looks, and every button does
-            try:
-                self._look()
-            except Exception:
-                self._said = None  # the error replaces our line: the next look writes its own
-                raise
-
-    def _look(self) -> None:
-        run = open_if_run(self.folder)
-        state = training_state(run, self.process)
-        for name, button in self.buttons.items():
-            button.disabled = state not in LIVE_BUTTONS[name][2]
-        epoch = 0 if run is None else run.status.get("epoch", 0)
-        self.progress.value = epoch
-        mark = f" · <b>steered</b>, identity {run.identity}" if run is not None and run.steered else ""
-        total = self.given.optim.epochs
-        self.status.value = f"<b>{STATE_WORDS.get(state, state)}</b>, epoch {epoch:,} of {total:,}{mark}"
-        said = self._line(state, run, epoch)
-        if said != self._said:
-            self._said = said
-            self.message.say(*said)
-        seen = (state, *_times_of_change(self.folder)) if run else (state,)
-        if run is not None and seen != self._seen:
-            self.picture.value = draw_training(run)
-        self._seen = seen
+            said, self._said = self._said, None  # after an error the next look writes its line again
+            run = open_if_run(self.folder)
+            state = training_state(run, self.process)
+            for name, button in self.buttons.items():
+                button.disabled = state not in LIVE_BUTTONS[name][2]
+            self.progress.value = epoch = 0 if run is None else run.status.get("epoch", 0)
+            mark = f" · <b>steered</b>, identity {run.identity}" if run is not None and run.steered else ""
+            total = self.given.optim.epochs
+            self.status.value = f"<b>{STATE_WORDS.get(state, state)}</b>, epoch {epoch:,} of {total:,}{mark}"
+            seen = (state, *_times_of_change(self.folder))
+            if run is not None and seen != self._seen:
+                self.picture.value = draw_training(run)
+            line = self._line(state, run, epoch)
+            if line != said:  # a button may have said something else meanwhile
+                self.say(*line)
+            self._seen, self._said = seen, line
 
     def _line(self, state: str, run: Run | None, epoch: int) -> tuple[str, bool]:
         """What there is to say, and whether it is a warning."""
-        self._existed = self._existed or run is not None
         if run is None:
-            gone = f"The run's folder {self.folder} is gone; start trains it again." if self._existed else ""
-            return (self._last_words() or gone, True) if state == "none" else ("", False)
+            failed = self._last_words()
+            return failed or f"{self.folder} holds no run yet.", bool(failed)
         if state == "failed":
             return f"The training failed: {run.status.get('error', 'see the log')}", True
         if state == "lost":
             return "The process has ended without a word; resume continues from its last checkpoint.", True
-        waiting = run.pending
-        if waiting and state in ("training", "paused"):
+        if run.pending and state in ("training", "paused"):
             at = run.config.next_refresh(epoch)
-            return f"Pending: {_options_text(waiting)}; takes effect at the next refresh, before epoch {at}.", False
+            return f"Pending: {_options_text(run.pending)}; takes effect at the next refresh, before epoch {at}.", False
         if state == "finished":
             judge = f"tase evaluate {run.path} (how accurate it is), " if run.history.labels is not None else ""
             return f"Finished. Next: {judge}tase report {run.path} (how it went, image by image).", False
@@ -302,12 +275,10 @@ class LiveTraining(Panel):
 
     def _last_words(self) -> str:
         """The end of the log of a process that failed."""
-        path = log_path(self.folder)
-        if self.process is None or not self.process.poll() or not path.exists():
+        if self.process is None or not self.process.poll():
             return ""
-        said = path.read_text(errors="replace").strip()
-        words = said[said.rfind("error:") :] if "error:" in said else said.rsplit("\n", 1)[-1]
-        return f"The process ended: {words}" if words else "The process ended without a word."
+        said = log_path(self.folder).read_text(errors="replace").strip()
+        return f"The process ended: {said[said.rfind('error:') :] if 'error:' in said else said[-200:]}"
 
     # ---- buttons
 
@@ -315,13 +286,11 @@ class LiveTraining(Panel):
     def start(self) -> None:
         """Train in a process of its own; where the folder holds this run already, only follow it."""
         run = open_if_run(self.folder)
+        if run is not None and run.config.identity != self.given.identity:
+            raise RunError(f"{self.folder} holds another run; choose another folder")
         if training_state(run, self.process) == "none":
-            if self.folder.exists() and any(path.name != ".lock" for path in self.folder.iterdir()):
-                raise RunError(f"{self.folder} holds other files; choose an empty or a new folder")
             self.given = self.config
             self.process = launch(self.given, self.folder, resume=False)
-        elif run is not None and run.config.identity != self.given.identity:
-            raise RunError(f"{self.folder} holds another run; choose another folder")
         self.look()
 
     @guarded
@@ -354,8 +323,7 @@ class LiveTraining(Panel):
         now = steered_config(run).guidance
         wanted = {name: value for name, value in self.options.values.items() if value != getattr(now, name)}
         if not wanted:
-            self._said = None
-            self.message.say("Nothing to steer: the controls show what the training has.")
+            self.say("Nothing to steer: the controls show what the training has.")
             return
         run.control("pause" if training_state(run) == "paused" else "run", **wanted)
         self.look()
@@ -364,15 +332,6 @@ class LiveTraining(Panel):
 def steered_config(run: Run) -> Config:
     """Return the configuration after all events, and the request that is pending."""
     return steered(run.config, [*run.events, {"set": run.pending}])
-
-
-def _config_and_folder(what: Config | Run | str | Path, out: str | Path | None) -> tuple[Config, Path]:
-    if isinstance(what, Config):
-        if out is None:
-            raise RunError("live_training(config, out): name the folder to train into, as out=...")
-        return what, Path(out)
-    run = what if isinstance(what, Run) else Run(what)
-    return run.config, run.path
 
 
 def _times_of_change(folder: Path) -> list[int]:

@@ -20,9 +20,12 @@ from jaxtyping import Float, Int64
 from ..data import GROUPS
 from ..files import RunError
 from ..layouts import Layouts, snapshot_layouts
-from ..pseudo_labels import Quantity, centred, clipped_rank
+from ..pseudo_labels import centred, clipped_rank
 from ..runs import Run
-from .rarity import listed, picture_of, sentences, trust_of
+from .base import images_of, picture_of
+from .rarity import listed, sentences
+from .svg import group_of_samples
+from .what_if import saved_quantity
 
 TILE = 40  # pixels: the side of a picture in the file, at most
 PER_SHEET = 1024  # pictures in one sprite sheet
@@ -78,14 +81,8 @@ def payload(
     At most `points` images are laid out, `pictures` of them with their picture. Runs that were trained on the same
     images are linked: they show the same images. Raises RunError where a run has no snapshot.
     """
-    for run in runs:
-        if not run.path.exists():
-            raise RunError(f"the run's folder {run.path} is gone")
-        if not len(run.history):
-            raise RunError(f"{run.path} has no snapshot yet: the first comes when its training starts")
-    linked = len({run.environment.get("subset", run.name) for run in runs}) == 1
+    rare, linked = [listed(run) for run in runs], are_linked(runs)
     places, remarks = _places(runs, kinds, points, progress, wanted)
-    rare = [listed(run) for run in runs]
     shown = [_images_shown(run, found, points, lists) for run, found, lists in zip(runs, places, rare)]
     if linked and len(runs) == 2:
         shown = [np.intersect1d(*shown)] * 2
@@ -100,6 +97,11 @@ def payload(
         ],
     }
     return pack.block(header)
+
+
+def are_linked(runs: Sequence[Run]) -> bool:
+    """Tell whether the runs were trained on the same images."""
+    return len({run.environment.get("subset", run.name) for run in runs}) == 1
 
 
 def _places(runs, kinds, points, progress, wanted) -> tuple[list[dict[str, Layouts]], list[list[str]]]:
@@ -143,38 +145,21 @@ def _listed_images(lists: dict[str, Any]) -> Int64[np.ndarray, " r"]:
 
 def _shown_set(pack: Packer, run: Run, index: Int64[np.ndarray, " m"], pictures: int, rare: dict) -> dict[str, Any]:
     """Numbers, classes, file names and pictures of the images shown."""
-    h = run.history
-    labelled = h.labels is not None
-    tail = labelled and h.groups is not None and int(h.counts.max() - h.counts.min()) > 1
-    image_set, why = _images_of(run)
-    paths = image_set.paths if image_set is not None else None
-    tiles = None if image_set is None else _tiles(pack, image_set, index, pictures, _listed_images(rare))
+    h, (images, why) = run.history, images_of(run)
+    group = group_of_samples(h, h.tau.shape[1])[index]
     return {
         "index": pack.whole(index, "i4"),
         "total": int(h.tau.shape[1]),
-        "label": pack.whole(h.labels[index], "i4") if labelled else None,
+        "tiles": None if images is None else _tiles(pack, images, index, pictures, _listed_images(rare)),
+        "label": None if h.labels is None else pack.whole(h.labels[index], "i4"),
         "classes": list(h.classes),
-        "counts": [int(c) for c in h.counts] if labelled else [],
-        "group": pack.whole(h.groups[h.labels[index]], "i1") if tail else None,
+        "counts": [] if h.labels is None else [int(c) for c in h.counts],
+        "group": pack.whole(group, "i1") if (group >= 0).any() else None,
         "groups": list(GROUPS),
-        "paths": None if paths is None else [str(paths[i]) for i in index],
-        "tiles": tiles,
+        "paths": None if images is None or images.paths is None else [str(images.paths[i]) for i in index],
         "remark": why,
         "rare": rare,
     }
-
-
-def _images_of(run: Run) -> tuple[Any, str]:
-    """The run's training images, or None and a sentence that says why there are no pictures."""
-    try:
-        images = run.images
-    except Exception as error:  # a source may fail in ways of its own; the rest can still be shown
-        return None, f"No pictures: the images cannot be loaded here ({' '.join(str(error).split())[:160]})."
-    if run.environment.get("subset") not in (None, images.hash) and run.environment.get("images") == len(images):
-        return None, "No pictures: the images are others than those of the training."
-    if len(images) != run.history.tau.shape[1]:
-        return None, "No pictures: there are more or fewer images than at the training."
-    return images, ""
 
 
 def _tiles(pack: Packer, image_set: Any, index: Int64[np.ndarray, " m"], pictures: int, named: Any) -> dict[str, Any]:
@@ -217,7 +202,7 @@ def _run(pack: Packer, run: Run, index: Int64[np.ndarray, " m"], found: dict[str
     low, high = (getattr(options, name, None) for name in ("tau_min", "tau_max"))
     # The chain "why this tau" writes equation (5) only where it gives what was saved: not for methods that use others.
     fits = low is not None and bool(np.allclose(low + (high - low) * q[-1], tau[-1], atol=3e-3))
-    trust = trust_of(run)
+    trust = getattr(h, "trust", None)
     return {
         "name": run.name,
         "preset": config.preset,
@@ -244,17 +229,12 @@ def _run(pack: Packer, run: Run, index: Int64[np.ndarray, " m"], found: dict[str
 
 def quantities(run: Run) -> tuple[Float[np.ndarray, "s n"], list[list[float]]]:
     """q of equation (4) at each snapshot, and the headness at which it is 0 and 1, rounded for showing."""
-    h = run.history
-    rows, limits = [], []
-    for t, a in enumerate(h.headness.astype(np.float64)):
-        sizes = h.log_sizes(t)
-        quantity = Quantity(
-            torch.from_numpy(a), None if sizes is None else torch.from_numpy(np.asarray(sizes, np.float64))
-        )
-        q, spread = clipped_rank(quantity, getattr(run.config.guidance, "headness_map", "log"))
-        inside = q.numpy()
-        rows.append(inside)
-        low = float(a[inside <= 0].max()) if (inside <= 0).any() else float(a.min())
+    options, rows, limits = run.config.guidance, [], []
+    for t in range(len(run.history)):
+        quantity = saved_quantity(run.history, t, options)
+        q, spread = clipped_rank(quantity, getattr(options, "headness_map", "log"))
+        low = float(quantity.a[q <= 0].max() if (q <= 0).any() else quantity.a.min())
+        rows.append(q.numpy())
         limits.append([round(low, 2), round(low + spread, 2)])
     return np.stack(rows), limits
 
@@ -299,19 +279,9 @@ def _neighbours(pack: Packer, run: Run, index: Int64[np.ndarray, " m"]) -> dict[
 
 def about(run: Run) -> dict[str, Any]:
     """The run in words and numbers: settings, accuracies, and how far its rareness can be believed."""
-    c, env = run.config, run.environment
-    state = run.status
-    settings = {
-        "method": c.method_title,
-        "preset": f"{c.preset}, seed {c.seed}",
-        "images": f"{run.history.tau.shape[1]:,}",
-        "epochs": f"{state.get('epoch', 0)} of {c.optim.epochs}, {state.get('state', 'new')}",
-        "identity": run.identity + (", steered while training" if run.steered else ""),
-        "made with": f"torch {env.get('torch', '?')}, {env.get('device', '?')}, commit {run.commit}",
-    }
     scores = {}
     for name, found in ((run.results or {}).get("protocols") or {}).items():
-        scores[name] = {
-            key: round(found[key], 1) for key in ("all", "head", "mid", "tail") if found.get(key) is not None
-        }
+        kinds = ("all", "head", "mid", "tail")
+        scores[name] = {key: round(found[key], 1) for key in kinds if found.get(key) is not None}
+    settings = {key: text for key, text in run.describe().items() if key not in scores}
     return {"settings": settings, "scores": scores, "sentences": sentences(run)}

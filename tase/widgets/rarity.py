@@ -9,10 +9,13 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
+from torch.nn import functional as F
 
+from ..data import ImageSet
 from ..files import RunError
 from ..pseudo_labels import centred
 from ..runs import Run
+from .base import images_of, opened
 
 if TYPE_CHECKING:
     import pandas
@@ -33,36 +36,34 @@ def rare(run: Run | str | Path) -> pandas.DataFrame:
     """
     import pandas
 
-    run = run if isinstance(run, Run) else Run(run)
-    h, last = run.history, len(run.history) - 1
-    if last < 0:
-        raise RunError(f"{run.path} has no snapshot yet: the first comes when its training starts")
-    headness, n = h.headness[last], h.tau.shape[1]
-    small, paths = small_images(run)
-    order = np.argsort(headness, kind="stable")
-    some = max(1, round(SHARE * n))
-    kind = np.full(n, "", dtype=object)
-    kind[order[:some]], kind[order[-some:]] = "rare", "common"
-    near, cosine, difference = _duplicates(run, small)
-    names = np.array(h.classes)
+    run = opened(run)
+    h, headness, cluster = run.history, run.history.headness[-1], run.history.pseudo_label[-1]
+    n, (images, _), (features, index) = len(headness), images_of(run), _unit_features(run)
     table = pandas.DataFrame(
         {
             "image": np.arange(n),
-            "file": list(paths) if paths is not None else [""] * n,
-            "class": names[h.labels] if h.labels is not None else [""] * n,
+            "file": "" if images is None or images.paths is None else list(images.paths),
+            "class": "" if h.labels is None else np.array(h.classes)[h.labels],
             "headness": headness.round(3),
-            "tau": h.tau[last].round(4),
-            "weight": h.weight[last].round(4),
-            "cluster": h.pseudo_label[last],
-            "is": kind,
-            "duplicate_of": near,
-            "cosine": cosine.round(3),
-            "difference": difference.round(4),
-            "blank": np.zeros(n, bool) if small is None else (small.std(1) < 0.004).numpy(),
-            "typical_of": _typical(run),
+            "tau": h.tau[-1].round(4),
+            "weight": h.weight[-1].round(4),
+            "cluster": cluster,
+            "is": "",
+            "duplicate_of": -1,
+            "cosine": np.nan,
+            "difference": np.nan,
+            "blank": False,
+            "typical_of": _typical(features, index, cluster),
         }
     )
-    return table.iloc[order].reset_index(drop=True)
+    if images is not None:
+        small = _small_grey(images)
+        table["blank"] = (small.std(1) < 0.004).numpy()
+        _note_duplicates(table, features, small[torch.from_numpy(index)], index)
+    table = table.iloc[np.argsort(headness, kind="stable")].reset_index(drop=True)
+    some = max(1, round(SHARE * n))
+    table.loc[: some - 1, "is"], table.loc[n - some :, "is"] = "rare", "common"
+    return table
 
 
 def listed(run: Run, most: int = 48) -> dict[str, Any]:
@@ -82,65 +83,38 @@ def listed(run: Run, most: int = 48) -> dict[str, Any]:
     }
 
 
-def picture_of(image: Tensor, side: int) -> Any:
-    """A uint8 image [c, h, w] as a Pillow image in colour of side x side pixels."""
-    from PIL import Image
-
-    array = np.asarray(image)
-    array = np.repeat(array[:1], 3, 0) if array.shape[0] < 3 else array[:3]
-    picture = Image.fromarray(np.ascontiguousarray(np.moveaxis(array, 0, -1)))
-    return picture if picture.size == (side, side) else picture.resize((side, side), Image.Resampling.LANCZOS)
-
-
-def small_images(run: Run) -> tuple[Float[Tensor, "n p"] | None, tuple[str, ...] | None]:
-    """All images in grey and small, from 0 to 1, and their files; None where the images are gone or others."""
-    from torch.nn import functional as F
-
-    try:
-        images = run.images
-    except Exception:  # a source may fail in ways of its own; features and temperatures can still be listed
-        return None, None
-    if len(images) != run.history.tau.shape[1]:
-        return None, None
+def _small_grey(images: ImageSet) -> Float[Tensor, "n p"]:
+    """All images in grey and small, from 0 to 1."""
     side = min(SMALL, *images.images.shape[2:])
     parts = []
-    for start in range(0, len(images), 2048):
-        part = images.images[start : min(start + 2048, len(images))]
-        part = torch.as_tensor(np.asarray(part)).float().mean(1, keepdim=True) / 255
-        parts.append(F.adaptive_avg_pool2d(part, side).flatten(1))
-    return torch.cat(parts), images.paths
+    for rows in torch.arange(len(images)).split(2048):
+        grey = images.images[rows].float().mean(1, keepdim=True) / 255
+        parts.append(F.adaptive_avg_pool2d(grey, side).flatten(1))
+    return torch.cat(parts)
 
 
-def _unit_features(run: Run) -> tuple[Float[Tensor, "m d"] | None, Int64[np.ndarray, " m"]]:
-    """Unit features of the last snapshot and the images they are of; None in a slim copy."""
+def _unit_features(run: Run) -> tuple[Float[Tensor, "m d"], Int64[np.ndarray, " m"]]:
+    """Unit features of the last snapshot and the images they are of; none in a slim copy."""
     h, last = run.history, len(run.history) - 1
-    index = h.feature_index(last)
     try:
-        return (centred(torch.from_numpy(h.features(last))), index) if len(index) > 1 else (None, index)
+        return centred(torch.from_numpy(h.features(last))), h.feature_index(last)
     except RunError:
-        return None, index
+        return torch.zeros(0, 1), np.zeros(0, dtype=np.int64)
 
 
-def _duplicates(run: Run, small: Float[Tensor, "n p"] | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The nearest image of each by its pixels, where features agree too: image or -1, cosine, difference (NaN)."""
-    n = run.history.tau.shape[1]
-    near, cosine, difference = np.full(n, -1), np.full(n, np.nan), np.full(n, np.nan)
-    features, index = _unit_features(run)
-    if small is None or features is None:
-        return near, cosine, difference
-    small = small[torch.from_numpy(index)]
+def _note_duplicates(table: pandas.DataFrame, features: Tensor, small: Tensor, index: np.ndarray) -> None:
+    """Write in the table which image is the nearest by its pixels, where features agree too, and how near."""
     # All pairs of many images take minutes; images that nearly agree are in one cluster.
-    cluster = run.history.pseudo_label[-1][index] if len(index) > MANY_IMAGES else np.zeros(len(index))
-    for k in np.unique(cluster):
-        rows = torch.from_numpy(np.flatnonzero(cluster == k))
+    part = table["cluster"].to_numpy()[index] if len(index) > MANY_IMAGES else np.zeros(len(index))
+    for k in np.unique(part):
+        rows = np.flatnonzero(part == k)
         if len(rows) < 2:
             continue
-        found, similar, gap = _nearest_twin(features[rows], small[rows])
-        twin = (gap < 0.02) & (similar > 0.9)
-        here = index[rows[twin].numpy()]
-        near[here] = index[rows[found[twin]].numpy()]
-        cosine[here], difference[here] = similar[twin].numpy(), gap[twin].numpy()
-    return near, cosine, difference
+        found, cosine, difference = _nearest_twin(features[torch.from_numpy(rows)], small[torch.from_numpy(rows)])
+        twin = ((difference < 0.02) & (cosine > 0.9)).numpy()
+        table.loc[index[rows[twin]], "duplicate_of"] = index[rows[found[twin].numpy()]]
+        table.loc[index[rows[twin]], "cosine"] = cosine[twin].double().numpy().round(3)
+        table.loc[index[rows[twin]], "difference"] = difference[twin].double().numpy().round(4)
 
 
 def _nearest_twin(features: Float[Tensor, "m d"], small: Float[Tensor, "m p"]) -> tuple[Tensor, Tensor, Tensor]:
@@ -156,39 +130,24 @@ def _nearest_twin(features: Float[Tensor, "m d"], small: Float[Tensor, "m p"]) -
     return tuple(torch.cat(parts) for parts in zip(*found))
 
 
-def _typical(run: Run) -> Int64[np.ndarray, " n"]:
+def _typical(features: Tensor, index: np.ndarray, cluster: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
     """The cluster of the few images that are nearest to its mean, -1 for all others."""
-    h, last = run.history, len(run.history) - 1
-    out = np.full(h.tau.shape[1], -1)
-    features, index = _unit_features(run)
-    if features is None:
-        return out
-    cluster = h.pseudo_label[last][index]
-    for k in np.unique(cluster[cluster >= 0]):
-        rows = np.flatnonzero(cluster == k)
-        unit = features[torch.from_numpy(rows)]
+    out = np.full(len(cluster), -1)
+    for k in np.unique(cluster[index]):
+        own = index[cluster[index] == k]
+        unit = features[torch.from_numpy(cluster[index] == k)]
         order = (unit @ unit.mean(0)).argsort(descending=True, stable=True)[:TYPICAL]
-        out[index[rows[order.numpy()]]] = k
+        out[own[order.numpy()]] = k  # -1, before there are clusters, stays -1
     return out
-
-
-def trust_of(run: Run) -> Float[np.ndarray, "s n"] | None:
-    """Trust of each image at each snapshot, or None where the run does not know it."""
-    try:
-        return getattr(run.history, "trust", None)
-    except RunError:
-        return None
 
 
 def sentences(run: Run) -> list[str]:
     """Say plainly how far to believe what this run calls rare: only what is known of it."""
     h, config = run.history, run.config
     tau, said = h.tau[-1], []
-    trust = trust_of(run)
+    trust = getattr(h, "trust", None)  # of each image at each snapshot, where the run knows it
     if trust is not None:
-        said.append(
-            f"Trust {float(np.mean(trust[-1])):.2f}: how far a second clustering would say the same (1: entirely)."
-        )
+        said.append(f"Trust {np.mean(trust[-1]):.2f}: how far a second clustering would say the same (1: entirely).")
     if float(tau.std()) < 1e-4:
         said.append("This method gives every image the same τ: headness only shows what its clusters would say.")
     elif (tau > tau.max() - 1e-3).mean() > 0.5:

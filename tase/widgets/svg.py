@@ -11,54 +11,21 @@ import numpy as np
 from jaxtyping import Int64
 
 from ..data import GROUPS
-from ..figures.style import THEMES
 from ..runs import History
-
-# Every colour is a variable of the page, so that a picture changes with JupyterLab's theme without being drawn again.
-_LIGHT, _DARK = (THEMES[name].groups for name in ("light", "dark"))
-WIDGET_CSS = f"""<style>
-.tase-box {{ --tase-0: {_LIGHT[0]}; --tase-1: {_LIGHT[1]}; --tase-2: {_LIGHT[2]};
-  --tase-rest: #666; --tase-ink: var(--jp-ui-font-color1, #222); --tase-soft: var(--jp-ui-font-color2, #666);
-  --tase-grid: rgba(128, 128, 128, 0.25); --tase-steer: #8E3B9E; max-width: 1090px; color: var(--tase-ink); }}
-[data-jp-theme-light="false"] .tase-box, .vscode-dark .tase-box {{ --tase-0: {_DARK[0]}; --tase-1: {_DARK[1]};
-  --tase-2: {_DARK[2]}; --tase-rest: #AAA; --tase-steer: #D58BE3; }}
-.tase-box .widget-label {{ white-space: nowrap; }}
-.tase-flow {{ display: flex; flex-flow: row wrap; align-items: center; column-gap: 14px; }}
-.tase-flow .widget-slider {{ width: 390px; }}
-.tase-flow .widget-dropdown, .tase-flow .widget-text {{ width: auto; min-width: 150px; }}
-.tase-flow .widget-text input[type="number"] {{ max-width: 80px; }}
-.tase-flow .widget-text input[type="text"] {{ width: 360px; }}
-.tase-picture {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(196px, 1fr)); gap: 6px;
-  line-height: 1.2; }}
-.tase-picture svg {{ width: 100%; max-width: 350px; height: auto; overflow: visible; }}
-.tase-picture text {{ font: 11.5px sans-serif; fill: var(--tase-ink); }}
-.tase-picture .tase-title {{ font-weight: 600; font-size: 12px; }}
-.tase-legend span {{ margin-right: 14px; white-space: nowrap; color: var(--tase-ink); }}
-.tase-legend i {{ display: inline-block; width: 14px; vertical-align: middle; margin-right: 4px; }}
-.tase-message {{ color: var(--tase-ink); min-height: 22px; line-height: 20px; }}
-.tase-warning {{ border-left: 4px solid #DE8F05; padding-left: 8px; }}
-.tase-thumbs {{ display: flex; flex-wrap: wrap; gap: 4px; align-items: flex-start; }}
-.tase-thumbs figure {{ margin: 0; text-align: center; font-size: 11px; line-height: 14px; width: 60px;
-  color: var(--tase-ink); overflow: hidden; }}
-.tase-thumbs img {{ width: 44px; height: 44px; object-fit: contain; image-rendering: pixelated;
-  border: 1px solid var(--tase-grid); }}
-.tase-heading {{ font-weight: 600; line-height: 20px; color: var(--tase-ink); }}
-.tase-command textarea {{ font-family: var(--jp-code-font-family, monospace); font-size: 12px; }}
-</style>"""
 
 
 def plain_number(value: float) -> str:
     """Write a number as people do, to three digits: 1,420 and 0.031, never 1.42e+03."""
-    if not math.isfinite(value) or value == 0 or abs(value) >= 100:
+    if abs(value) >= 100:
         return f"{value:,.0f}"
-    text = f"{value:.{2 - math.floor(math.log10(abs(value)))}f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
+    return np.format_float_positional(value, 3, fractional=False, trim="-")
 
 
 def group_of_samples(history: History, n: int) -> Int64[np.ndarray, " n"]:
     """Return the group of each of n images; -1 where there are no labels, or no tail among the classes."""
     labels, groups, counts = history.labels, history.groups, history.counts
-    if labels is None or groups is None or counts.min() == counts.max():
+    # Classes that differ by one image are balanced: n is no multiple of their number.
+    if labels is None or groups is None or counts.max() - counts.min() <= 1:
         return np.full(n, -1, dtype=np.int64)
     return groups[labels].astype(np.int64)
 
@@ -76,10 +43,10 @@ class Plot:
     """Draw one panel as SVG: its text and colours are the page's, so that it follows a dark theme, and it is quick.
 
     `x` and `y` are the ends of the axes in data units; `rows` names horizontal bands in place of the y axis's numbers.
-    Colours are names of the WIDGET_CSS variables `--tase-NAME`.
+    Colours are names of the variables `--tase-NAME` in widget.css.
     """
 
-    LEFT, TOP, BOTTOM = 40, 24, 34  # pixels around the axes
+    LEFT, RIGHT, TOP, BOTTOM = 40, 8, 24, 34  # pixels around the axes
 
     def __init__(
         self,
@@ -89,55 +56,41 @@ class Plot:
         x: tuple[float, float],
         y: tuple[float, float],
         log: bool = False,
-        ticks: Sequence[float] | None = None,
         rows: Sequence[str] = (),
         size: tuple[int, int] = (240, 250),
     ):
         self.title, self.x, self.y, self.log, self.size = title, x, y, log, size
-        self.parts: list[str] = []
-        self._frame(xlabel, _round_ticks(*x, log) if ticks is None else ticks, rows)
+        width, height = size
+        self.parts = [f'<text class="tase-title" x="2" y="13">{escape(title)}</text>']
+        self.parts.append(f'<text x="{(self.LEFT + width) / 2}" y="{height - 4}" text-anchor="middle">{xlabel}</text>')
+        for tick in _round_ticks(*x, log):
+            self.line([tick, tick], y, "grid", 1)
+            self.text(tick, y[0], plain_number(tick), "middle", dy=14)
+        heights = enumerate(rows) if rows else [(tick, plain_number(tick)) for tick in _round_ticks(*y)]
+        for tick, name in heights:
+            self.line(x, [tick, tick], "grid", 1)
+            self.text(x[0], tick + 0.45 * bool(rows), name, "end", dx=-5, dy=4 * (not rows))
 
     def _at(self, x: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
         """Pixels of points in data units; those beyond the axes lie on their edge."""
         scale = np.log10 if self.log else np.asarray
-        (left, right), (low, high) = scale(self.x), self.y
+        (left, right), (low, high), (width, height) = scale(self.x), self.y, self.size
         across = (scale(np.asarray(x, dtype=np.float64)) - left) / (right - left)
         up = (np.asarray(y, dtype=np.float64) - low) / (high - low)
-        return self._pixels(np.clip(across, 0, 1), np.clip(up, 0, 1))
-
-    def _pixels(self, across: Any, up: Any) -> tuple[Any, Any]:
-        """Pixels of a place given in shares of the axes."""
-        width, height = self.size
         bottom = height - self.BOTTOM
-        return self.LEFT + across * (width - self.LEFT - 8), bottom - up * (bottom - self.TOP)
+        inside = np.clip(across, 0, 1) * (width - self.LEFT - self.RIGHT)
+        return self.LEFT + inside, bottom - np.clip(up, 0, 1) * (bottom - self.TOP)
 
-    def _frame(self, xlabel: str, ticks: Iterable[float], rows: Sequence[str]) -> None:
-        width, height = self.size
-        self.parts.append(f'<text class="tase-title" x="2" y="13">{escape(self.title)}</text>')
-        self.parts.append(f'<text x="{(self.LEFT + width) / 2}" y="{height - 4}" text-anchor="middle">{xlabel}</text>')
-        for tick in ticks:
-            self.line([tick, tick], self.y, "grid", 1)
-            self._words(tick, self.y[0], plain_number(tick), "middle", dy=14)
-        if not rows:
-            for tick in _round_ticks(*self.y):
-                self.line(self.x, [tick, tick], "grid", 1)
-                self._words(self.x[0], tick, plain_number(tick), "end", dx=-5, dy=4)
-        for i, name in enumerate(rows):
-            self.line(self.x, [i, i], "grid", 1)
-            self._words(self.x[0], i + 0.45, name, "end", dx=-5)
-
-    def _words(self, x: float, y: float, text: str, anchor: str = "start", dx: float = 0, dy: float = 0) -> None:
+    def text(self, x: float, y: float, text: str, anchor: str = "start", dx: float = 0, dy: float = 0) -> None:
         """Write lines of text at a point in data units, moved by some pixels."""
-        self._write(*self._at(x, y), text, anchor, dx, dy)
-
-    def note(self, text: str, across: float = 0.03, up: float = 0.95, anchor: str = "start") -> None:
-        """Write lines of text at a place given in shares of the axes."""
-        self._write(*self._pixels(across, up), text, anchor, 0, 8)
-
-    def _write(self, x: float, y: float, text: str, anchor: str, dx: float, dy: float) -> None:
+        px, py = self._at(x, y)
         for k, line in enumerate(text.split("\n")):
-            place = f'x="{x + dx:.1f}" y="{y + dy + 14 * k:.1f}" text-anchor="{anchor}"'
+            place = f'x="{px + dx:.1f}" y="{py + dy + 14 * k:.1f}" text-anchor="{anchor}"'
             self.parts.append(f"<text {place}>{escape(line)}</text>")
+
+    def note(self, text: str) -> None:
+        """Write lines of text in the upper left corner."""
+        self.text(self.x[0], self.y[1], text, dx=6, dy=17)
 
     def line(self, x: Any, y: Any, colour: str, width: float = 1.5, dash: str = "none", name: str = "") -> None:
         """Draw a line; `name` is shown when the mouse rests on it. Points that are no numbers are left out."""
@@ -146,10 +99,8 @@ class Plot:
 
     def area(self, x: Any, low: Any, high: Any, colour: str, opacity: float = 0.75, name: str = "") -> None:
         """Fill between two lines."""
-        right, up = self._at(x, high)
-        left, down = self._at(np.asarray(x)[::-1], np.asarray(low)[::-1])
-        paint = f"fill:var(--tase-{colour});fill-opacity:{opacity}"
-        self._path(np.concatenate([right, left]), np.concatenate([up, down]), "Z", paint, name)
+        around = np.concatenate([x, x[::-1]]), np.concatenate([high, low[::-1]])
+        self._path(*self._at(*around), "Z", f"fill:var(--tase-{colour});fill-opacity:{opacity}", name)
 
     def dots(self, x: Any, y: Any, colours: Sequence[str], radius: float = 2.5, hollow: bool = False) -> None:
         for px, py, colour in zip(*self._at(x, y), colours):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,23 +12,25 @@ import torch
 from jaxtyping import Float, Int64
 
 from ..config import Config, check
+from ..data import GROUPS
 from ..files import RunError
 from ..pseudo_labels import centred
 from ..runs import Run
 from .base import (
     BackgroundJob,
-    Images,
-    Message,
     OptionControls,
     Panel,
     command_line,
-    error_line,
     flow_row,
     guarded,
     heading,
+    images_of,
+    opened,
     override_guidance,
+    picture_strip,
 )
-from .svg import WIDGET_CSS, Plot, figure_html, group_colour, groups_present
+from .live import LiveTraining
+from .svg import Plot, figure_html, group_colour, groups_present
 from .what_if import (
     SampleTable,
     WhatIf,
@@ -73,7 +76,7 @@ def _draw_groups(title: str, xlabel: str, now: SampleTable, old: np.ndarray, new
         saved, proposed = (base + np.repeat(0.7 * np.sqrt(share / share.max()), 2) for share in shares)
         plot.area(across, np.full_like(across, base), proposed, group_colour(g), name=f"{name}, proposed")
         plot.line(across, saved, "soft", 1, "4 3", f"{name}, as saved")
-        plot.note(f"mean {new[own].mean():.2f}", 0.99, (base + 0.95) / len(rows), "end")
+        plot.text(plot.x[1], base + 0.95, f"mean {new[own].mean():.2f}", "end", dy=8)
         said.insert(0, f"{name} mean {new[own].mean():.2f} (saved {old[own].mean():.2f})")
     return plot.svg(", ".join(said))
 
@@ -85,7 +88,7 @@ def draw_temperatures(now: SampleTable, new: WhatIf, push: tuple | None, push_no
     """
     highest = max(float(new.tau.max()), float(now.tau.max()))
     top = next((t for t in TAU_TOPS if highest <= 1.02 * t), highest)
-    weights = {"x": (1 / 10.5, 10.5), "log": True, "ticks": (0.1, 0.2, 0.5, 1, 2, 5, 10)}
+    weights = {"x": (1 / 10.5, 10.5), "log": True}
     panels = [
         _draw_groups("Temperature: samples per group", "temperature τ", now, now.tau, new.tau, x=(0, top)),
         _draw_groups("Weight: samples per group", "weight w (log scale)", now, now.weight, new.weight, **weights),
@@ -139,18 +142,20 @@ def _draw_push(push: tuple | None, note: str) -> str:
 class TemperatureExplorer(Panel):
     """The controls and what they move. `config`, `table`, `selection` and `save` carry what is shown elsewhere."""
 
-    def __init__(self, run: Run, threaded: bool = True):
-        self.run, self.base = run, what_if_config(run.config)
-        self.message, self.images = Message(), Images(run)
-        self._features: tuple | None = None  # of the snapshot that was used last: epoch, raw, centred, image numbers
-        self._near: tuple | None = None  # of the sample that was chosen last: epoch and image, rows, cosines
-        epochs = self._epochs()
-        if not epochs:
-            raise RunError(f"{run.path} has no snapshot yet: the first comes when its training starts")
-        self.now = self._saved(epochs[-1])
-        self.n, self.saved_clusters = len(self.now.tau), self.now.clusters
+    def __init__(self, run: Run):
+        super().__init__()
+        self.run, self.base = opened(run), what_if_config(run.config)
+        self.images, self.no_images = images_of(run)
+        # Of the snapshot and of the sample that were used last.
+        self._features = functools.lru_cache(1)(self._read_features)
+        self._near = functools.lru_cache(1)(self._neighbours)
+        epochs = run.history.epoch.tolist()
+        self.now = saved_samples(run, len(epochs) - 1)
+        self.n, clusters = len(self.now.tau), len(run.history.cluster_sizes[-1])
+        self.saved_clustering = {name: getattr(self.base.guidance, name) for name in CLUSTER_OPTIONS}
+        self.saved_clustering["clusters"] = clusters  # also where it was chosen by the number of images (0)
         self._build(epochs)
-        self.job = BackgroundJob(lambda error: self.message.say(error_line(error), True), self._busy, threaded)
+        self.job = BackgroundJob(self.fail, self._busy)
         self.redraw()
 
     # ---- what is on the page
@@ -161,7 +166,7 @@ class TemperatureExplorer(Panel):
         text = {"style": {"description_width": "initial"}, "continuous_update": False}
         self.options = OptionControls(self.base, self.base.guidance_class.steerable)
         self.clustering = OptionControls(self.base, CLUSTER_OPTIONS)
-        self.clustering["clusters"].value = self.saved_clusters
+        self.clustering["clusters"].value = self.saved_clustering["clusters"]
         self.epoch = w.SelectionSlider(
             options=epochs, value=epochs[-1], description="snapshot at epoch", tooltip="of the saved run", **text
         )
@@ -176,16 +181,14 @@ class TemperatureExplorer(Panel):
         self.train = w.Button(description="train this setting", button_style="primary", icon="play")
         self.command = w.Textarea(rows=2, description="to copy", tooltip="command that trains this setting", **text)
         self.command.layout.width = "auto"
-        self.busy, self.picture, self.near, self.changed, self.live = (*(w.HTML() for _ in range(4)), w.VBox())
+        self.busy, self.near, self.changed, self.live = w.HTML(), w.HTML(), w.HTML(), w.VBox()
         for name in ("epoch", "sample", "pick", "out", "train", "command", "busy", "near", "changed"):
             getattr(self, name).add_class(f"tase-{name}")
         self._listen()
         settings = [flow_row(*self.options, self.epoch), flow_row(*self.clustering, self.as_saved, self.busy)]
         samples = [flow_row(self.sample, self.pick), self.near, self.changed]
         training = [self.command, flow_row(self.out, self.train), self.live]
-        self.widget = w.VBox([w.HTML(WIDGET_CSS), *settings, self.message.html, self.picture, *samples, *training])
-        self.widget.add_class("tase-box")
-        self.widget.add_class("tase-temperature")
+        self.put_together("temperature", *settings, self.message, self.picture, *samples, *training)
 
     def _listen(self) -> None:
         self.options.observe(self.redraw)
@@ -213,8 +216,8 @@ class TemperatureExplorer(Panel):
         clustering = self.clustering.values
         k = clustering["clusters"]
         check(1 <= k <= self.n, "clusters k", k, f"at least 1 and at most the number of images, {self.n}")
-        if k == self.saved_clusters:  # where it was chosen by the number of images (0), it stays chosen by it
-            del clustering["clusters"]
+        if k == self.saved_clustering["clusters"]:
+            del clustering["clusters"]  # as the run has it
         return override_guidance(self.base, {**self.options.values, **clustering})
 
     @property
@@ -225,10 +228,9 @@ class TemperatureExplorer(Panel):
         now, new, history = self.now, apply_options(self.now, self.config.guidance), self.run.history
         columns: dict[str, Any] = {"index": now.index}
         if history.labels is not None:
-            names = dict(groups_present(now.group))
             columns["class"] = np.array(history.classes)[history.labels[now.index]]
-            columns["group"] = [names.get(g, "") for g in now.group.tolist()]
-        columns |= {"cluster": now.cluster, "headness": now.headness, "saved_tau": now.tau, "saved_w": now.weight}
+            columns["group"] = np.array([*GROUPS, ""])[now.group]
+        columns |= {"cluster": now.cluster, "headness": now.quantity.a, "saved_tau": now.tau, "saved_w": now.weight}
         return pandas.DataFrame({**columns, "tau": new.tau, "w": new.weight})
 
     @property
@@ -237,68 +239,51 @@ class TemperatureExplorer(Panel):
 
         Raises RunError where the snapshot does not keep the sample's features.
         """
-        row, cosine = self._neighbours(self.sample.value)
-        shown = [self.sample.value, *self._kept_features(self.now.epoch)[2][row[:STRIP_LENGTH]].tolist()]
-        rows = self.table.set_index("index").reindex(shown)
+        near, cosine = self._near(self.now.epoch, self.sample.value)
+        rows = self.table.set_index("index").reindex([self.sample.value, *near[:STRIP_LENGTH]])
         return rows.assign(cosine=[1.0, *cosine[:STRIP_LENGTH]]).reset_index()
 
     # ---- what the run has
 
-    def _epochs(self) -> list[int]:
-        if not self.run.path.exists():
-            raise RunError(f"the run's folder {self.run.path} is gone")
-        return self.run.history.epoch.tolist()
+    def _read_features(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Features [m, d] of a snapshot, and the numbers [m] of their images."""
+        t = self.run.history.epoch.tolist().index(epoch)
+        index = self.run.history.feature_index(t)
+        if not len(index):
+            raise RunError("this snapshot keeps no features (record.features)")
+        return self.run.history.features(t), index
 
-    def _saved(self, epoch: int) -> SampleTable:
-        epochs = self._epochs()
-        if epoch not in epochs:
-            raise RunError(f"the snapshot of epoch {epoch} is gone from {self.run.path}")
-        return saved_samples(self.run.history, epochs.index(epoch), self.run.config.guidance)
-
-    def _kept_features(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Features [m, d], the same centred and of unit length, and image numbers [m] of a snapshot."""
-        if self._features is None or self._features[0] != epoch:
-            t = self._epochs().index(epoch)
-            x, index = self.run.history.features(t), self.run.history.feature_index(t)
-            if not len(index):
-                raise RunError("this snapshot keeps no features (record.features)")
-            self._features = (epoch, x, centred(torch.from_numpy(x)).numpy(), index)
-        return self._features[1:]
-
-    def _neighbours(self, image: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and cosines of the other samples, nearest first; the nearest are shown as images."""
-        key = (self.now.epoch, image)
-        if self._near is None or self._near[0] != key:
-            _, h, index = self._kept_features(self.now.epoch)
-            own = np.flatnonzero(index == image)
-            if not len(own):
-                raise RunError(f"epoch {self.now.epoch} keeps the features of {len(index):,} images, not of {image}")
-            row, cosine = nearest_first(h, int(own[0]))
-            self._near = (key, row, cosine)
-            nearest = index[row[:STRIP_LENGTH]]
-            captions = [f"no. {image}", *(f"no. {i}\ncos {c:.2f}" for i, c in zip(nearest, cosine))]
-            title = heading("The sample and its nearest neighbours (cosine of the backbone's features, mean removed)")
-            self.near.value = title + self.images.strip([image, *nearest], captions)
-        return self._near[1:]
+    def _neighbours(self, epoch: int, image: int) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers of the other images whose features the snapshot keeps, nearest first, and their cosines."""
+        x, index = self._features(epoch)
+        own = np.flatnonzero(index == image)
+        if not len(own):
+            raise RunError(f"epoch {epoch} keeps the features of {len(index):,} images, not of {image}")
+        row, cosine = nearest_first(centred(torch.from_numpy(x)).numpy(), int(own[0]))
+        return index[row], cosine
 
     # ---- what happens
 
     @property
     def own_clusters(self) -> bool:
         """Whether the clusters that the controls show are those that the run saved."""
-        saved = {name: getattr(self.base.guidance, name) for name in CLUSTER_OPTIONS}
-        return self.clustering.values == {**saved, "clusters": self.saved_clusters}
+        return self.clustering.values == self.saved_clustering
 
     @guarded
     def redraw(self) -> None:
         """Draw a new picture for the settings of this moment."""
         options = self.config.guidance
-        new = apply_options(self.now, options)
-        push, note, missing = self._push(new)
+        new, missing = apply_options(self.now, options), ""
+        try:
+            near, cosine = self._near(self.now.epoch, self.sample.value)
+            push, note = self._push(new, cosine)
+            self._show_near(near, cosine)
+        except RunError as error:
+            push, note, missing = None, "no features kept\nfor this sample", f"No neighbours: {error}."
         self.picture.value = draw_temperatures(self.now, new, push, note)
         self._show_changed(new)
         self._write_command()
-        self.message.say(self._remark(options, new.spread) or missing)
+        self.say(self._remark(options, new.spread) or missing)
 
     def _remark(self, options: Any, spread: float) -> str:
         """What one should know about the picture, most important first."""
@@ -312,22 +297,16 @@ class TemperatureExplorer(Panel):
             return f"The run was trained by {self.run.config.method_title}; proposed is {self.base.method_title}."
         if options.shuffled:
             return "This run permutes τ and w across samples; proposed is what each sample has before that."
-        if self.now.log_sizes is None and options.estimator == "merged" and self.own_clusters:
+        if self.now.quantity.log_sizes is None and options.estimator == "merged" and self.own_clusters:
             return "The sizes of merged clusters are not saved: q is by percentiles of the samples' headness."
         if (self.now.group < 0).all():
             return "This run has no labels, or no tail among its classes: group colours are off."
         return ""
 
-    def _push(self, new: WhatIf) -> tuple[tuple | None, str, str]:
-        """Saved and proposed push of the chosen sample, what to write next to it, and what is missing for it."""
-        place, now = np.flatnonzero(self.now.index == self.sample.value), self.now
-        try:
-            _, cosine = self._neighbours(self.sample.value)
-            if not len(place):
-                raise RunError(f"image {self.sample.value} is not among the images clustered again")
-        except RunError as error:
-            return None, "no features kept\nfor this sample", f"No neighbours: {error}."
-        i = int(place[0])
+    def _push(self, new: WhatIf, cosine: np.ndarray) -> tuple[tuple, str]:
+        """Saved and proposed push of the chosen sample on its neighbours, and what to write next to it."""
+        # Images that have a cosine are also among those clustered again.
+        now, i = self.now, int(np.flatnonzero(self.now.index == self.sample.value)[0])
         old, proposed = push_shares(cosine, now.tau[i]), push_shares(cosine, new.tau[i])
         count = min(10, len(old))
         factor = (new.weight[i] / new.tau[i]) / (now.weight[i] / now.tau[i])  # the gradient's size goes with w / tau
@@ -336,16 +315,27 @@ class TemperatureExplorer(Panel):
             f"{count} nearest: {old[:count].sum():.0f} → {proposed[:count].sum():.0f} %",
             f"factor w/τ: × {factor:.2f}",
         ]
-        return (old, proposed), "\n".join(lines), ""
+        return (old, proposed), "\n".join(lines)
+
+    def _strip(self, title: str, index: Any, captions: list[str]) -> str:
+        """Images in a row under a title, or why there are none."""
+        if self.images is None or not captions:
+            return f"{heading(title)}<i>{escape(self.no_images or 'for no sample')}</i>"
+        return heading(title) + picture_strip(self.images, index, captions)
+
+    def _show_near(self, near: np.ndarray, cosine: np.ndarray) -> None:
+        shown = [self.sample.value, *near[:STRIP_LENGTH]]
+        captions = [f"no. {shown[0]}", *(f"no. {i}\ncos {c:.2f}" for i, c in zip(shown[1:], cosine))]
+        title = "The sample and its nearest neighbours (cosine of the backbone's features, mean removed)"
+        self.near.value = self._strip(title, shown, captions)
 
     def _show_changed(self, new: WhatIf) -> None:
-        up, down = most_changed(self.now.tau, new.tau)
-        self._most = {"up": up, "down": down}
+        now = self.now
+        self._most = dict(zip(("up", "down"), most_changed(now.tau, new.tau)))
         halves = []
-        for rows, title in ((up, "τ rises most"), (down, "τ falls most")):
-            captions = [f"{self.now.tau[i]:.2f} →\n{new.tau[i]:.2f}" for i in rows]
-            body = self.images.strip(self.now.index[rows], captions) if len(rows) else "<i>for no sample</i>"
-            halves.append(f"<div>{heading(f'{title}, saved → proposed')}{body}</div>")
+        for rows, title in zip(self._most.values(), ("τ rises most", "τ falls most")):
+            captions = [f"{now.tau[i]:.2f} →\n{new.tau[i]:.2f}" for i in rows]
+            halves.append(f"<div>{self._strip(f'{title}, saved → proposed', now.index[rows], captions)}</div>")
         self.changed.value = f'<div class="tase-flow">{"".join(halves)}</div>'
 
     @guarded
@@ -361,15 +351,14 @@ class TemperatureExplorer(Panel):
     @guarded
     def recluster(self) -> None:
         """Make new clusters of the chosen snapshot in the background, then a new picture; or take the saved ones."""
-        saved, config = self._saved(self.epoch.value), self.config
+        epochs = opened(self.run).history.epoch.tolist()
+        saved, config = saved_samples(self.run, epochs.index(self.epoch.value)), self.config
         if self.own_clusters:
             self.job.cancel()
             self._take(saved)
             return
-        x, _, index = self._kept_features(saved.epoch)
-        k = config.guidance.clusters
-        check(k <= len(index), "clusters k", k, f"at most the {len(index)} images kept")
-        self.job.start(lambda: reclustered(saved, x, index, config, self.run.history.labels), self._take)
+        x, index = self._features(saved.epoch)
+        self.job.start(lambda wanted: reclustered(saved, x, index, config, self.run.history.labels), self._take)
 
     def _take(self, now: SampleTable) -> None:
         self.now = now
@@ -379,8 +368,8 @@ class TemperatureExplorer(Panel):
     def reset_clusters(self) -> None:
         """Go back to the clusters that the run saved."""
         # Each of the three observes itself and clusters; the last one finds all as saved.
-        self.clustering.show(dataclasses.replace(self.base.guidance, clusters=self.saved_clusters))
-        self.recluster()
+        for name, value in self.saved_clustering.items():
+            self.clustering[name].value = value
 
     @guarded
     def _write_command(self) -> None:
@@ -389,8 +378,6 @@ class TemperatureExplorer(Panel):
     @guarded
     def start(self) -> None:
         """Train the setting in a process of its own, watched below."""
-        from .live import LiveTraining
-
         live = LiveTraining(self.config, self.out.value)
         live.start()
         self.live.children = [live.widget]
@@ -404,4 +391,4 @@ def explore_temperatures(run: Run | str | Path) -> TemperatureExplorer:
     and its neighbours, `.save("samples.csv")` writes all samples. `run` is a run or its folder; raises RunError where
     it has no snapshot.
     """
-    return TemperatureExplorer(run if isinstance(run, Run) else Run(run))
+    return TemperatureExplorer(opened(run))

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int64
 from ..config import Config
 from ..guidance import TASE, build_guidance, temperature_and_weight
 from ..pseudo_labels import Quantity, clipped_rank
-from ..runs import History
+from ..runs import History, Run
 from .svg import group_of_samples
 
 
@@ -23,13 +23,11 @@ class SampleTable:
 
     epoch: int
     index: Int64[np.ndarray, " n"]
-    headness: Float[np.ndarray, " n"]
-    log_sizes: Float[np.ndarray, " m"] | None  # of the clusters that are not empty; None: percentiles of the headness
+    quantity: Quantity  # headness, and the log sizes that it is ranked by
     cluster: Int64[np.ndarray, " n"]
     tau: Float[np.ndarray, " n"]  # as saved
     weight: Float[np.ndarray, " n"]  # as saved
     group: Int64[np.ndarray, " n"]  # 0 head, 1 mid, 2 tail; -1 without labels
-    clusters: int
 
 
 class WhatIf(NamedTuple):
@@ -40,22 +38,28 @@ class WhatIf(NamedTuple):
     spread: float  # hi - lo of equation (4); below 0.1 the clusters say nothing about quantity
 
 
-def saved_samples(history: History, t: int, options: Any) -> SampleTable:
-    """Read snapshot `t` as training saved it; `options` are the guidance options of the run."""
+def saved_quantity(history: History, t: int, options: Any) -> Quantity:
+    """Read the headness of snapshot `t` and what it is ranked by; `options` are the guidance options of the run."""
     headness, sizes = history.headness[t].astype(np.float64), history.cluster_sizes[t].astype(np.float64)
-    n, log_sizes = len(headness), history.log_sizes(t)
+    log_sizes = history.log_sizes(t)
     if log_sizes is None and len(sizes) and (options.labels == "oracle" or options.estimator == "size"):
-        log_sizes = np.log(sizes[sizes > 1e-9 * n])  # an old run: sizes of merged clusters would be lost
+        log_sizes = np.log(sizes[sizes > 1e-9 * len(headness)])  # an old run: sizes of merged clusters would be lost
+    ranked = None if log_sizes is None else torch.from_numpy(log_sizes.astype(np.float64))
+    return Quantity(torch.from_numpy(headness), ranked)
+
+
+def saved_samples(run: Run, t: int) -> SampleTable:
+    """Read snapshot `t` as training saved it."""
+    h = run.history
+    n = h.tau.shape[1]
     return SampleTable(
-        epoch=int(history.epoch[t]),
+        epoch=int(h.epoch[t]),
         index=np.arange(n),
-        headness=headness,
-        log_sizes=None if log_sizes is None else log_sizes.astype(np.float64),
-        cluster=history.pseudo_label[t],
-        tau=history.tau[t],
-        weight=history.weight[t],
-        group=group_of_samples(history, n),
-        clusters=len(sizes),
+        quantity=saved_quantity(h, t, run.config.guidance),
+        cluster=h.pseudo_label[t],
+        tau=h.tau[t],
+        weight=h.weight[t],
+        group=group_of_samples(h, n),
     )
 
 
@@ -76,23 +80,19 @@ def reclustered(
     pseudo.update(x)
     return dataclasses.replace(
         saved,
-        index=np.asarray(index),
-        headness=pseudo.headness.numpy(),
-        log_sizes=None if pseudo.log_sizes is None else pseudo.log_sizes.numpy(),
+        index=index,
+        quantity=Quantity(pseudo.headness, pseudo.log_sizes),
         cluster=pseudo.labels.numpy(),
         tau=saved.tau[index],
         weight=saved.weight[index],
         group=saved.group[index],
-        clusters=pseudo.clusters,
     )
 
 
 def apply_options(now: SampleTable, options: Any) -> WhatIf:
     """Compute tau and w of equations (4) to (6) from the saved headness, after the ramp."""
-    a = torch.from_numpy(now.headness)
-    sizes = None if now.log_sizes is None else torch.from_numpy(now.log_sizes)
-    q, spread = clipped_rank(Quantity(a, sizes), options.headness_map)
-    tau, weight = temperature_and_weight(q, a, options)
+    q, spread = clipped_rank(now.quantity, options.headness_map)
+    tau, weight = temperature_and_weight(q, now.quantity.a, options)
     return WhatIf(tau.numpy(), weight.numpy(), float(spread))
 
 
