@@ -280,7 +280,7 @@ def _train(page, live, folder):
     live.locator("button.tase-steer").click()
     until(lambda: "takes effect at the next refresh" in message.inner_text(), "the steering waits")
     page.shot("paused")
-    live.locator("button.tase-go").click()
+    live.locator("button.tase-run").click()
     until(lambda: "steered, identity" in status.inner_text(), "the run is marked as steered", 60)
     live.locator("button.tase-stop").click()
     ended = until(lambda: re.match("stopped|finished", status.inner_text()), "the training has stopped", 60)

@@ -150,8 +150,9 @@ def test_images_that_are_gone_are_told_in_a_sentence(unlabelled, folder):
     assert found["sets"][0]["tiles"] is None and found["sets"][0]["remark"].startswith("No pictures:")
 
 
-def test_larger_sets_show_all_points_and_pictures_of_a_sample_with_all_that_are_named(run):
-    found = unpacked(payload([run], kinds=("pca",), pictures=120))
+def test_larger_sets_show_all_points_and_pictures_of_a_sample_with_all_that_are_named(run, monkeypatch):
+    monkeypatch.setattr("tase.widgets.payload.PICTURES", 120)
+    found = unpacked(payload([run], kinds=("pca",)))
     place, index = found["sets"][0]["tiles"]["place"], found["sets"][0]["index"]
     named = set(found["sets"][0]["rare"]["rare"])
     assert (place >= 0).sum() >= 120 and named <= set(index[place >= 0].tolist())

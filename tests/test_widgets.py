@@ -374,19 +374,19 @@ def test_a_live_training_starts_pauses_is_steered_stops_and_is_found_again(panel
     panel.options["gamma"].value = 0.25  # what the controls show at the start is trained
     panel.start()
     until(lambda: state_of(panel) == "training")
-    panel.pause()
+    panel.control("pause")
     until(lambda: state_of(panel) == "paused")
     panel.options["tau_max"].value = (0.1, 0.33)
     panel.steer()
     assert "Pending: tau_max = 0.33; takes effect at the next refresh" in said(panel)
     assert panel.config.guidance.tau_max == 0.33 and panel.config.optim == panel.given.optim
     assert tase.Run(panel.folder).config.guidance.gamma == 0.25
-    panel.go()  # the pending request is not lost
+    panel.control("run")  # the pending request is not lost
     until(lambda: state_of(panel) == "training" and tase.Run(panel.folder).steered)
     panel.look()
     assert "Steered at epoch" in said(panel) and "steered" in panel.status.value
     assert "compare its values only between" in panel.picture.value
-    panel.stop()
+    panel.control("stop")
     until(lambda: state_of(panel) == "stopped")
     assert not panel.buttons["resume"].disabled and panel.buttons["pause"].disabled
 

@@ -8,9 +8,8 @@ tase.report(run, other, out="report.html")  what explore_run shows, as one file;
 Each widget is an object that shows itself, with `.config`, `.save(path)` and, where images are chosen, `.selection`.
 """
 
-from .explorer import RunExplorer, explore_run
+from .explorer import RunExplorer, explore_run, report
 from .live import LiveTraining, live_training
-from .page import report
 from .rarity import rare
 from .temperature import TemperatureExplorer, explore_temperatures
 

@@ -4,11 +4,9 @@
 const QUANTITIES = { tau: "temperature τ", weight: "weight w", headness: "headness a", loss: "loss" };
 const COLOURINGS = { group: "group", label: "class", cluster: "cluster", ...QUANTITIES, trust: "trust" };
 const LAYOUTS = { tsne: "t-SNE", umap: "UMAP", pca: "PCA" };
-// [on a light ground, on a dark one]: at least 3:1 against it
-const GROUPS = [["#2f62b8", "#7ba7f5"], ["#cc4a33", "#f28b75"], ["#1d8a55", "#5fd29a"]];
 const CLASSES = [
   "#1f77b4", "#d97706", "#0f9d76", "#d1495b", "#b565c9", "#a0683c", "#d66fae", "#7f8894", "#929b12", "#38a9d6",
-].map((colour) => [colour, colour]);
+];
 const VIRIDIS = [[68, 1, 84], [65, 68, 135], [42, 120, 142], [34, 168, 132], [122, 209, 81], [253, 231, 37]];
 const STEP = 700; // milliseconds from one snapshot to the next while playing
 const BINS = 28; // of a histogram
@@ -676,9 +674,8 @@ class Explorer {
   /** How points are coloured: a code for each row with names and colours, or a share of a range of values. */
   colouring(run) {
     const set = this.data.sets[run.set], m = set.index.length, t = this.now(run), { by } = this;
-    const tones = (pairs) => pairs.map((pair) => rgb(pair[this.theme.dark ? 1 : 0]));
-    if (by === "group") return { code: (r) => set.group[r], names: set.groups, colours: tones(GROUPS) };
-    const cycle = (names) => tones(names.map((_, i) => CLASSES[i % CLASSES.length]));
+    if (by === "group") return { code: (r) => set.group[r], names: set.groups, colours: this.groupColours.map(rgb) };
+    const cycle = (names) => names.map((_, i) => rgb(CLASSES[i % CLASSES.length]));
     if (by === "label") return { code: (r) => set.label[r], names: set.classes, colours: cycle(set.classes) };
     if (by === "cluster") {
       const names = run.sizes[t].map((_, k) => `cluster ${k}`);
@@ -1159,8 +1156,13 @@ class Explorer {
     return this.cache.get(key);
   }
 
+  /** Colours of head, mid and tail: the figures', on this ground. */
+  get groupColours() {
+    return this.data.colours[this.theme.dark ? "dark" : "light"];
+  }
+
   groupColour(set, g) {
-    return set.group ? GROUPS[g][this.theme.dark ? 1 : 0] : "var(--t-soft)";
+    return set.group ? this.groupColours[g] : "var(--t-soft)";
   }
 
   /** The four quantities over time: of the groups, and of the image looked at or the selection. */

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -25,7 +26,7 @@ LOOK_EVERY = 0.7  # seconds between two looks at the folder
 LIVE_BUTTONS = {  # name: what is written on it, its icon, and the states in which it does something
     "start": ("start", "play", ("none",)),
     "pause": ("pause", "pause", ("training",)),
-    "go": ("run on", "play", ("paused",)),
+    "run": ("run on", "play", ("paused",)),
     "stop": ("stop", "stop", ("training", "paused")),
     "resume": ("resume", "repeat", ("stopped", "failed", "lost")),
     "steer": ("apply at the next refresh", "", ("training", "paused")),
@@ -85,17 +86,6 @@ def tau_of_groups(history: History) -> dict[str, tuple[int, Float[np.ndarray, "3
     return {name: (g, np.percentile(tau[:, group == g], TAU_PERCENTILES, axis=1)) for g, name in groups_present(group)}
 
 
-def training_table(run: Run) -> pandas.DataFrame:
-    """Return one row per epoch: the metrics, and percentiles of tau in each group where there is a snapshot."""
-    import pandas
-
-    columns = {"epoch": run.history.epoch}
-    for name, (_, rows) in tau_of_groups(run.history).items():
-        columns |= {f"tau_{name}_{part}".replace(" ", "_"): row for part, row in zip(TAU_PERCENTILES, rows)}
-    metrics, temperatures = run.metrics, pandas.DataFrame(columns)
-    return temperatures if metrics.empty else metrics.merge(temperatures, on="epoch", how="outer")
-
-
 def draw_training(run: Run) -> str:
     """Draw loss, k-NN accuracy and tau per group over the epochs, with a line where the loss changes its meaning."""
     tau, breaks = tau_of_groups(run.history), loss_breaks(run)
@@ -151,11 +141,14 @@ def _draw_tau(run: Run, tau: dict[str, tuple[int, Float[np.ndarray, "3 s"]]]) ->
 
 
 class LiveTraining(Panel):
-    """The controls of one training; the folder holds its state, so that any number of panels can attach to it.
+    """Train in a process of its own and follow, pause, stop, resume and steer it through its folder, as a widget.
 
-    `config` is the configuration with what the sliders show, `table` and `save` are the history.
+    `what` is a configuration, to be trained into the folder `out`, or a run (or its folder) to attach to. Closing the
+    page or restarting the kernel loses nothing: call it again. `.config` has what the sliders show, ready for
+    `tase.train`; `.save("history.csv")` writes `.table`, the history. Raises RunError for a folder that is no run.
     """
 
+    # The folder holds all state, so that any number of panels can attach to it.
     following: ClassVar[dict[Path, LiveTraining]] = {}  # one panel per folder looks at it on its own
 
     def __init__(self, what: Config | Run | str | Path, out: str | Path | None = None, watch: bool = True):
@@ -188,7 +181,8 @@ class LiveTraining(Panel):
         for name, button in self.buttons.items():
             button.add_class(f"tase-{name}")
             button.layout.width = "auto"
-            button.on_click(lambda _, name=name: getattr(self, name)())
+            press = getattr(self, name, None) or functools.partial(self.control, name)
+            button.on_click(lambda _, press=press: press())
         self.progress = w.IntProgress(max=self.given.optim.epochs, tooltip="epochs trained", bar_style="info")
         self.status = w.HTML()
         self.status.add_class("tase-status")
@@ -207,8 +201,15 @@ class LiveTraining(Panel):
 
     @property
     def table(self) -> pandas.DataFrame:
-        """One row per epoch: loss and its parts, learning rate, accuracy, and tau of each group; RunError before."""
-        return training_table(Run(self.folder))
+        """One row per epoch: the metrics, and percentiles of tau in each group where there is a snapshot."""
+        import pandas
+
+        run = Run(self.folder)
+        columns = {"epoch": run.history.epoch}
+        for name, (_, rows) in tau_of_groups(run.history).items():
+            columns |= {f"tau_{name}_{part}".replace(" ", "_"): row for part, row in zip(TAU_PERCENTILES, rows)}
+        metrics, temperatures = run.metrics, pandas.DataFrame(columns)
+        return temperatures if metrics.empty else metrics.merge(temperatures, on="epoch", how="outer")
 
     # ---- following the folder
 
@@ -299,20 +300,9 @@ class LiveTraining(Panel):
         self.process = launch(Run(self.folder).config, self.folder, resume=True)
         self.look()
 
-    def pause(self) -> None:
-        """Wait after the step in hand."""
-        self._control("pause")
-
-    def go(self) -> None:
-        """End a pause."""
-        self._control("run")
-
-    def stop(self) -> None:
-        """End after the step in hand, with a checkpoint."""
-        self._control("stop")
-
     @guarded
-    def _control(self, action: str) -> None:
+    def control(self, action: str) -> None:
+        """Pause, run or stop after the step in hand; stopping leaves a checkpoint."""
         Run(self.folder).control(action)
         self.look()
 
@@ -343,11 +333,4 @@ def _options_text(changed: dict[str, Any]) -> str:
     return ", ".join(f"{name.removeprefix('guidance.')} = {value}" for name, value in changed.items())
 
 
-def live_training(what: Config | Run | str | Path, out: str | Path | None = None) -> LiveTraining:
-    """Train in a process of its own and follow, pause, stop, resume and steer it through its folder, as a widget.
-
-    `what` is a configuration, to be trained into the folder `out`, or a run (or its folder) to attach to. Closing the
-    page or restarting the kernel loses nothing: call it again. `.config` is ready for `tase.train`,
-    `.save("history.csv")` writes the history. Raises RunError for a folder that is no run.
-    """
-    return LiveTraining(what, out)
+live_training = LiveTraining

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float, Int64
 
 from ..data import GROUPS
+from ..figures.style import THEMES
 from ..files import RunError
 from ..layouts import Layouts, snapshot_layouts
 from ..pseudo_labels import centred, clipped_rank
@@ -28,6 +29,7 @@ from .svg import group_of_samples
 from .what_if import saved_quantity
 
 TILE = 40  # pixels: the side of a picture in the file, at most
+PICTURES = 2500  # images that have a picture, at most, besides those that are listed
 PER_SHEET = 1024  # pictures in one sprite sheet
 NEAR = 6  # neighbours of an image at each snapshot
 
@@ -72,29 +74,29 @@ def payload(
     runs: Sequence[Run],
     points: int = 2000,
     kinds: Sequence[str] = ("tsne", "pca"),
-    pictures: int = 2500,
     progress: Callable[[str], None] = lambda text: None,
     wanted: Callable[[], bool] = lambda: True,
 ) -> bytes:
     """Gather what the front end shows of one or two runs.
 
-    At most `points` images are laid out, `pictures` of them with their picture. Runs that were trained on the same
-    images are linked: they show the same images. Raises RunError where a run has no snapshot.
+    At most `points` images are laid out. Runs that were trained on the same images are linked: they show the same
+    images. Raises RunError where a run has no snapshot.
     """
     rare, linked = [listed(run) for run in runs], are_linked(runs)
-    places, remarks = _places(runs, kinds, points, progress, wanted)
+    places = _places(runs, kinds, points, progress, wanted)
     shown = [_images_shown(run, found, points, lists) for run, found, lists in zip(runs, places, rare)]
     if linked and len(runs) == 2:
         shown = [np.intersect1d(*shown)] * 2
     pack = Packer()
-    sets = [_shown_set(pack, run, index, pictures, lists) for run, index, lists in zip(runs, shown, rare)]
+    sets = [_shown_set(pack, run, index, lists) for run, index, lists in zip(runs, shown, rare)]
     header = {
         "linked": linked,
         "sets": sets[:1] if linked else sets,
         "runs": [
-            {"set": 0 if linked else i, **_run(pack, run, index, found), "remarks": said}
-            for i, (run, index, found, said) in enumerate(zip(runs, shown, places, remarks))
+            {"set": 0 if linked else i, **_run(pack, run, index, found)}
+            for i, (run, index, found) in enumerate(zip(runs, shown, places))
         ],
+        "colours": {name: theme.groups for name, theme in THEMES.items()},  # of head, mid, tail
     }
     return pack.block(header)
 
@@ -104,10 +106,9 @@ def are_linked(runs: Sequence[Run]) -> bool:
     return len({run.environment.get("subset", run.name) for run in runs}) == 1
 
 
-def _places(runs, kinds, points, progress, wanted) -> tuple[list[dict[str, Layouts]], list[list[str]]]:
-    """Layouts of each run by kind, the second run's turned to the first's; and a remark where there are none."""
+def _places(runs, kinds, points, progress, wanted) -> list[dict[str, Layouts]]:
+    """Layouts of each run by kind, the second run's turned to the first's; none where it keeps no features."""
     found: list[dict[str, Layouts]] = [{} for _ in runs]
-    remarks: list[list[str]] = [[] for _ in runs]
     for kind in kinds:
         for i, run in enumerate(runs):
             tell = lambda done, of, i=i, kind=kind: progress(f"{kind}: run {i + 1}, snapshot {done} of {of}")  # noqa: E731
@@ -116,13 +117,7 @@ def _places(runs, kinds, points, progress, wanted) -> tuple[list[dict[str, Layou
             except RunError:
                 continue
             found[i][kind] = layout.turned_to(found[0][kind]) if i and kind in found[0] else layout
-    for run, said, layout in zip(runs, remarks, found):
-        if not layout:
-            said.append("This run keeps neither features nor layouts: there is no map, all else is here.")
-        if run.steered:
-            epochs = ", ".join(str(event["epoch"]) for event in run.events)
-            said.append(f"{run.name} was steered at epoch {epochs}: losses before and after cannot be compared.")
-    return found, remarks
+    return found
 
 
 def _images_shown(run: Run, found: dict[str, Layouts], points: int, lists: dict) -> Int64[np.ndarray, " m"]:
@@ -143,14 +138,14 @@ def _listed_images(lists: dict[str, Any]) -> Int64[np.ndarray, " r"]:
 # ----------------------------------------------------------------------------------------------------------- the images
 
 
-def _shown_set(pack: Packer, run: Run, index: Int64[np.ndarray, " m"], pictures: int, rare: dict) -> dict[str, Any]:
+def _shown_set(pack: Packer, run: Run, index: Int64[np.ndarray, " m"], rare: dict) -> dict[str, Any]:
     """Numbers, classes, file names and pictures of the images shown."""
     h, (images, why) = run.history, images_of(run)
     group = group_of_samples(h, h.tau.shape[1])[index]
     return {
         "index": pack.whole(index, "i4"),
         "total": int(h.tau.shape[1]),
-        "tiles": None if images is None else _tiles(pack, images, index, pictures, _listed_images(rare)),
+        "tiles": None if images is None else _tiles(pack, images, index, _listed_images(rare)),
         "label": None if h.labels is None else pack.whole(h.labels[index], "i4"),
         "classes": list(h.classes),
         "counts": [] if h.labels is None else [int(c) for c in h.counts],
@@ -162,11 +157,11 @@ def _shown_set(pack: Packer, run: Run, index: Int64[np.ndarray, " m"], pictures:
     }
 
 
-def _tiles(pack: Packer, image_set: Any, index: Int64[np.ndarray, " m"], pictures: int, named: Any) -> dict[str, Any]:
+def _tiles(pack: Packer, image_set: Any, index: Int64[np.ndarray, " m"], named: Any) -> dict[str, Any]:
     """Pictures of the images shown, or of those named and a fixed sample of the others, in sheets of 1,024."""
     rows = np.random.default_rng(0).permutation(len(index))
     rows = rows[np.argsort(~np.isin(index[rows], named), kind="stable")]  # those named first
-    rows = np.sort(rows[: max(pictures, len(named))])
+    rows = np.sort(rows[: max(PICTURES, len(named))])
     place = np.full(len(index), -1, dtype=np.int64)
     place[rows] = np.arange(len(rows))
     side = min(TILE, max(image_set.images.shape[2:]))
@@ -195,10 +190,8 @@ def _sheet(pictures: list, side: int) -> bytes:
 
 def _run(pack: Packer, run: Run, index: Int64[np.ndarray, " m"], found: dict[str, Layouts]) -> dict[str, Any]:
     """Everything of one run over its snapshots, for the images `index`."""
-    h, config = run.history, run.config
+    h, config, options, tau = run.history, run.config, run.config.guidance, run.history.tau
     q, limits = quantities(run)
-    tau, weight = h.tau, h.weight
-    options = config.guidance
     low, high = (getattr(options, name, None) for name in ("tau_min", "tau_max"))
     # The chain "why this tau" writes equation (5) only where it gives what was saved: not for methods that use others.
     fits = low is not None and bool(np.allclose(low + (high - low) * q[-1], tau[-1], atol=3e-3))
@@ -209,12 +202,9 @@ def _run(pack: Packer, run: Run, index: Int64[np.ndarray, " m"], found: dict[str
         "title": config.method_title,
         "epochs": [int(e) for e in h.epoch],
         "last": int(config.optim.epochs),
-        "warmup": round(getattr(options, "warmup", 0) * config.optim.epochs) if tau.std(1).max() > 1e-4 else 0,
+        "warmup": config.warmup if tau.std(1).max() > 1e-4 else 0,
         "places": {kind: pack.whole(_in_16_bits(layout, h.epoch, index), "i2") for kind, layout in found.items()},
-        "tau": pack.scaled(tau[:, index]),
-        "weight": pack.scaled(weight[:, index]),
-        "headness": pack.scaled(h.headness[:, index]),
-        "loss": pack.scaled(h.loss[:, index]),
+        **{name: pack.scaled(getattr(h, name)[:, index]) for name in ("tau", "weight", "headness", "loss")},
         "cluster": pack.whole(h.pseudo_label[:, index], "i2"),
         "q": pack.scaled(q[:, index]),
         "trust": None if trust is None else pack.scaled(trust[:, index]),
@@ -223,8 +213,18 @@ def _run(pack: Packer, run: Run, index: Int64[np.ndarray, " m"], found: dict[str
         "joined": [_joined_sizes(run, t) for t in range(len(h))],
         "equation": [float(low), float(high)] if fits else None,
         "near": _neighbours(pack, run, index),
+        "remarks": _remarks(run, found),
         **about(run),
     }
+
+
+def _remarks(run: Run, found: dict[str, Layouts]) -> list[str]:
+    """What one should know of the run before its pictures."""
+    said = [] if found else ["This run keeps neither features nor layouts: there is no map, all else is here."]
+    if run.steered:
+        epochs = ", ".join(str(event["epoch"]) for event in run.events)
+        said.append(f"{run.name} was steered at epoch {epochs}: losses before and after cannot be compared.")
+    return said
 
 
 def quantities(run: Run) -> tuple[Float[np.ndarray, "s n"], list[list[float]]]:

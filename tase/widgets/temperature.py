@@ -140,11 +140,18 @@ def _draw_push(push: tuple | None, note: str) -> str:
 
 
 class TemperatureExplorer(Panel):
-    """The controls and what they move. `config`, `table`, `selection` and `save` carry what is shown elsewhere."""
+    """Show what other temperatures and weights would do to every sample of a saved run, as a widget.
 
-    def __init__(self, run: Run):
+    Sliders for the range of tau, gamma, w_max, headness map and direction are seen immediately; clusters k and merging
+    are made again from the saved features. `.config` is ready for `tase.train`, `.selection` holds the chosen sample
+    and its neighbours, `.save("samples.csv")` writes `.table`, all samples. `run` is a run or its folder; raises
+    RunError where it has no snapshot.
+    """
+
+    def __init__(self, run: Run | str | Path):
         super().__init__()
-        self.run, self.base = opened(run), what_if_config(run.config)
+        self.run = run = opened(run)
+        self.base = what_if_config(run.config)
         self.images, self.no_images = images_of(run)
         # Of the snapshot and of the sample that were used last.
         self._features = functools.lru_cache(1)(self._read_features)
@@ -193,16 +200,20 @@ class TemperatureExplorer(Panel):
     def _listen(self) -> None:
         self.options.observe(self.redraw)
         self.clustering.observe(self.recluster)
-        for control, call in ((self.epoch, self.recluster), (self.sample, self.redraw), (self.pick, self.pick_sample)):
+        calls = {
+            self.epoch: self.recluster,
+            self.sample: self.redraw,
+            self.pick: self.pick_sample,
+            self.out: self.redraw,
+        }
+        for control, call in calls.items():
             control.observe(lambda _, call=call: call(), "value")
-        self.out.observe(lambda _: self._write_command(), "value")
         self.as_saved.on_click(lambda _: self.reset_clusters())
         self.train.on_click(lambda _: self.start())
 
     def _free_folder(self) -> str:
         """A folder next to the run's that does not exist yet."""
-        names = (f"{self.run.name}-tuned{number or ''}" for number in (0, *range(2, 1000)))
-        paths = (self.run.path.with_name(name) for name in names)
+        paths = (self.run.path.with_name(f"{self.run.name}-tuned{number}") for number in ("", *range(2, 1000)))
         return str(next(path for path in paths if not path.exists()))
 
     def _busy(self, on: bool) -> None:
@@ -282,7 +293,7 @@ class TemperatureExplorer(Panel):
             push, note, missing = None, "no features kept\nfor this sample", f"No neighbours: {error}."
         self.picture.value = draw_temperatures(self.now, new, push, note)
         self._show_changed(new)
-        self._write_command()
+        self.command.value = command_line(self.config, self.out.value)
         self.say(self._remark(options, new.spread) or missing)
 
     def _remark(self, options: Any, spread: float) -> str:
@@ -372,10 +383,6 @@ class TemperatureExplorer(Panel):
             self.clustering[name].value = value
 
     @guarded
-    def _write_command(self) -> None:
-        self.command.value = command_line(self.config, self.out.value)
-
-    @guarded
     def start(self) -> None:
         """Train the setting in a process of its own, watched below."""
         live = LiveTraining(self.config, self.out.value)
@@ -383,12 +390,4 @@ class TemperatureExplorer(Panel):
         self.live.children = [live.widget]
 
 
-def explore_temperatures(run: Run | str | Path) -> TemperatureExplorer:
-    """Show what other temperatures and weights would do to every sample of a saved run, as a widget.
-
-    Sliders for the range of tau, gamma, w_max, headness map and direction are seen immediately; clusters k and merging
-    are made again from the saved features. `.config` is ready for `tase.train`, `.selection` holds the chosen sample
-    and its neighbours, `.save("samples.csv")` writes all samples. `run` is a run or its folder; raises RunError where
-    it has no snapshot.
-    """
-    return TemperatureExplorer(opened(run))
+explore_temperatures = TemperatureExplorer
