@@ -279,11 +279,9 @@ def images_of(run: Run) -> tuple[ImageSet | None, str]:
         images = run.images
     except Exception as error:  # a source may fail in ways of its own; the rest can still be shown
         return None, f"No pictures: the images cannot be loaded here ({error_line(error)[:160]})."
-    if run.environment.get("subset") not in (None, images.hash) and run.environment.get("images") == len(images):
-        return None, "No pictures: the images are others than those of the training."
-    if len(images) != run.history.tau.shape[1]:
-        return None, "No pictures: there are more or fewer images than at the training."
-    return images, ""
+    if (run.environment.get("subset") or images.hash) == images.hash and len(images) == run.history.tau.shape[1]:
+        return images, ""
+    return None, "No pictures: the images are others than those of the training."
 
 
 def picture_of(image: Tensor, side: int) -> Image:

@@ -70,7 +70,7 @@ def listed(run: Run, most: int = 48) -> dict[str, Any]:
     """The same in short, as image numbers for the front end: at most `most` of each."""
     table = rare(run)
     twins = table[table["duplicate_of"] >= 0].sort_values("difference", kind="stable")
-    pairs = {tuple(sorted(pair)): None for pair in zip(twins["image"].tolist(), twins["duplicate_of"].tolist())}
+    pairs = {tuple(sorted(pair)): None for pair in twins[["image", "duplicate_of"]].to_numpy().tolist()}
     typical = table[table["typical_of"] >= 0].groupby("typical_of")["image"].apply(list)
     sizes = table.groupby("cluster").size()
     clusters = [{"cluster": int(k), "size": int(sizes[k]), "images": typical[k]} for k in typical.index]
@@ -110,24 +110,24 @@ def _note_duplicates(table: pandas.DataFrame, features: Tensor, small: Tensor, i
         rows = np.flatnonzero(part == k)
         if len(rows) < 2:
             continue
-        found, cosine, difference = _nearest_twin(features[torch.from_numpy(rows)], small[torch.from_numpy(rows)])
-        twin = ((difference < 0.02) & (cosine > 0.9)).numpy()
-        table.loc[index[rows[twin]], "duplicate_of"] = index[rows[found[twin].numpy()]]
-        table.loc[index[rows[twin]], "cosine"] = cosine[twin].double().numpy().round(3)
-        table.loc[index[rows[twin]], "difference"] = difference[twin].double().numpy().round(4)
+        found, cosine, difference = _nearest_twin(features[rows].numpy(), small[rows].numpy())
+        twin = (difference < 0.02) & (cosine > 0.9)
+        table.loc[index[rows[twin]], "duplicate_of"] = index[rows[found[twin]]]
+        table.loc[index[rows[twin]], "cosine"] = cosine[twin].round(3)
+        table.loc[index[rows[twin]], "difference"] = difference[twin].round(4)
 
 
-def _nearest_twin(features: Float[Tensor, "m d"], small: Float[Tensor, "m p"]) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the five nearest by features, the one nearest by pixels: row, cosine, mean absolute difference, [m] each."""
-    found = []
-    for rows in torch.arange(len(features)).split(1024):
-        similar = features[rows] @ features.T
-        similar[torch.arange(len(rows)), rows] = -2  # not itself
-        top = similar.topk(min(5, len(features) - 1))  # [r, 5]
-        apart = (small[rows, None] - small[top.indices]).abs().mean(2)
-        best = apart.argmin(1, keepdim=True)
-        found.append([x.gather(1, best)[:, 0] for x in (top.indices, top.values, apart)])
-    return tuple(torch.cat(parts) for parts in zip(*found))
+def _nearest_twin(
+    features: Float[np.ndarray, "m d"], small: Float[np.ndarray, "m p"]
+) -> tuple[Int64[np.ndarray, " m"], Float[np.ndarray, " m"], Float[np.ndarray, " m"]]:
+    """Of the five nearest by features, the one nearest by pixels: row, cosine, mean absolute difference."""
+    from sklearn.neighbors import NearestNeighbors
+
+    model = NearestNeighbors(n_neighbors=min(5, len(features) - 1), metric="cosine").fit(features)
+    distance, near = model.kneighbors()  # [m, 5] each, without the image itself
+    apart = np.stack([np.abs(small - small[other]).mean(1) for other in near.T], 1)
+    best = np.arange(len(near)), apart.argmin(1)
+    return near[best], 1 - distance[best], apart[best].astype(np.float64)
 
 
 def _typical(features: Tensor, index: np.ndarray, cluster: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
