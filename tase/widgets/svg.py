@@ -125,7 +125,8 @@ def _round_ticks(low: float, high: float, log: bool = False) -> list[float]:
     """A few round numbers between the ends of an axis."""
     from matplotlib.ticker import LogLocator, MaxNLocator
 
-    locator = LogLocator(numticks=5) if log else MaxNLocator(5, steps=[1, 2, 2.5, 5, 10])
+    parts = (1, 2, 5) if high < 200 * low else (1,)  # of a decade
+    locator = LogLocator(subs=parts, numticks=9) if log else MaxNLocator(5, steps=[1, 2, 2.5, 5, 10])
     return [float(tick) for tick in locator.tick_values(low, high) if low <= tick <= high]
 
 
