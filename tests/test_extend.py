@@ -137,13 +137,15 @@ def test_every_figure_is_drawn_with_its_title(runs, tmp_path):
 
 
 def test_the_explorers_open_it(runs, tmp_path):
+    from test_report import data_of
+
     from tase import widgets
 
     explored = widgets.explore_run(runs[0], runs[1])
     assert explored.config == runs[0].config
     assert widgets.explore_temperatures(runs[1]) is not None
     path = tase.report(*runs, out=tmp_path / "report.html")
-    assert "Nearness" in path.read_text()
+    assert "Nearness" in [shown["title"] for shown in data_of(path)["runs"]]
 
 
 def test_its_options_are_checked_and_steered(runs):
