@@ -151,7 +151,8 @@ class RunExplorer:
         self.widget.payload = data
 
     def _failed(self, error: Exception) -> None:
-        if not isinstance(error, RunError):  # else the folder went away meanwhile, and what is shown stays
+        # A folder may go away meanwhile: what is shown stays.
+        if not isinstance(error, RunError) and all(run.path.exists() for run in self.runs):
             raise error
 
     def select(self, images: Iterable[int], other: Iterable[int] = ()) -> None:
