@@ -45,8 +45,7 @@ def layout(
     x = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)  # [n, d], unit length
     if kind == "pca" or len(x) < 10:
         return pca_layout(x)
-    embed = {"tsne": tsne_layout, "umap": umap_layout}[kind]
-    return embed(x, pca_layout(x) if start is None else start, seed, warm=start is not None)
+    return {"tsne": tsne_layout, "umap": umap_layout}[kind](x, start, seed)
 
 
 def pca_layout(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n 2"]:
@@ -57,39 +56,30 @@ def pca_layout(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n 2"]:
     return np.pad(xy, ((0, 0), (0, 2 - xy.shape[1]))).astype(np.float32)  # features of one dimension lie on a line
 
 
-def tsne_layout(
-    x: Float[np.ndarray, "n d"], start: Float[np.ndarray, "n 2"], seed: int, warm: bool
-) -> Float[np.ndarray, "n 2"]:
-    """Run scikit-learn's t-SNE from `start`; `warm`: it is nearly right already."""
+def tsne_layout(x: Float[np.ndarray, "n d"], start: Float[np.ndarray, "n 2"] | None, seed: int):
+    """Run scikit-learn's t-SNE from `start`, else from PCA."""
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 
     # A layout that is nearly right needs fewer steps, and no exaggeration, which would pull it apart.
-    steps = {"max_iter": 300, "early_exaggeration": 1.5} if warm else {}
-    init = scaled_to(start, 10.0 if warm else 1e-4)
+    steps = {} if start is None else {"max_iter": 300, "early_exaggeration": 1.5}
+    init = scaled_to(pca_layout(x), 1e-4) if start is None else scaled_to(start, 10.0)
     model = TSNE(init=init, perplexity=min(30.0, (len(x) - 1) / 3), random_state=seed, **steps)
     with threadpool_limits(1):  # sums in one order: the same layout on any number of cores
         return model.fit_transform(x.astype(np.float32)).astype(np.float32)
 
 
-def umap_layout(
-    x: Float[np.ndarray, "n d"], start: Float[np.ndarray, "n 2"], seed: int, warm: bool
-) -> Float[np.ndarray, "n 2"]:
-    """Run umap-learn from `start`; torch keeps its number of threads."""
+def umap_layout(x: Float[np.ndarray, "n d"], start: Float[np.ndarray, "n 2"] | None, seed: int):
+    """Run umap-learn from `start`, else from PCA; torch keeps its number of threads."""
     threads = torch.get_num_threads()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # umap's remarks on its own dependencies
         from umap import UMAP
 
-        model = UMAP(
-            n_neighbors=min(15, len(x) - 1),
-            init=scaled_to(start, 4.0),
-            n_epochs=100 if warm else 300,
-            random_state=seed,
-            n_jobs=1,
-        )
+        steps = {"n_epochs": 300 if start is None else 100, "n_neighbors": min(15, len(x) - 1)}
+        init = scaled_to(pca_layout(x) if start is None else start, 4.0)
         try:
-            return model.fit_transform(x).astype(np.float32)
+            return UMAP(init=init, random_state=seed, n_jobs=1, **steps).fit_transform(x).astype(np.float32)
         finally:
             torch.set_num_threads(threads)  # numba sets it for the whole process; a resumed training would differ
 

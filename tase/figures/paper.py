@@ -80,8 +80,8 @@ def per_class_accuracy(runs: Run | Sequence[Run], protocol: str = "linear", foot
     figure, axes = panels(len(found), 1.6 + 0.055 * max(0, names - 2), 0.75, sharey=True)
     for ax, (label, data) in zip(axes, found):
         accuracy_bars(ax, textwrap.fill(label, 26), data)
+    for ax in axes[::3]:
         ax.set(ylabel="accuracy in %", ylim=(0, 104))
-        ax.label_outer()
     dashes = dot(colours().ink, "mean over classes", marker="", ls=DASHES, lw=0.9)
     bracket = dot(colours().ink, "range over classes", marker="|", ms=7)
     columns = 5 if len(axes) > 1 else 3
@@ -142,18 +142,15 @@ def paired_accuracy(runs: Run | Sequence[Run], protocol: str = "linear", footer:
         raise RunError("no long-tailed run has a balanced control of its seed and split among the runs")
 
     def difference(run: Run) -> np.ndarray:
-        of = [results_of(r, "protocols", protocol, "per_class") for r in (run, pairs[run])]
-        long_tailed, balanced = (np.array(values, dtype=np.float64) for values in of)
-        if len(long_tailed) != len(balanced):
-            raise RunError(f"{run.path} and {pairs[run].path} were evaluated on different classes: evaluate them again")
-        return long_tailed - balanced
+        both = [results_of(r, "protocols", protocol, "per_class") for r in (run, pairs[run])]
+        return np.subtract(*np.array(both, dtype=np.float64))
 
     found = [(label, ranked(some, runs, difference)) for label, some in by_method(list(pairs))]
     figure, axes = panels(len(found), 1.75, 0.85, sharey=True)
     for ax, (label, data) in zip(axes, found):
         difference_points(ax, textwrap.fill(label, 26), data)
+    for ax in axes[::3]:
         ax.set_ylabel("accuracy minus\nbalanced, in points")
-        ax.label_outer()
     figure.legend(handles=group_handles(), loc="outside upper center", ncols=3)
     [(control, _), *_] = by_method(list(pairs.values()))
     several = "intervals: 95 % over seeds" if any(len(data.values) > 1 for _, data in found) else ""
@@ -189,11 +186,6 @@ def difference_points(ax: Axes, label: str, data: ByRank) -> None:
 
 # ------------------------------------------------------------------------------------------------------------- figure 2
 
-MEASURES = {
-    "spread": "space of a class:\nangle within it, °",
-    "centre_angle": "distance of classes:\nangle to other centres, °",
-}
-
 
 @style()
 def geometry(runs: Run | Sequence[Run], footer: bool = True) -> Figure:
@@ -209,9 +201,10 @@ def geometry(runs: Run | Sequence[Run], footer: bool = True) -> Figure:
     figure = new_figure(TEXT, max(2.3, 0.95 + 0.45 * len(methods)))
     drawing, *axes = figure.subplots(1, 3, width_ratios=(1.2, 1, 1))
     draw_aim(drawing)
-    for ax, (key, label) in zip(axes, MEASURES.items()):
+    for ax, key in zip(axes, ("spread", "centre_angle")):
         angle_bands(ax, [ranked(some, runs, lambda r, key=key: results_of(r, "geometry", key)) for _, some in methods])
-        ax.set_xlabel(label)
+    axes[0].set_xlabel("space of a class:\nangle within it, °")
+    axes[1].set_xlabel("distance of classes:\nangle to other centres, °")
     labels = [textwrap.fill(label.replace("long tail", "long\N{NO-BREAK SPACE}tail"), 15) for label, _ in methods]
     axes[0].set_yticks(range(len(methods)), labels)
     axes[1].set_yticks(range(len(methods)), [""] * len(methods))

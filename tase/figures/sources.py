@@ -13,7 +13,7 @@ from jaxtyping import Float, Int64
 
 from ..config import Config
 from ..presets import changes
-from ..runs import History, Run, RunError
+from ..runs import History, Run, RunError, commit_text
 from .style import Figure, footer
 
 
@@ -194,7 +194,7 @@ def origin(runs: Sequence[Run], *notes: str) -> str:
         f"subset {some_of((r.results or {}).get('subset') or r.environment.get('subset', '?') for r in runs)}",
         f"{seeds} seed{'s' * (seeds > 1)}",
         *filter(None, notes),
-        f"commit {some_of((r.results or {}).get('commit') or r.commit for r in runs)}",
+        commit_text(some_of((r.results or {}).get("commit") or r.commit for r in runs)),
     ]
     return " · ".join(parts)
 

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ..config import METHODS
-from ..runs import RunError
+from ..runs import RunError, commit_text
 from ..studies import Contrast, contrasts, name_of, read_study, shown
 from ..tables import Summary, summary, with_interval
 from .sources import set_besides
@@ -58,7 +58,7 @@ def study_figure(folder: str | Path, preset: str = "", note: bool = True) -> Fig
             f"{cells['subset'].nunique()} subsets",
             f"{cells['seed'].nunique()} seeds",
             spread,
-            f"commit {', '.join(cells['commit'].unique()[:3])}",
+            commit_text(*cells["commit"].unique()[:3]),
         ]
         footer(figure, " · ".join(parts))
     return figure
@@ -106,12 +106,9 @@ def axis_of(labels: Sequence[str], about: Mapping[str, Any]) -> tuple[str, list[
 def study_grid(panels: Panels, height: float, **options: Any) -> tuple[Figure, np.ndarray]:
     """Make a figure with a row of axes per metric and a column per protocol."""
     figure = new_figure(TEXT, height)
-    metrics = next(iter(panels.values()))
-    axes = figure.subplots(len(metrics), len(panels), squeeze=False, **options)
+    axes = figure.subplots(len(next(iter(panels.values()))), len(panels), squeeze=False, **options)
     for ax, protocol in zip(axes[0], panels):
         ax.set_title(protocol)
-    for ax, metric in zip(axes[:, 0], metrics):
-        ax.set_ylabel(name_of(metric))
     return figure, axes
 
 
@@ -178,11 +175,12 @@ def hollow() -> Line2D:
 def difference_figure(panels: Panels, found: Mapping[tuple[str, str], Found], about: Mapping[str, Any]) -> Figure:
     """Draw All and Tail of every cell minus the reference's, as points with intervals; headroom on the same scale.
 
-    Where the balanced control is a row, compared with the same run as the headroom, the headroom is not drawn twice.
+    Where the balanced control is a row, its difference is the headroom, which is then not drawn twice.
     """
     first = next(iter(found.values()))
     rows = {place: c.difference for place, c in first.items() if c.difference.n}
-    places = [p for p, c in first.items() if p in rows or (c.kind == HEADROOM and c.over not in rows.values())]
+    twice = lambda c: any(np.allclose(c.over, o, equal_nan=True) for o in rows.values())  # noqa: E731
+    places = [p for p, c in first.items() if p in rows or (c.kind == HEADROOM and not twice(c))]
     names = [textwrap.fill(", ".join(readable(p, about) for p in place if p), 24) for place in places]
     lines = 1 + max((name.count("\n") for name in names), default=0)
     figure = new_figure(TEXT, 1.15 + (0.18 + 0.08 * lines) * max(1, len(places)))
@@ -228,8 +226,8 @@ def heat_figure(panels: Panels, found: Mapping[tuple[str, str], Found], about: M
         form = "+.1f" if compared else ".1f"
         notes = [f"{readable(r, about).removeprefix(f'{reference}, ')} {cells[r, ''].mean:{form}}" for r in extras]
         ax.set_title("\n".join([ax.get_title("left"), *notes]).strip())
-    for ax in axes[:, 0]:
-        ax.set_ylabel(f"{ax.get_ylabel()}\n{y_name}".strip())
+    for ax, metric in zip(axes[:, 0], next(iter(panels.values()))):
+        ax.set_ylabel(f"{name_of(metric)}\n{y_name}".strip())
     below(axes[-1], x_name)
     if compared:
         column = about["reference_column"]
@@ -293,8 +291,9 @@ def curve_figure(panels: Panels, found: Mapping[tuple[str, str], Found], about: 
         draw_lines(ax, x, lines, extras, against(found[panel], about["reference"], compared), compared)
         ax.set_xticks(x[ends], [textwrap.fill(words[i], 10) for i in ends])
         ax.set_xticks(x, minor=True)
-    for ax in axes[:, 0] if compared else ():
-        ax.set_ylabel(f"{ax.get_ylabel()}, minus\n{readable(about['reference'], about)}")
+    minus = f", minus\n{readable(about['reference'], about)}" if compared else ""
+    for ax, metric in zip(axes[:, 0], next(iter(panels.values()))):
+        ax.set_ylabel(f"{name_of(metric)}{minus}")
     below(axes[-1], name)
     handles, _ = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles=[*handles, *([hollow()] if compared else [])], loc="outside upper right", ncols=4)

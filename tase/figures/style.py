@@ -56,25 +56,18 @@ _MARKS = (("#B8860B", "s"), ("#A259B5", "D"), ("#0E8C9C", "^"), ("#B5653F", "v")
 
 _RC = {
     "figure.dpi": 150,
-    "savefig.dpi": 300,
-    "savefig.facecolor": "auto",
     "pdf.fonttype": 42,
-    "ps.fonttype": 42,
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
     "font.size": 8,
-    **{f"{part}size": 8 for part in ("axes.title", "axes.label")},
-    **{f"{part}.labelsize": 7 for part in ("xtick", "ytick")},
-    "legend.fontsize": 7,
-    "legend.title_fontsize": 7,
+    **dict.fromkeys(("axes.titlesize", "axes.labelsize"), 8),
+    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize", "legend.title_fontsize"), 7),
     "legend.frameon": False,
     "legend.handlelength": 1.4,
     "legend.columnspacing": 1.2,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.linewidth": 0.6,
     "axes.titlelocation": "left",
-    **{f"{axis}.major.{what}": size for axis in ("xtick", "ytick") for what, size in (("width", 0.6), ("size", 2.5))},
+    **dict.fromkeys(("axes.linewidth", "xtick.major.width", "ytick.major.width"), 0.6),
+    **dict.fromkeys(("xtick.major.size", "ytick.major.size"), 2.5),
     "lines.linewidth": 1.2,
 }
 
@@ -118,9 +111,7 @@ def style(look: Theme | None = None) -> Iterator[None]:
 class Figure(mpl.figure.Figure):
     """A matplotlib figure that keeps its style wherever it is drawn, and shows in a notebook without pyplot."""
 
-    def __init__(self, *args: Any, **options: Any):
-        super().__init__(*args, **options)
-        self.look = colours()
+    look: Theme = THEMES["light"]
 
     def draw(self, renderer) -> None:
         with style(self.look):  # ticks are made when first drawn, with the settings of that moment
@@ -132,7 +123,9 @@ class Figure(mpl.figure.Figure):
 
 def new_figure(width: float, height: float) -> Figure:
     """Make an empty figure of `width` x `height` inches that lays itself out."""
-    return Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.look = colours()
+    return figure
 
 
 def _bytes(figure: mpl.figure.Figure, kind: str, dpi: float) -> bytes:
