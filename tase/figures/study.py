@@ -147,14 +147,14 @@ def intervals(ax: Axes, found: Placed, colour: str, upright: bool) -> None:
         ax.errorbar(*at, fmt="o", ms=3, lw=0.9, color=line, mfc=fill, mew=0.8, zorder=3)
 
 
-def fit_intervals(ax: Axes, found: Placed, upright: bool) -> None:
-    """Show zero and all intervals; of very wide ones (two seeds give tens of points) the start, and an arrow."""
+def fit_intervals(ax: Axes, found: Placed, upright: bool, zero: bool = True) -> None:
+    """Show all intervals, and zero; of very wide ones (two seeds give tens of points) the start, and an arrow."""
     half = np.nan_to_num([o.ci95 for _, o in found])
     means = np.array([o.mean for _, o in found])
-    least, most = means.min(initial=0), means.max(initial=0)
+    least, most = np.sort(np.append(means, [0.0] * zero))[[0, -1]]
     room = 2.5 * max(most - least, 0.5)
-    low = max(least - room, (means - half).min(initial=0))
-    high = min(most + room, (means + half).max(initial=0))
+    low = max(least - room, min(least, *(means - half)))
+    high = min(most + room, max(most, *(means + half)))
     for (place, _), mean, h in zip(found, means, half):
         for edge, out, markers in ((low, mean - h < low, "<v"), (high, mean + h > high, ">^")):
             if out:
@@ -197,7 +197,8 @@ def difference_figure(panels: Panels, found: Mapping[tuple[str, str], Found], ab
         ax.axvline(0, color=colours().soft, lw=0.6, zorder=0)
         ax.set(title=protocol, yticks=range(len(places)), yticklabels=names)
         ax.xaxis.set_major_locator(MaxNLocator(3, steps=(1, 2, 5, 10)))
-        fit_intervals(ax, drawn, upright=False)
+        if drawn:
+            fit_intervals(ax, drawn, upright=False)
     axes[0].set_ylim(len(places) - 0.4, -0.6)  # downwards; points of the outer rows whole
     below(axes, f"difference to {readable(about['reference'], about)}, in points")
     handles = [dot(colour, name_of(m), lw=0.9, ms=3) for m, colour in zip(next(iter(panels.values())), inks)]
@@ -327,4 +328,5 @@ def draw_lines(
             drawn.append((x[0], cells[row, ""]._replace(ci95=0.0)))
     if compared:
         ax.axhline(0, color=colours().faint, lw=0.6, zorder=0)
-        fit_intervals(ax, drawn, upright=True)
+    if drawn:
+        fit_intervals(ax, drawn, upright=True, zero=compared)
