@@ -403,7 +403,7 @@ def draw_quality(ax: Axes, epoch: np.ndarray, quality: list[dict], pseudo_label:
         ("headness ~ class size, samples (Spearman)", found["spearman_samples"], "#A259B5", "--"),
         ("headness ~ class size, classes (Spearman)", found["spearman_classes"], "#B8860B", "-."),
     ):
-        values = np.array(values, dtype=np.float64)
+        values = np.array(values, dtype=np.float64)  # None: not measured
         if np.isfinite(values).any():
             ax.plot(epoch, values, color=colour, ls=line, label=label, marker="o", ms=2.5, lw=0.8)
     ax.axhline(0, color=colours().faint, lw=0.6, zorder=0)
@@ -496,12 +496,9 @@ def tint_groups(ax: Axes, tailed: list[ByRank]) -> None:
         return
     counts = tailed[0].counts.mean(0)
     left, right = ax.get_xlim()
-    edges = [right]
-    for g in (0, 1):  # the edge between two groups: the geometric mean of the sizes next to it
-        inside, outside = counts[groups <= g], counts[groups > g]
-        edges.append(np.sqrt(inside.min() * outside.max()) if len(inside) and len(outside) else edges[-1])
-    for g, (high, low) in enumerate(itertools.pairwise([*edges, left])):
-        if low < high:
-            ax.axvspan(low, high, color=colours().groups[g], alpha=0.1, lw=0, zorder=0)
-            ax.text(np.sqrt(low * high), 0.98, GROUPS[g], ha="center", va="top", transform=ax.get_xaxis_transform())
+    last = np.flatnonzero(np.diff(groups))  # of each group but the tail; the edge is the geometric mean of the sizes
+    edges = [right, *np.sqrt(counts[last] * counts[last + 1]), left]
+    for g, (high, low) in zip(np.unique(groups), itertools.pairwise(edges)):
+        ax.axvspan(low, high, color=colours().groups[g], alpha=0.1, lw=0, zorder=0)
+        ax.text(np.sqrt(low * high), 0.98, GROUPS[g], ha="center", va="top", transform=ax.get_xaxis_transform())
     ax.set_xlim(left, right)
