@@ -11,15 +11,16 @@ points keep their places), scaled to a root mean square radius of 1, and rotated
 from __future__ import annotations
 
 import dataclasses
+import functools
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
+from scipy.linalg import orthogonal_procrustes
 
 from .config import check_choice
 from .files import RunError, load_optional_npz, save_npz
@@ -44,8 +45,7 @@ def layout(
     x = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)  # [n, d], unit length
     if kind == "pca" or len(x) < 10:
         return pca_layout(x)
-    embed = {"tsne": tsne_layout, "umap": umap_layout}[kind]
-    return embed(x, pca_layout(x) if start is None else start, seed, warm=start is not None)
+    return {"tsne": tsne_layout, "umap": umap_layout}[kind](x, start, seed)
 
 
 def pca_layout(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n 2"]:
@@ -56,39 +56,30 @@ def pca_layout(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n 2"]:
     return np.pad(xy, ((0, 0), (0, 2 - xy.shape[1]))).astype(np.float32)  # features of one dimension lie on a line
 
 
-def tsne_layout(
-    x: Float[np.ndarray, "n d"], start: Float[np.ndarray, "n 2"], seed: int, warm: bool
-) -> Float[np.ndarray, "n 2"]:
-    """Run scikit-learn's t-SNE from `start`; `warm`: it is nearly right already."""
+def tsne_layout(x: Float[np.ndarray, "n d"], start: Float[np.ndarray, "n 2"] | None, seed: int):
+    """Run scikit-learn's t-SNE from `start`, else from PCA."""
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 
     # A layout that is nearly right needs fewer steps, and no exaggeration, which would pull it apart.
-    steps = {"max_iter": 300, "early_exaggeration": 1.5} if warm else {}
-    init = scaled_to(start, 10.0 if warm else 1e-4)
+    steps = {} if start is None else {"max_iter": 300, "early_exaggeration": 1.5}
+    init = scaled_to(pca_layout(x), 1e-4) if start is None else scaled_to(start, 10.0)
     model = TSNE(init=init, perplexity=min(30.0, (len(x) - 1) / 3), random_state=seed, **steps)
     with threadpool_limits(1):  # sums in one order: the same layout on any number of cores
         return model.fit_transform(x.astype(np.float32)).astype(np.float32)
 
 
-def umap_layout(
-    x: Float[np.ndarray, "n d"], start: Float[np.ndarray, "n 2"], seed: int, warm: bool
-) -> Float[np.ndarray, "n 2"]:
-    """Run umap-learn from `start`; torch keeps its number of threads."""
+def umap_layout(x: Float[np.ndarray, "n d"], start: Float[np.ndarray, "n 2"] | None, seed: int):
+    """Run umap-learn from `start`, else from PCA; torch keeps its number of threads."""
     threads = torch.get_num_threads()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # umap's remarks on its own dependencies
         from umap import UMAP
 
-        model = UMAP(
-            n_neighbors=min(15, len(x) - 1),
-            init=scaled_to(start, 4.0),
-            n_epochs=100 if warm else 300,
-            random_state=seed,
-            n_jobs=1,
-        )
+        steps = {"n_epochs": 300 if start is None else 100, "n_neighbors": min(15, len(x) - 1)}
+        init = scaled_to(pca_layout(x) if start is None else start, 4.0)
         try:
-            return model.fit_transform(x).astype(np.float32)
+            return UMAP(init=init, random_state=seed, n_jobs=1, **steps).fit_transform(x).astype(np.float32)
         finally:
             torch.set_num_threads(threads)  # numba sets it for the whole process; a resumed training would differ
 
@@ -107,34 +98,27 @@ def normalised(xy: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2"]:
     return (xy / max(np.sqrt((xy**2).sum(1).mean()), 1e-12)).astype(np.float32)
 
 
-def rotation(xy: Float[np.ndarray, "n 2"], target: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "2 2"]:
-    """Find the rotation or reflection that brings xy nearest to target, both centred (orthogonal Procrustes)."""
-    u, _, v = np.linalg.svd(xy.T @ target)
-    return (u @ v).astype(np.float32)
-
-
 def turned(xy: Float[np.ndarray, "n 2"], target: Float[np.ndarray, "n 2"] | None) -> Float[np.ndarray, "n 2"]:
-    """Normalise `xy` and turn it as near to `target` as it can be."""
+    """Normalise `xy` and turn or mirror it as near to `target` (normalised) as it can be."""
     xy = normalised(xy)
-    return xy if target is None else xy @ rotation(xy, target)
+    return xy if target is None else xy @ orthogonal_procrustes(xy, target)[0]
 
 
 def aligned_layouts(
-    features: Iterable[Float[np.ndarray, "n d"]], kind: str = "tsne", seed: int = 0
-) -> list[Float[np.ndarray, "n 2"]]:
-    """Lay out the same n images in each of `features`, each started from the one before and turned to it."""
-    return list(_film(features, kind, seed, {}).values())
+    features: Iterable[Float[np.ndarray, "n d"]],
+    kind: str = "tsne",
+    seed: int = 0,
+    cached: Mapping[int, Float[np.ndarray, "n 2"]] | None = None,
+) -> Iterator[tuple[int, Float[np.ndarray, "n 2"]]]:
+    """Lay out the same n images in each of `features`, each started from the one before and turned to it.
 
-
-def _film(features, kind: str, seed: int, cached: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
-    """Map the checksum of all features so far -> the layout of the last of them, which depends on all of them."""
-    found: dict[int, np.ndarray] = {}
-    key, before = 0, None
+    Yields the layouts, each under the checksum of all features so far, on which it depends; those `cached` are taken.
+    """
+    key, xy = 0, None
     for x in features:
         key = zlib.crc32(np.ascontiguousarray(x), key)
-        before = cached[key] if key in cached else turned(layout(x, kind, seed, before), before)
-        found[key] = before
-    return found
+        xy = cached[key] if cached and key in cached else turned(layout(x, kind, seed, xy), xy)
+        yield key, xy
 
 
 # ------------------------------------------------------------------------------------------------------ layouts of runs
@@ -157,30 +141,25 @@ class Layouts:
         common, here, there = np.intersect1d(self.index, other.index, return_indices=True)
         if len(common) < 2:
             return self
-        turn = rotation(normalised(self.xy[-1][here]), normalised(other.xy[-1][there]))
+        turn, _ = orthogonal_procrustes(normalised(self.xy[-1][here]), normalised(other.xy[-1][there]))
         return dataclasses.replace(self, xy=self.xy @ turn)
-
-
-def layout_file(run: Run, name: str) -> Path:
-    """Return where a layout is cached."""
-    return Path(run.path) / "layouts" / f"{name}.npz"
 
 
 def snapshot_layouts(
     run: Run,
     kind: str = "tsne",
     points: int = 2000,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] = lambda done, of: None,
     wanted: Callable[[], bool] = lambda: True,
 ) -> Layouts:
     """Lay out every snapshot of a run (its centred features, as clustering sees them), at most `points` images.
 
     Cached in `layouts/epochs-<kind>.npz` in the run's folder: new snapshots are added, and a slim copy shows what is
-    cached. `progress(done, all)` hears of each snapshot; `wanted()` False ends it early. Raises RunError where the run
-    keeps neither features nor layouts.
+    cached. `progress(done, all)` hears of each snapshot; `wanted()` False ends it after the one at hand. Raises
+    RunError where the run keeps neither features nor layouts.
     """
     check_choice("kind", kind, LAYOUTS)
-    path = layout_file(run, f"epochs-{kind}")
+    path = run.path / "layouts" / f"epochs-{kind}.npz"
     old = load_optional_npz(path)
     index, snapshots = common_images(run, points)
     try:
@@ -190,7 +169,12 @@ def snapshot_layouts(
             raise
         return Layouts(old["epoch"], old["index"], old["xy"])
     cached = dict(zip(old["source"].tolist(), old["xy"])) if old else {}
-    film = _film(_centred_over_time(run, index, snapshots, progress, wanted), kind, 0, cached)
+    film: dict[int, np.ndarray] = {}
+    for key, xy in aligned_layouts((centred_features(run, t, index) for t in snapshots), kind, 0, cached):
+        film[key] = xy
+        progress(len(film), len(snapshots))
+        if not wanted():
+            break
     result = Layouts(run.history.epoch[snapshots[: len(film)]], index, np.stack(list(film.values())))
     if kind != "pca" and not film.keys() <= cached.keys():  # PCA takes no longer than reading it
         path.parent.mkdir(exist_ok=True)
@@ -200,30 +184,22 @@ def snapshot_layouts(
 
 def common_images(run: Run, points: int) -> tuple[Int64[np.ndarray, " m"], list[int]]:
     """Return images whose features every usable snapshot keeps (at most `points`, drawn once), and those snapshots."""
-    h = run.history
-    kept = [h.feature_index(t) for t in range(len(h))]
+    kept = [run.history.feature_index(t) for t in range(len(run.history))]
     usable = [t for t, index in enumerate(kept) if len(index)]
     if not usable:
         raise RunError(f"{run.path} keeps no features (record.features): there is no embedding to show")
-    index = kept[usable[0]]
-    for t in usable[1:]:
-        index = np.intersect1d(index, kept[t])
-    if len(index) > points:
-        index = np.sort(np.random.default_rng(0).permutation(index)[:points])
-    return index, usable
+    return drawn_once(functools.reduce(np.intersect1d, [kept[t] for t in usable]), points), usable
 
 
-def _centred_over_time(run, index, snapshots, progress, wanted) -> Iterator[Float[np.ndarray, "m d"]]:
-    """Yield the images' centred features of each snapshot; ends early, but not before the first, when not wanted."""
-    for done, t in enumerate(snapshots):
-        if done and progress:
-            progress(done, len(snapshots))
-        if done and not wanted():
-            return
-        x = run.history.features(t)[np.searchsorted(run.history.feature_index(t), index)]
-        yield centred(torch.from_numpy(x)).numpy()
-    if progress:
-        progress(len(snapshots), len(snapshots))
+def centred_features(run: Run, t: int, index: Int64[np.ndarray, " m"]) -> Float[np.ndarray, "m d"]:
+    """Read the features of some images at snapshot t, as clustering sees them."""
+    x = run.history.features(t)[np.searchsorted(run.history.feature_index(t), index)]
+    return centred(torch.from_numpy(x)).numpy()
+
+
+def drawn_once(index: Int64[np.ndarray, " n"], points: int) -> Int64[np.ndarray, " m"]:
+    """Draw at most `points` of the images, always the same, in their order."""
+    return np.sort(np.random.default_rng(0).permutation(index)[:points])
 
 
 def run_layout(
@@ -233,38 +209,30 @@ def run_layout(
 
     Returns xy [m, 2], classes [m] (-1 without labels), and "test" or "training". At most `points` images, drawn once.
     Cached in `layouts/<kind>.npz`, made again when the features have changed; a slim copy has no features and uses
-    what is cached. Raises RunError where there is neither, and for fewer than 10 images.
+    what is cached. Raises RunError where there is neither.
     """
     check_choice("kind", kind, LAYOUTS)
-    path = layout_file(run, kind)
+    path = run.path / "layouts" / f"{kind}.npz"
     cached = load_optional_npz(path)
-    features, labels, what = _last_features(run)
-    if features is None and not cached:
-        raise RunError(f"{run.path} keeps no features: evaluate it (tase evaluate {run.path})")
-    source = zlib.crc32(features.tobytes(), points) if features is not None else cached["source"]
+    try:
+        features, labels, what = last_features(run)
+    except RunError as error:
+        if not cached:
+            raise RunError(f"{run.path} keeps no features: evaluate it (tase evaluate {run.path})") from error
+        return cached["xy"], cached["labels"], str(cached["what"])
+    source = zlib.crc32(features.tobytes(), points)
     if not cached or int(cached["source"]) != source:
-        pick = np.sort(np.random.default_rng(0).permutation(len(features))[:points])
-        if len(pick) < 10:
-            raise RunError(f"{len(pick)} images are too few for a layout: it needs at least 10")
+        pick = drawn_once(np.arange(len(features)), points)
         xy = layout(features[pick], kind)
         cached = {"xy": xy, "labels": labels[pick], "what": np.array(what), "source": np.array(source)}
         path.parent.mkdir(exist_ok=True)
         save_npz(path, **cached)
-    return cached["xy"], cached["labels"], str(cached["what"])
+    return cached["xy"], cached["labels"], what
 
 
-def lacks_features(run: Run, kind: str = "tsne") -> str:
-    """Say in a sentence that a run keeps neither features nor a layout of them; empty where it does."""
-    found = layout_file(run, kind).exists() or _last_features(run)[0] is not None
-    return "" if found else f"{run.path} keeps no features: evaluate it (tase evaluate {run.path})"
-
-
-def _last_features(run: Run) -> tuple[np.ndarray | None, np.ndarray | None, str]:
+def last_features(run: Run) -> tuple[Float[np.ndarray, "n d"], Int64[np.ndarray, " n"], str]:
+    """Read the test features, else those of all training images, and their classes (-1 without labels)."""
     if run.test_features is not None:
         return *run.test_features, "test"
-    try:
-        features = run.features()
-    except (RuntimeError, OSError):  # no snapshot of all images yet, or a slim copy
-        return None, None, ""
-    labels = run.history.labels
-    return features, np.full(len(features), -1, dtype=np.int64) if labels is None else labels, "training"
+    features, labels = run.features(), run.history.labels
+    return features, np.full(len(features), -1) if labels is None else labels, "training"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Int64
@@ -15,12 +15,11 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from ..data import GROUPS
-from ..layouts import LAYOUTS, lacks_features, run_layout
-from ..runs import Run
-from ..tables import summary
+from ..layouts import LAYOUTS, run_layout
+from ..runs import Run, RunError
+from ..tables import summary, with_interval
 from .sources import (
     ByRank,
-    Missing,
     as_runs,
     by_method,
     classes_of,
@@ -31,7 +30,8 @@ from .sources import (
     ranked,
     results_of,
     seeds_of,
-    sign,
+    signed,
+    snapshots_of,
     title,
 )
 from .style import (
@@ -41,6 +41,7 @@ from .style import (
     Figure,
     colours,
     colours_of,
+    dot,
     group_handles,
     new_figure,
     run_marks,
@@ -48,51 +49,47 @@ from .style import (
 )
 
 MANY = 25  # classes from which on bars get neither names nor error bars
+DASHES = (0, (3, 1.5))
 
 
-def panels(count: int, row_height: float, above: float, **options) -> tuple[Figure, np.ndarray, list[Axes]]:
-    """Make a figure of `count` axes, at most three to a row; returns it, all axes [rows, columns], and those used."""
+def panels(count: int, row_height: float, above: float, **options) -> tuple[Figure, list[Axes]]:
+    """Make a figure of `count` axes, at most three to a row."""
     columns = min(3, count)
     rows = -(-count // columns)
     figure = new_figure(TEXT if columns > 1 else COLUMN, above + row_height * rows)
     axes = figure.subplots(rows, columns, squeeze=False, **options)
     for ax in axes.flat[count:]:
         ax.remove()
-    return figure, axes, list(axes.flat[:count])
+    return figure, list(axes.flat[:count])
 
 
 # ------------------------------------------------------------------------------------------------------------- figure 1
 
 
+@style()
 def per_class_accuracy(runs: Run | Sequence[Run], protocol: str = "linear", footer: bool = True) -> Figure:
     """Draw figure 1: test accuracy in % of each class, one panel per method, classes by training count.
 
     Runs that differ in their seed only share a panel: bars are means by rank, error bars +-1 standard deviation. The
-    mean over classes is a dashed line, the range a bracket. Raises Missing where a run lacks the protocol.
+    mean over classes is a dashed line, the range a bracket. Raises RunError where a run lacks the protocol.
     """
     runs = as_runs(runs)
-    with style():
-        found = [
-            (m.label, ranked(m, runs, lambda r: results_of(r, "protocols", protocol, "per_class")))
-            for m in by_method(runs)
-        ]
-        names = max((len(n) for _, data in found for n in short_names(data.names)), default=0)
-        figure, axes, used = panels(len(found), 1.6 + 0.055 * max(0, names - 2), 0.75, sharey=True)
-        for ax, (label, data) in zip(used, found):
-            accuracy_bars(ax, textwrap.fill(label, 26), data)
-        for ax in axes[:, 0]:
-            ax.set(ylabel="accuracy in %", ylim=(0, 104))
-        dashes = Line2D([], [], color=colours().ink, ls=(0, (3, 1.5)), lw=0.9, label="mean over classes")
-        bracket = Line2D([], [], color=colours().ink, ls="", marker="|", ms=7, label="range over classes")
-        columns = 5 if len(used) > 1 else 3
-        figure.legend(handles=[*group_handles(), dashes, bracket], loc="outside upper center", ncols=columns)
-        if footer:
-            several = any(len(data.values) > 1 for _, data in found)
-            spread = "error bars ±1 s.d. over seeds, range the mean over seeds" if several else ""
-            borrowed = any(data.borrowed for _, data in found)
-            order = "balanced: classes in the order of the long tail" if borrowed else ""
-            sign(figure, runs, f"protocol {protocol}", spread, order)
-    return figure
+    take = lambda r: results_of(r, "protocols", protocol, "per_class")  # noqa: E731
+    found = [(label, ranked(some, runs, take)) for label, some in by_method(runs)]
+    names = max((len(name) for _, data in found for name in short_names(data.names)), default=0)
+    figure, axes = panels(len(found), 1.6 + 0.055 * max(0, names - 2), 0.75, sharey=True)
+    for ax, (label, data) in zip(axes, found):
+        accuracy_bars(ax, textwrap.fill(label, 26), data)
+    for ax in axes[::3]:
+        ax.set(ylabel="accuracy in %", ylim=(0, 104))
+    dashes = dot(colours().ink, "mean over classes", marker="", ls=DASHES, lw=0.9)
+    bracket = dot(colours().ink, "range over classes", marker="|", ms=7)
+    columns = 5 if len(axes) > 1 else 3
+    figure.legend(handles=[*group_handles(), dashes, bracket], loc="outside upper center", ncols=columns)
+    several = any(len(data.values) > 1 for _, data in found)
+    spread = "error bars ±1 s.d. over seeds, range the mean over seeds" if several else ""
+    order = "balanced: classes in the order of the long tail" if any(order_of(r, runs)[2] for r in runs) else ""
+    return signed(figure, runs, f"protocol {protocol}", spread, order, shown=footer)
 
 
 def accuracy_bars(ax: Axes, label: str, data: ByRank) -> None:
@@ -101,10 +98,11 @@ def accuracy_bars(ax: Axes, label: str, data: ByRank) -> None:
     x, few = np.arange(classes), classes <= MANY
     ax.bar(x, data.mean, width=0.8 if few else 1.0, color=colours_of(data.groups))
     if len(data.values) > 1 and few:
-        ax.errorbar(x, data.mean, data.deviation, fmt="none", ecolor=ink, elinewidth=0.7, capsize=1.5, capthick=0.7)
+        deviation = data.values.std(0, ddof=1)
+        ax.errorbar(x, data.mean, deviation, fmt="none", ecolor=ink, elinewidth=0.7, capsize=1.5, capthick=0.7)
     low, high = data.values.min(1).mean(), data.values.max(1).mean()
     mean, edge = data.mean.mean(), classes - 0.4
-    ax.plot([-0.6, edge], [mean, mean], color=ink, ls=(0, (3, 1.5)), lw=0.9)
+    ax.plot([-0.6, edge], [mean, mean], color=ink, ls=DASHES, lw=0.9)
     bracket = edge + 0.05 * classes
     ax.errorbar([bracket], [(low + high) / 2], (high - low) / 2, color=ink, elinewidth=0.9, capsize=2.5, capthick=0.9)
     ax.set_title(f"{label}\nmean {mean:.1f}, range {high - low:.1f}", linespacing=1.3)
@@ -129,45 +127,40 @@ def name_classes(ax: Axes, names: Sequence[str] | None, classes: int) -> None:
     ax.set_xlabel("class rank, head to tail")
 
 
+@style()
 def paired_accuracy(runs: Run | Sequence[Run], protocol: str = "linear", footer: bool = True) -> Figure:
     """Draw figure 1 in pairs: accuracy of each class minus that of the same class under the balanced control.
 
     The control is the first method of the runs that was trained on a balanced set (SimCLR, balanced), pairs are of one
     seed and split, and ranks those of each seed's long tail: which class is rare differs from seed to seed, and its
     difficulty cancels. Points are means over seeds with 95 % intervals; bands are those of the mean over head, mid and
-    tail. Raises Missing where no long-tailed run has its control.
+    tail. Raises RunError where no long-tailed run has its control.
     """
     runs = as_runs(runs)
     pairs = control_pairs(runs)
     if not pairs:
-        raise Missing("no long-tailed run has a balanced control of its seed and split among the runs")
+        raise RunError("no long-tailed run has a balanced control of its seed and split among the runs")
 
     def difference(run: Run) -> np.ndarray:
-        of = [results_of(r, "protocols", protocol, "per_class") for r in (run, pairs[run])]
-        long_tailed, balanced = (np.array(values, dtype=np.float64) for values in of)
-        if len(long_tailed) != len(balanced):
-            raise Missing(f"{run.path} and {pairs[run].path} were evaluated on different classes: evaluate them again")
-        return long_tailed - balanced
+        both = [results_of(r, "protocols", protocol, "per_class") for r in (run, pairs[run])]
+        return np.subtract(*np.array(both, dtype=np.float64))
 
-    with style():
-        found = [(m.label, ranked(m, runs, difference)) for m in by_method(list(pairs))]
-        figure, axes, used = panels(len(found), 1.75, 0.85, sharey=True)
-        for ax, (label, data) in zip(used, found):
-            difference_points(ax, textwrap.fill(label, 26), data)
-        for ax in axes[:, 0]:
-            ax.set_ylabel("accuracy minus\nbalanced, in points")
-        figure.legend(handles=group_handles(bars=False), loc="outside upper center", ncols=3)
-        if footer:
-            control = next(iter(by_method(list(pairs.values())))).label
-            several = "intervals: 95 % over seeds" if any(len(data.values) > 1 for _, data in found) else ""
-            sign(figure, list(pairs), f"protocol {protocol}", f"minus {control}", several)
-    return figure
+    found = [(label, ranked(some, runs, difference)) for label, some in by_method(list(pairs))]
+    figure, axes = panels(len(found), 1.75, 0.85, sharey=True)
+    for ax, (label, data) in zip(axes, found):
+        difference_points(ax, textwrap.fill(label, 26), data)
+    for ax in axes[::3]:
+        ax.set_ylabel("accuracy minus\nbalanced, in points")
+    figure.legend(handles=group_handles(), loc="outside upper center", ncols=3)
+    [(control, _), *_] = by_method(list(pairs.values()))
+    several = "intervals: 95 % over seeds" if any(len(data.values) > 1 for _, data in found) else ""
+    return signed(figure, list(pairs), f"protocol {protocol}", f"minus {control}", several, shown=footer)
 
 
 def control_pairs(runs: Sequence[Run]) -> dict[Run, Run]:
     """Map each long-tailed run to the balanced control of its seed and split, where there is one."""
     balanced = by_method([run for run in runs if is_balanced(run.config)])[:1]
-    control = {(r.config.seed, r.config.split): r for m in balanced for r in m.runs}
+    control = {(r.config.seed, r.config.split): r for _, some in balanced for r in some}
     tailed = [run for run in runs if not is_balanced(run.config)]
     return {r: control[key] for r in tailed if (key := (r.config.seed, r.config.split)) in control}
 
@@ -175,12 +168,10 @@ def control_pairs(runs: Sequence[Run]) -> dict[Run, Run]:
 def difference_points(ax: Axes, label: str, data: ByRank) -> None:
     """Draw one method's differences by rank: a point per class, a band per group."""
     classes = data.values.shape[1]
-    if classes <= MANY:
-        half = np.nan_to_num([summary(column.tolist()).ci95 for column in data.values.T])
-        for x, mean, error, colour in zip(range(classes), data.mean, half, colours_of(data.groups)):
-            ax.errorbar(x, mean, error, fmt="o", ms=3, color=colour, elinewidth=0.9)
-    else:
-        ax.scatter(range(classes), data.mean, s=4, c=colours_of(data.groups), lw=0)
+    few = classes <= MANY
+    half = np.nan_to_num([summary(column).ci95 for column in data.values.T.tolist()]) * few
+    for x, (mean, error, colour) in enumerate(zip(data.mean, half, colours_of(data.groups))):
+        ax.errorbar(x, mean, error, fmt="o", ms=3 if few else 1.5, color=colour, elinewidth=0.9)
     for g in np.unique(data.groups[data.groups >= 0]):
         own = np.flatnonzero(data.groups == g)
         over = summary(data.values[:, own].mean(1).tolist())
@@ -189,45 +180,37 @@ def difference_points(ax: Axes, label: str, data: ByRank) -> None:
         ax.fill_between(ends, over.mean - half, over.mean + half, color=colours().groups[g], alpha=0.18, lw=0)
     ax.axhline(0, color=colours().soft, lw=0.6, zorder=0)
     whole = summary(data.values.mean(1).tolist())
-    error = "" if np.isnan(whole.ci95) else f" ± {whole.ci95:.1f}"
-    ax.set_title(f"{label}\nmean {whole.mean:+.1f}{error}", linespacing=1.3)
+    ax.set_title(f"{label}\nmean {with_interval(whole.mean, whole.ci95, sign='+')}", linespacing=1.3)
     name_classes(ax, data.names, classes)
 
 
 # ------------------------------------------------------------------------------------------------------------- figure 2
 
-MEASURES = {
-    "spread": "space of a class:\nangle within it, °",
-    "centre_angle": "distance of classes:\nangle to other centres, °",
-}
 
-
+@style()
 def geometry(runs: Run | Sequence[Run], footer: bool = True) -> Figure:
     """Draw figure 2: the space aimed for, as a drawing, next to what was measured in the given runs.
 
     Measured: per class the mean pairwise angle within it and the mean angle of its centre to the others', in degrees of
     the backbone's test features; in each band head at the top, tail at the bottom, the mean as a line. CV is the
     standard deviation over classes divided by the mean (0: all equal), averaged over the runs of a method. Raises
-    Missing where a run has not been evaluated.
+    RunError where a run has not been evaluated.
     """
     runs = as_runs(runs)
-    with style():
-        groups = by_method(runs)
-        figure = new_figure(TEXT, max(2.3, 0.95 + 0.45 * len(groups)))
-        drawing, *axes = figure.subplots(1, 3, width_ratios=(1.2, 1, 1))
-        draw_aim(drawing)
-        for ax, (key, label) in zip(axes, MEASURES.items()):
-            angle_bands(ax, [ranked(m, runs, lambda r, key=key: results_of(r, "geometry", key)) for m in groups])
-            ax.set_xlabel(label)
-        labels = [textwrap.fill(m.label.replace("long tail", "long\N{NO-BREAK SPACE}tail"), 15) for m in groups]
-        axes[0].set_yticks(range(len(groups)), labels)
-        axes[1].set_yticks(range(len(groups)), [""] * len(groups))
-        axes[0].set_title("Measured", fontweight="bold")
-        handles = group_handles(bars=False)
-        axes[1].legend(handles=handles, loc="lower right", bbox_to_anchor=(1.03, 1), ncols=3, handletextpad=0.1)
-        if footer:
-            sign(figure, runs, "test features")
-    return figure
+    methods = by_method(runs)
+    figure = new_figure(TEXT, max(2.3, 0.95 + 0.45 * len(methods)))
+    drawing, *axes = figure.subplots(1, 3, width_ratios=(1.2, 1, 1))
+    draw_aim(drawing)
+    for ax, key in zip(axes, ("spread", "centre_angle")):
+        angle_bands(ax, [ranked(some, runs, lambda r, key=key: results_of(r, "geometry", key)) for _, some in methods])
+    axes[0].set_xlabel("space of a class:\nangle within it, °")
+    axes[1].set_xlabel("distance of classes:\nangle to other centres, °")
+    labels = [textwrap.fill(label.replace("long tail", "long\N{NO-BREAK SPACE}tail"), 15) for label, _ in methods]
+    axes[0].set_yticks(range(len(methods)), labels)
+    axes[1].set_yticks(range(len(methods)), [""] * len(methods))
+    axes[0].set_title("Measured", fontweight="bold")
+    axes[1].legend(handles=group_handles(), loc="lower right", bbox_to_anchor=(1.03, 1), ncols=3, handletextpad=0.1)
+    return signed(figure, runs, "test features", shown=footer)
 
 
 def angle_bands(ax: Axes, rows: list[ByRank]) -> None:
@@ -282,68 +265,59 @@ def sunflower(count: int) -> Float[np.ndarray, "m 2"]:
 # ------------------------------------------------------------------------------------------------------------- figure 3
 
 
+@style()
 def tsne(runs: Run | Sequence[Run], kind: str = "tsne", points: int = 3000, footer: bool = True) -> Figure:
     """Draw figure 3: a layout (tsne, umap or pca) per run, coloured by class, or by group where classes are over 10.
 
-    Layouts are cached in the runs' folders (see `run_layout`). Raises Missing where a run keeps no features.
+    Layouts are cached in the runs' folders (see `run_layout`). Raises RunError where a run keeps no features.
     """
     runs = as_runs(runs)
-    for run in runs:
-        if why := lacks_features(run, kind):
-            raise Missing(why)
     found = [run_layout(run, kind, points) for run in runs]
-    with style():
-        handles = class_handles(runs)
-        above = 1.0 if handles else 0.55
-        figure, _, used = panels(len(runs), TEXT / max(min(3, len(runs)), 2), above)
-        labels = labels_of([run.config for run in runs])
-        for ax, run, label, (xy, classes, _) in zip(used, runs, labels, found):
-            class_scatter(ax, run, runs, xy, classes)
-            seed = f", seed {run.config.seed}" if seeds_of(runs) > 1 else ""
-            ax.set_title(textwrap.fill(label + seed, 26))
-        if handles:
-            columns = min(len(handles), 5 if len(used) > 1 else 3)
-            figure.legend(handles=handles, loc="outside upper center", ncols=columns)
-        if footer:
-            sign(figure, runs, f"{LAYOUTS[kind]} of {len(found[0][0]):,} {found[0][2]} images")
-    return figure
+    look = [class_look(run, runs, classes) for run, (_, classes, _) in zip(runs, found)]
+    handles = next((handles for _, handles, _ in look if handles), [])
+    figure, axes = panels(len(runs), TEXT / max(min(3, len(runs)), 2), 1.0 if handles else 0.55)
+    labels = labels_of([run.config for run in runs])
+    for ax, run, label, (xy, classes, _), (paint, _, names) in zip(axes, runs, labels, found, look):
+        class_scatter(ax, xy, paint)
+        name_clusters(ax, xy, classes, names)
+        seed = f", seed {run.config.seed}" if seeds_of(runs) > 1 else ""
+        ax.set_title(textwrap.fill(label + seed, 26))
+    if handles:
+        columns = min(len(handles), 5 if len(axes) > 1 else 3)
+        figure.legend(handles=handles, loc="outside upper center", ncols=columns)
+    return signed(figure, runs, f"{LAYOUTS[kind]} of {len(found[0][0]):,} {found[0][2]} images", shown=footer)
 
 
-def class_names(run: Run) -> tuple[str, ...]:
-    """Return the names of a run's classes; empty without labels."""
-    known = classes_of(run)
-    return known[0] if known else ()
+def class_look(run: Run, among: list[Run], classes: Int64[np.ndarray, " m"]) -> tuple[list[str], list, tuple[str, ...]]:
+    """Return the images' colours, the legend's entries, and the classes' names where they fit into the picture."""
+    names, *_ = classes_of(run) or ((),)
+    if not names or (classes < 0).all():
+        return colours_of(classes), [dot(*colours_of([-1]), "images (no labels)")], ()
+    if len(names) > len(CLASS_COLOURS):
+        return colours_of(order_of(run, among)[1][classes]), group_handles(), ()
+    paint = [CLASS_COLOURS[c] for c in classes]
+    if max(map(len, names)) <= 3:
+        return paint, [], names
+    return paint, [dot(colour, name) for colour, name in zip(CLASS_COLOURS, names)], ()
 
 
-def shows_groups(run: Run) -> bool:
-    """Tell whether the classes are too many for a colour each."""
-    return len(class_names(run)) > len(CLASS_COLOURS)
-
-
-def shows_names(run: Run) -> bool:
-    """Tell whether the classes' names are short enough to be written into the picture."""
-    names = class_names(run)
-    return bool(names) and not shows_groups(run) and max(map(len, names)) <= 3
-
-
-def class_scatter(ax: Axes, run: Run, among: list[Run], xy: np.ndarray, classes: np.ndarray) -> None:
-    """Draw a layout's points in the colours of their classes or groups."""
-    if (classes < 0).all():
-        paint = colours_of(classes)
-    elif shows_groups(run):
-        paint = colours_of(order_of(run, among)[1][classes])
-    else:
-        paint = [CLASS_COLOURS[c] for c in classes]
-    # In a random order, so that no class lies on top of the others.
+def class_scatter(ax: Axes, xy: Float[np.ndarray, "m 2"], paint: list[str]) -> None:
+    """Draw a layout's points, in a random order, so that no class lies on top of the others."""
     order = np.random.default_rng(0).permutation(len(xy))
     ax.scatter(*xy[order].T, s=np.clip(3000 / len(xy), 1.2, 8), c=np.asarray(paint)[order], lw=0, rasterized=True)
     fill_panel(ax, xy)
-    if shows_names(run):
-        for c in np.unique(classes):
-            own = xy[classes == c]
-            at = own[np.linalg.norm(own - np.median(own, axis=0), axis=1).argmin()]  # the middle may lie outside it
-            halo = [withStroke(linewidth=2.2, foreground="white" if colours().paper == "white" else "black")]
-            ax.text(*at, class_names(run)[c], ha="center", va="center", fontweight="bold", path_effects=halo)
+
+
+def name_clusters(
+    ax: Axes, xy: Float[np.ndarray, "m 2"], classes: Int64[np.ndarray, " m"], names: Sequence[str]
+) -> None:
+    """Write each class's name at the point nearest to its median, which may itself lie outside the class."""
+    halo = [withStroke(linewidth=2.2, foreground="white" if colours().paper == "white" else "black")]
+    for c, name in enumerate(names):
+        own = xy[classes == c]
+        if len(own):
+            at = own[np.linalg.norm(own - np.median(own, axis=0), axis=1).argmin()]
+            ax.text(*at, name, ha="center", va="center", fontweight="bold", path_effects=halo)
 
 
 def fill_panel(ax: Axes, xy: np.ndarray) -> None:
@@ -354,53 +328,32 @@ def fill_panel(ax: Axes, xy: np.ndarray) -> None:
     ax.spines[:].set(visible=True, color=colours().faint)
 
 
-def class_handles(runs: list[Run]) -> list[Line2D]:
-    """Return the legend's entries: classes, or groups; none where names stand in the picture."""
-    names = class_names(runs[0])
-    if all(shows_names(run) for run in runs):
-        return []
-    if names and shows_groups(runs[0]):
-        return group_handles(bars=False)
-    pairs = list(zip(names, CLASS_COLOURS)) or [("images (no labels)", colours().soft)]
-    return [Line2D([], [], ls="", marker="o", ms=4, color=colour, label=name) for name, colour in pairs]
-
-
 # ------------------------------------------------------------------------------------------------------------- figure 4
 
 
+@style()
 def dynamics(run: Run, samples: int = 2, footer: bool = True) -> Figure:
     """Draw figure 4: temperature and weight at the snapshots of one run, and how good the pseudo-labels were.
 
     Per group of the true classes the median and the band from the 25th to the 75th percentile, held until the next
     snapshot; `samples` single images of each group as thin lines. Weights are scaled to mean 1. Below: NMI and rank
     correlations of each refresh, and the share of images that changed their cluster. Without labels all images are one
-    group. Raises Missing where the run has no snapshot.
+    group. Raises RunError where the run has no snapshot.
     """
     (run,) = as_runs(run)
-    if why := lacks_snapshots(run):
-        raise Missing(why)
-    h = run.history
-    members = groups_of_images(run)
-    with style():
-        figure = new_figure(TEXT, 3.9)
-        axes = figure.subplot_mosaic("ab;cc", height_ratios=(1.25, 1))
-        draw_course(axes["a"], h.epoch, h.tau, members, samples)
-        draw_course(axes["b"], h.epoch, h.weight / h.weight.mean(1, keepdims=True), members, samples)
-        axes["a"].set(ylabel="temperature τ", xlabel="epoch")
-        axes["b"].set(ylabel="weight w (mean 1)", xlabel="epoch")
-        draw_quality(axes["c"], h.epoch, h.quality, h.pseudo_label)
-        for ax in axes.values():
-            mark_warmup(ax, run, named=ax is not axes["c"])
-        figure.legend(handles=course_handles(members), loc="outside upper center", ncols=6)
-        if footer:
-            sign(figure, [run], title(run.config), "" if h.labels is not None else "no labels: not by group")
-    return figure
-
-
-def lacks_snapshots(run: Run) -> str:
-    """Say in a sentence that a run has no snapshot; empty where it has one."""
-    some = len(run.history) > 0
-    return "" if some else f"{run.path} has no snapshot yet: the first comes after {run.config.refresh} epochs"
+    h, members = snapshots_of(run), groups_of_images(run)
+    figure = new_figure(TEXT, 3.9)
+    axes = figure.subplot_mosaic("ab;cc", height_ratios=(1.25, 1))
+    draw_course(axes["a"], h.epoch, h.tau, members, samples)
+    draw_course(axes["b"], h.epoch, h.weight / h.weight.mean(1, keepdims=True), members, samples)
+    axes["a"].set(ylabel="temperature τ", xlabel="epoch")
+    axes["b"].set(ylabel="weight w (mean 1)", xlabel="epoch")
+    draw_quality(axes["c"], h.epoch, h.quality, h.pseudo_label)
+    for ax in axes.values():
+        mark_warmup(ax, run, named=ax is not axes["c"])
+    figure.legend(handles=course_handles(members), loc="outside upper center", ncols=6)
+    grouped = "" if h.labels is not None else "no labels: not by group"
+    return signed(figure, [run], title(run.config), grouped, shown=footer)
 
 
 Members = list[tuple[str, str, np.ndarray]]  # name, colour, indices of the images that are drawn together
@@ -409,15 +362,14 @@ Members = list[tuple[str, str, np.ndarray]]  # name, colour, indices of the imag
 def groups_of_images(run: Run) -> Members:
     """Split a run's images into head, mid and tail by their true classes; one group without labels or tail."""
     h = run.history
-    if h.labels is None or h.groups is None or not has_tail(h.counts):
-        return [("all images", colours().soft, np.arange(h.tau.shape[1]))]
-    return members_of(h.groups[h.labels])
+    known = h.labels is not None and h.groups is not None and has_tail(h.counts)
+    return members_of(h.groups[h.labels] if known else np.full(h.tau.shape[1], -1))
 
 
 def members_of(groups: Int64[np.ndarray, " n"]) -> Members:
-    """Split images by their group (0 head, 1 mid, 2 tail)."""
-    found = [(GROUPS[g], colours().groups[g], np.flatnonzero(groups == g)) for g in range(3)]
-    return [entry for entry in found if len(entry[2])]
+    """Split images by their group (0 head, 1 mid, 2 tail; -1 unknown)."""
+    looks = [("all images", colours().soft), *zip(GROUPS, colours().groups)]
+    return [(*looks[g + 1], np.flatnonzero(groups == g)) for g in np.unique(groups)]
 
 
 def draw_course(
@@ -436,28 +388,22 @@ def draw_course(
 def course_handles(members: Members) -> list:
     """Return the legend's entries of `draw_course`."""
     soft = colours().soft
-    groups = [
-        Line2D([], [], color=colour, lw=1.4, marker="o", ms=2.2, label=f"{n} (median)") for n, colour, _ in members
-    ]
-    return [
-        *groups,
-        Patch(color=soft, alpha=0.25, lw=0, label="25-75 %"),
-        Line2D([], [], color=soft, lw=0.5, label="single images"),
-    ]
+    groups = [dot(colour, f"{name} (median)", lw=1.4, ms=2.2) for name, colour, _ in members]
+    band = Patch(color=soft, alpha=0.25, lw=0, label="25-75 %")
+    return [*groups, band, dot(soft, "single images", lw=0.5, marker="")]
 
 
 def draw_quality(ax: Axes, epoch: np.ndarray, quality: list[dict], pseudo_label: Int64[np.ndarray, "s n"]) -> None:
     """Draw how well pseudo-labels and headness of each refresh agree with the true classes and their sizes."""
-    moved = np.full(len(epoch), np.nan)
-    moved[1:] = (pseudo_label[1:] != pseudo_label[:-1]).mean(1)
-    lines = {
-        "nmi": ("NMI with the classes", colours().ink, "-"),
-        "moved": ("share of images that changed cluster", "#9A9A9A", ":"),
-        "spearman_samples": ("headness ~ class size, samples (Spearman)", "#A259B5", "--"),
-        "spearman_classes": ("headness ~ class size, classes (Spearman)", "#B8860B", "-."),
-    }
-    for key, (label, colour, line) in lines.items():
-        values = moved if key == "moved" else np.array([q.get(key) for q in quality], dtype=np.float64)
+    moved = [np.nan, *(pseudo_label[1:] != pseudo_label[:-1]).mean(1)]
+    found = {key: [q.get(key) for q in quality] for key in ("nmi", "spearman_samples", "spearman_classes")}
+    for label, values, colour, line in (
+        ("NMI with the classes", found["nmi"], colours().ink, "-"),
+        ("share of images that changed cluster", moved, "#9A9A9A", ":"),
+        ("headness ~ class size, samples (Spearman)", found["spearman_samples"], "#A259B5", "--"),
+        ("headness ~ class size, classes (Spearman)", found["spearman_classes"], "#B8860B", "-."),
+    ):
+        values = np.array(values, dtype=np.float64)  # None: not measured
         if np.isfinite(values).any():
             ax.plot(epoch, values, color=colour, ls=line, label=label, marker="o", ms=2.5, lw=0.8)
     ax.axhline(0, color=colours().faint, lw=0.6, zorder=0)
@@ -480,58 +426,59 @@ def mark_warmup(ax: Axes, run: Run, named: bool = True) -> None:
 # ------------------------------------------------------------------------------------------------------------- figure 5
 
 
+@style()
 def push(runs: Run | Sequence[Run], footer: bool = True) -> Figure:
     """Draw figure 5: total push of each class on its negatives (share of all, in %) against its images, both log.
 
     Mean over the runs of a method; the slope is that of a straight line through the logarithms: 1 where push grows as
     the number of images does, 0 where every class pushes alike. The push of an anchor is (w / sum w) (1 - p) / tau,
-    p the share of its positive in the softmax of equation (1). Raises Missing where a run has not been evaluated.
+    p the share of its positive in the softmax of equation (1). Raises RunError where a run has not been evaluated.
     """
     runs = as_runs(runs)
-    with style():
-        found = by_method(runs)
-        rows = [ranked(m, runs, lambda r: results_of(r, "push", "per_class")) for m in found]
-        figure = new_figure(COLUMN, 2.7 + 0.14 * len(rows))
-        ax = figure.subplots()
-        marks = itertools.cycle(run_marks())
-        handles = [push_points(ax, m.label, row, mark) for m, row, mark in zip(found, rows, marks)]
-        ax.set(xscale="log", yscale="log", xlabel="training images of the class", ylabel="share of all push in %")
-        plain_log_ticks(ax)
-        tailed = [row for row in rows if has_tail(row.counts)]
+    found = [
+        (label, ranked(some, runs, lambda r: results_of(r, "push", "per_class"))) for label, some in by_method(runs)
+    ]
+    figure = new_figure(COLUMN, 2.7 + 0.14 * len(found))
+    ax = figure.subplots()
+    handles = [push_points(ax, *one, *mark) for one, mark in zip(found, itertools.cycle(run_marks()))]
+    ax.set(xscale="log", yscale="log", xlabel="training images of the class", ylabel="share of all push in %")
+    for axis in (ax.xaxis, ax.yaxis):  # plain numbers at 1, 2, 5 of each decade
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.set_minor_formatter(NullFormatter())
+    ax.grid(color=colours().faint, lw=0.4)
+    ax.set_axisbelow(True)
+    ax.tick_params(which="minor", length=0)
+    tailed = [data for _, data in found if has_tail(data.counts)]
+    if tailed:
         tint_groups(ax, tailed)
-        if tailed:
-            line_of_slope_one(ax, tailed[0].counts.mean(0))
-        figure.legend(handles=handles, loc="outside upper left", ncols=1)
-        if footer:
-            sign(figure, runs)
-    return figure
+        line_of_slope_one(ax, tailed[0].counts.mean(0))
+    figure.legend(handles=handles, loc="outside upper left", ncols=1)
+    return signed(figure, runs, shown=footer)
 
 
-def slope(counts: np.ndarray, share: np.ndarray) -> float | None:
-    """Return the exponent b of share ~ counts^b by least squares on the logarithms; None where counts hardly differ."""
+def power_law(counts: np.ndarray, share: np.ndarray) -> tuple[float, float] | None:
+    """Fit share ~ a counts^b by least squares on the logarithms: (b, a), or None where counts hardly differ."""
     keep = (counts > 0) & (share > 0)
     x, y = np.log(counts[keep]), np.log(share[keep])
     if len(x) < 2 or np.ptp(x) < 0.1:
         return None
-    return float(np.polyfit(x, y, 1)[0])
+    b, log_a = np.polyfit(x, y, 1)
+    return float(b), float(np.exp(log_a))
 
 
-def push_points(ax: Axes, label: str, row: ByRank, mark: tuple[str, str]) -> Line2D:
+def push_points(ax: Axes, label: str, data: ByRank, colour: str, marker: str) -> Line2D:
     """Draw a dot per class and a fitted line; returns the legend's entry, which names the slope."""
-    colour, marker = mark
-    counts = row.counts.mean(0)
-    share = 100 * (row.values / row.values.sum(1, keepdims=True)).mean(0)
-    if not (share > 0).any():
-        raise Missing(f"'{label}' has no push above zero in its results: evaluate it again")
+    counts = data.counts.mean(0)
+    share = 100 * (data.values / data.values.sum(1, keepdims=True)).mean(0)
     size = 4.0 if len(share) <= MANY else 2.2
     ax.plot(counts, share, ls="", marker=marker, ms=size, color=colour, alpha=0.85, mew=0)
-    b = slope(counts, share)
-    if b is not None:
-        middle = np.exp(np.log(share[share > 0]).mean() - b * np.log(counts[share > 0]).mean())
-        ends = np.array([counts.min(), counts.max()])
-        ax.plot(ends, middle * ends**b, color=colour, lw=0.9)
-    text = label if b is None else f"{label}: slope {b:.2f}"
-    return Line2D([], [], color=colour, marker=marker, ms=4, lw=0 if b is None else 0.9, label=text)
+    fit = power_law(counts, share)
+    if fit is None:
+        return dot(colour, label, marker=marker)
+    ends = np.array([counts.min(), counts.max()])
+    ax.plot(ends, fit[1] * ends ** fit[0], color=colour, lw=0.9)
+    return dot(colour, f"{label}: slope {fit[0]:.2f}", marker=marker, lw=0.9)
 
 
 def line_of_slope_one(ax: Axes, counts: Float[np.ndarray, " c"]) -> None:
@@ -544,29 +491,14 @@ def line_of_slope_one(ax: Axes, counts: Float[np.ndarray, " c"]) -> None:
 
 def tint_groups(ax: Axes, tailed: list[ByRank]) -> None:
     """Tint the background in the colours of head, mid and tail, where all long-tailed runs agree on them."""
-    if not tailed or any((r.groups < 0).any() or not np.array_equal(r.groups, tailed[0].groups) for r in tailed):
+    groups = tailed[0].groups
+    if any((r.groups < 0).any() or not np.array_equal(r.groups, groups) for r in tailed):
         return
     counts = tailed[0].counts.mean(0)
     left, right = ax.get_xlim()
-    edges = [right]
-    for g in (0, 1):  # the edge between two groups: the geometric mean of the sizes next to it
-        inside, outside = counts[tailed[0].groups <= g], counts[tailed[0].groups > g]
-        edges.append(np.sqrt(inside.min() * outside.max()) if len(inside) and len(outside) else edges[-1])
-    edges.append(left)
-    for g, (high, low) in enumerate(itertools.pairwise(edges)):
-        if low < high:
-            ax.axvspan(low, high, color=colours().groups[g], alpha=0.1, lw=0, zorder=0)
-            ax.text(np.sqrt(low * high), 0.98, GROUPS[g], ha="center", va="top", transform=ax.get_xaxis_transform())
+    last = np.flatnonzero(np.diff(groups))  # of each group but the tail; the edge is the geometric mean of the sizes
+    edges = [right, *np.sqrt(counts[last] * counts[last + 1]), left]
+    for g, (high, low) in zip(np.unique(groups), itertools.pairwise(edges)):
+        ax.axvspan(low, high, color=colours().groups[g], alpha=0.1, lw=0, zorder=0)
+        ax.text(np.sqrt(low * high), 0.98, GROUPS[g], ha="center", va="top", transform=ax.get_xaxis_transform())
     ax.set_xlim(left, right)
-
-
-def plain_log_ticks(ax: Axes, axes: Iterable[str] = ("x", "y")) -> None:
-    """Write plain numbers at 1, 2, 5 of each decade."""
-    for name in axes:
-        axis = getattr(ax, f"{name}axis")
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axis.set_minor_formatter(NullFormatter())
-    ax.grid(color=colours().faint, lw=0.4)
-    ax.set_axisbelow(True)
-    ax.tick_params(which="minor", length=0)

@@ -13,20 +13,8 @@ from jaxtyping import Float, Int64
 
 from ..config import Config
 from ..presets import changes
-from ..runs import Run, RunError
+from ..runs import History, Run, RunError, commit_text
 from .style import Figure, footer
-
-
-class Missing(RunError):
-    """A run lacks what a figure needs; the message says what, and how to get it."""
-
-
-@dataclass(frozen=True)
-class SameMethod:
-    """Runs that differ in their seed or split only, under one name."""
-
-    label: str
-    runs: list[Run]
 
 
 @dataclass(frozen=True)
@@ -34,41 +22,64 @@ class ByRank:
     """One number per class and run, classes in the order of their training counts, largest first.
 
     `values` and `counts` [runs, classes]; `groups` [classes], -1 without a tail; `names` [classes], or None where the
-    order of the classes differs between the runs; `borrowed`: the order is that of a long-tailed run.
+    order of the classes differs between the runs.
     """
 
     values: Float[np.ndarray, "r c"]
     counts: Int64[np.ndarray, "r c"]
     groups: Int64[np.ndarray, " c"]
     names: tuple[str, ...] | None
-    borrowed: bool
 
     @property
     def mean(self) -> Float[np.ndarray, " c"]:
         return self.values.mean(0)
 
-    @property
-    def deviation(self) -> Float[np.ndarray, " c"]:
-        """Return the standard deviation over the runs, per class; 0 with a single run."""
-        return self.values.std(0, ddof=1) if len(self.values) > 1 else np.zeros(self.values.shape[1])
+
+# ----------------------------------------------------------------------------------------------------- reading of runs
 
 
 def as_runs(runs: Run | str | Path | Iterable[Run | str | Path]) -> list[Run]:
-    """Return a list of runs from one or many, open or by their folder; raises RunError where a folder is no run."""
+    """Return a list of runs from one or many, open or by their folder; raises RunError for none, or no run."""
     one = isinstance(runs, (str, Path)) or hasattr(runs, "config")
     opened = [Run(r) if isinstance(r, (str, Path)) else r for r in ([runs] if one else runs)]
     if not opened:
-        raise Missing("no runs were given: a figure is drawn from one or more saved runs")
+        raise RunError("no runs were given: a figure is drawn from one or more saved runs")
     return opened
+
+
+def results_of(run: Run, *path: str) -> Any:
+    """Return `run.results` down a path of keys; raises RunError with a plain sentence where it is not there."""
+    found = run.results
+    if not found:
+        raise RunError(f"{run.path} has not been evaluated: tase evaluate {run.path}")
+    for key in path:
+        found = found.get(key) if isinstance(found, dict) else None
+    if found is None:
+        raise RunError(f"{run.path} has no {' / '.join(path)} in its results: evaluate it again")
+    return found
+
+
+def snapshots_of(run: Run) -> History:
+    """Return the run's history; raises RunError where it has no snapshot."""
+    if not len(run.history):
+        raise RunError(f"{run.path} has no snapshot yet: the first comes after {run.config.refresh} epochs")
+    return run.history
+
+
+def classes_of(run: Run) -> tuple[tuple[str, ...], np.ndarray, np.ndarray] | None:
+    """Return names, training counts and groups [C] of a run's classes; None without labels."""
+    saved = run.results or {}
+    if saved.get("counts"):
+        return tuple(saved["classes"]), np.asarray(saved["counts"]), np.asarray(saved["groups"])
+    h = run.history
+    return None if h.counts is None else (h.classes, h.counts, h.groups)
+
+
+# --------------------------------------------------------------------------------------------------- names and sameness
 
 
 def is_balanced(config: Config) -> bool:
     return config.data.balanced or config.data.rho == 1
-
-
-def has_tail(counts: Int64[np.ndarray, "..."]) -> bool:
-    """Whether the classes differ in size by more than one image, which is what remains when n is no multiple of C."""
-    return counts.max() - counts.min() > 1
 
 
 def title(config: Config) -> str:
@@ -86,64 +97,33 @@ def in_words(changed: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _differences(config: Config, other: Config) -> list[str]:
-    if config.preset != other.preset:
-        return [config.preset]
-    unused = {f"guidance.{name}" for name in config.guidance_class.snapshot_only()}
-    return in_words({name: value for name, value in config.changes(other).items() if name not in unused})
-
-
 def labels_of(configs: Sequence[Config]) -> list[str]:
-    """Name each configuration; those of the same title are told apart by the fields that differ."""
+    """Name each configuration; those of the same title are told apart by the preset or the fields that differ."""
     labels = []
     for config in configs:
-        alike = [c for c in configs if title(c) == title(config)]
-        extra = _differences(config, alike[0])
+        first = next(c for c in configs if title(c) == title(config))
+        unused = {f"guidance.{name}" for name in config.guidance_class.snapshot_only()}
+        changed = {name: value for name, value in config.changes(first).items() if name not in unused}
+        extra = in_words(changed) if config.preset == first.preset else [config.preset]
         labels.append(f"{title(config)} ({', '.join(extra)})" if extra else title(config))
     return labels
 
 
-def by_method(runs: Sequence[Run]) -> list[SameMethod]:
-    """Gather runs by all that shapes their network but seed and split, in the order given."""
+def by_method(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
+    """Gather runs by all that shapes their network but seed and split, in the order given: (label, runs) of each."""
     gathered: dict[str, list[Run]] = {}
     for run in runs:
         level = dataclasses.replace(run.config, seed=0, data=dataclasses.replace(run.config.data, split=-1))
         gathered.setdefault(level.training_identity, []).append(run)
-    labels = labels_of([group[0].config for group in gathered.values()])
-    return [SameMethod(label, group) for label, group in zip(labels, gathered.values(), strict=True)]
+    return list(zip(labels_of([some[0].config for some in gathered.values()]), gathered.values()))
 
 
-def lacks_results(run: Run, *path: str) -> str:
-    """Say in a sentence what `run.results` lacks down a path of keys; empty where it is there."""
-    found = run.results
-    if not found:
-        return f"{run.path} has not been evaluated: tase evaluate {run.path}"
-    for key in path:
-        found = found.get(key) if isinstance(found, dict) else None
-    return "" if found is not None else f"{run.path} has no {' / '.join(path)} in its results: evaluate it again"
+# ---------------------------------------------------------------------------------------------- classes, head to tail
 
 
-def results_of(run: Run, *path: str) -> Any:
-    """Return `run.results` down a path of keys; raises Missing with a plain sentence where it is not there."""
-    if why := lacks_results(run, *path):
-        raise Missing(why)
-    found = run.results
-    for key in path:
-        found = found[key]
-    return found
-
-
-def seeds_of(runs: Sequence[Run]) -> int:
-    return len({(r.config.seed, r.config.split) for r in runs})
-
-
-def classes_of(run: Run) -> tuple[tuple[str, ...], np.ndarray, np.ndarray] | None:
-    """Return names, training counts and groups [C] of a run's classes; None without labels."""
-    saved = run.results or {}
-    if saved.get("counts"):
-        return tuple(saved["classes"]), np.asarray(saved["counts"]), np.asarray(saved["groups"])
-    h = run.history
-    return None if h.counts is None else (h.classes, h.counts, h.groups)
+def has_tail(counts: Int64[np.ndarray, "..."]) -> bool:
+    """Whether the classes differ in size by more than one image, which is what remains when n is no multiple of C."""
+    return counts.max() - counts.min() > 1
 
 
 def order_of(run: Run, among: Sequence[Run]) -> tuple[np.ndarray, np.ndarray, bool]:
@@ -165,40 +145,34 @@ def order_of(run: Run, among: Sequence[Run]) -> tuple[np.ndarray, np.ndarray, bo
     return counts, np.full(len(counts), -1, dtype=np.int64), False
 
 
-def _class_values(run: Run, values: Sequence[float | None]) -> tuple[np.ndarray, np.ndarray]:
-    """Return ids and values of the classes that have one: results list all classes, or those that are evaluated."""
-    numbers = np.array(values, dtype=np.float64)
-    classes = len(results_of(run, "counts"))
-    ids = np.arange(classes) if len(numbers) == classes else np.asarray(results_of(run, "eval_classes"))
-    if len(ids) != len(numbers):
-        raise Missing(f"{run.path}: results.json has {len(numbers)} values for {len(ids)} classes: evaluate it again")
-    known = np.isfinite(numbers)
-    return ids[known], numbers[known]
+def ranked(runs: Sequence[Run], among: Sequence[Run], take: Callable[[Run], Sequence[float | None]]) -> ByRank:
+    """Order what `take(run)` gives per class from head to tail, for all runs of a method.
 
-
-def ranked(method: SameMethod, among: Sequence[Run], take: Callable[[Run], Sequence[float | None]]) -> ByRank:
-    """Order what `take(run)` gives per class from head to tail, for all runs of a method."""
-    values, counts, names, groups, borrowed = [], [], [], [], False
-    for run in method.runs:
-        ids, numbers = _class_values(run, take(run))
-        by, group, lent = order_of(run, among)
+    It gives one number for each class, or for each that is evaluated; classes with None are left out.
+    """
+    rows = []
+    for run in runs:
+        values, counts = np.array(take(run), dtype=np.float64), np.array(results_of(run, "counts"))
+        ids = np.arange(len(counts)) if len(values) == len(counts) else np.array(results_of(run, "eval_classes"))
+        by, groups, _ = order_of(run, among)
         order = np.argsort(-by[ids], kind="stable")
+        order = order[np.isfinite(values[order])]
         ids = ids[order]
-        values.append(numbers[order])
-        counts.append(np.asarray(results_of(run, "counts"), dtype=np.int64)[ids])
-        names.append(tuple(str(run.results["classes"][i]) for i in ids))
-        groups.append(group[ids])
-        borrowed |= lent
+        rows.append((values[order], counts[ids], groups[ids], tuple(str(run.results["classes"][i]) for i in ids)))
+    values, counts, groups, names = zip(*rows)
     if len({len(v) for v in values}) > 1:
-        raise Missing(f"the runs of '{method.label}' have different numbers of classes: draw them apart")
-    same = len(set(names)) == 1
-    return ByRank(np.stack(values), np.stack(counts), groups[0], names[0] if same else None, borrowed)
+        raise RunError(f"{runs[0].path} and others of its method have different numbers of classes: draw them apart")
+    same = names[0] if len(set(names)) == 1 else None
+    return ByRank(np.stack(values), np.stack(counts), groups[0], same)
 
 
-def _some(values: Iterable[str], at_most: int = 3) -> str:
+# -------------------------------------------------------------------------------------------------------- the footer
+
+
+def some_of(values: Iterable[str]) -> str:
+    """List up to three different values, and how many more there are."""
     unique = list(dict.fromkeys(values))
-    more = f" and {len(unique) - at_most} more" if len(unique) > at_most else ""
-    return ", ".join(unique[:at_most]) + more
+    return ", ".join(unique[:3]) + (f" and {len(unique) - 3} more" if len(unique) > 3 else "")
 
 
 def set_besides(changed: Mapping[str, Any]) -> list[str]:
@@ -206,23 +180,27 @@ def set_besides(changed: Mapping[str, Any]) -> list[str]:
     return in_words(changed) if len(changed) <= 4 else [f"{len(changed)} fields set"]
 
 
+def seeds_of(runs: Sequence[Run]) -> int:
+    return len({(r.config.seed, r.config.split) for r in runs})
+
+
 def origin(runs: Sequence[Run], *notes: str) -> str:
     """Say where the numbers come from: preset, what all runs changed of it, subset, seeds, `notes`, commit."""
-    subsets = [(r.results or {}).get("subset") or r.environment.get("subset", "?") for r in runs]
-    commits = [(r.results or {}).get("commit") or r.commit for r in runs]
     seeds, (first, *others) = seeds_of(runs), [changes(r.config) for r in runs]
     shared = {name: value for name, value in first.items() if all(o.get(name) == value for o in others)}
     parts = [
-        _some(r.config.preset for r in runs),
+        some_of(r.config.preset for r in runs),
         *set_besides(shared),
-        f"subset {_some(subsets)}",
+        f"subset {some_of((r.results or {}).get('subset') or r.environment.get('subset', '?') for r in runs)}",
         f"{seeds} seed{'s' * (seeds > 1)}",
-        *(note for note in notes if note),
-        f"commit {_some(commits)}",
+        *filter(None, notes),
+        commit_text(some_of((r.results or {}).get("commit") or r.commit for r in runs)),
     ]
     return " · ".join(parts)
 
 
-def sign(figure: Figure, runs: Sequence[Run], *notes: str) -> None:
-    """Put the line of `origin` at the figure's foot."""
-    footer(figure, origin(runs, *notes))
+def signed(figure: Figure, runs: Sequence[Run], *notes: str, shown: bool = True) -> Figure:
+    """Put the line of `origin` at the figure's foot, if it is to be `shown`; returns the figure."""
+    if shown:
+        footer(figure, origin(runs, *notes))
+    return figure

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import textwrap
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +15,13 @@ import matplotlib as mpl
 import matplotlib.figure
 import matplotlib.style
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 
 from ..config import check_choice
 from ..data import GROUPS
 from ..files import write_atomic
+from ..lazy import LazyModule
+
+seaborn = LazyModule("seaborn")  # it takes a second
 
 COLUMN, TEXT = 3.25, 5.5  # inches: a single column, the text's width
 
@@ -42,7 +44,7 @@ THEMES = {
     "dark": Theme("#EAEAEA", "#A6A6A6", "#4A4A4A", "#2E2E2E", "none", ("#266CBC", "#EF5940", "#8DEECC")),
 }
 GROUP_COLOURS = THEMES["light"].groups
-INK, SOFT, FAINT = THEMES["light"].ink, THEMES["light"].soft, THEMES["light"].faint
+INK = THEMES["light"].ink
 _current: ContextVar[Theme] = ContextVar("theme", default=THEMES["light"])
 
 # Ten classes told apart (seaborn's "colorblind" order), and as many runs in one panel.
@@ -54,25 +56,18 @@ _MARKS = (("#B8860B", "s"), ("#A259B5", "D"), ("#0E8C9C", "^"), ("#B5653F", "v")
 
 _RC = {
     "figure.dpi": 150,
-    "savefig.dpi": 300,
-    "savefig.facecolor": "auto",
     "pdf.fonttype": 42,
-    "ps.fonttype": 42,
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
     "font.size": 8,
-    **{f"{part}size": 8 for part in ("axes.title", "axes.label")},
-    **{f"{part}.labelsize": 7 for part in ("xtick", "ytick")},
-    "legend.fontsize": 7,
-    "legend.title_fontsize": 7,
+    **dict.fromkeys(("axes.titlesize", "axes.labelsize"), 8),
+    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize", "legend.title_fontsize"), 7),
     "legend.frameon": False,
     "legend.handlelength": 1.4,
     "legend.columnspacing": 1.2,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.linewidth": 0.6,
     "axes.titlelocation": "left",
-    **{f"{axis}.major.{what}": size for axis in ("xtick", "ytick") for what, size in (("width", 0.6), ("size", 2.5))},
+    **dict.fromkeys(("axes.linewidth", "xtick.major.width", "ytick.major.width"), 0.6),
+    **dict.fromkeys(("xtick.major.size", "ytick.major.size"), 2.5),
     "lines.linewidth": 1.2,
 }
 
@@ -101,22 +96,22 @@ def run_marks() -> tuple[tuple[str, str], ...]:
     return ((colours().ink, "o"), *_MARKS)
 
 
-def style(look: Theme | None = None) -> AbstractContextManager[None]:
-    """Return the figures' matplotlib settings as a context that ignores the user's own style."""
+@contextmanager
+def style(look: Theme | None = None) -> Iterator[None]:
+    """Apply the figures' matplotlib settings, not the user's own, in a context or to a function (`@style()`)."""
     look = look or colours()
     inks = ("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor")
     softs = ("axes.edgecolor", "xtick.color", "ytick.color")
     papers = ("figure.facecolor", "axes.facecolor")
     own = {**dict.fromkeys(inks, look.ink), **dict.fromkeys(softs, look.soft), **dict.fromkeys(papers, look.paper)}
-    return mpl.style.context(["default", {**_RC, **own}])
+    with mpl.style.context(["default", {**_RC, **own}]):
+        yield
 
 
 class Figure(mpl.figure.Figure):
     """A matplotlib figure that keeps its style wherever it is drawn, and shows in a notebook without pyplot."""
 
-    def __init__(self, *args: Any, **options: Any):
-        super().__init__(*args, **options)
-        self.look = colours()
+    look: Theme = THEMES["light"]
 
     def draw(self, renderer) -> None:
         with style(self.look):  # ticks are made when first drawn, with the settings of that moment
@@ -128,7 +123,9 @@ class Figure(mpl.figure.Figure):
 
 def new_figure(width: float, height: float) -> Figure:
     """Make an empty figure of `width` x `height` inches that lays itself out."""
-    return Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.look = colours()
+    return figure
 
 
 def _bytes(figure: mpl.figure.Figure, kind: str, dpi: float) -> bytes:
@@ -162,12 +159,14 @@ def footer(figure: mpl.figure.Figure, text: str) -> None:
     figure.supxlabel(text, x=0.995, ha="right", fontsize=7, color=colours().soft)
 
 
-def group_handles(bars: bool = True) -> list:
+def dot(colour: str, label: str, **options: Any) -> Line2D:
+    """Return a legend entry: a dot, with a line where `lw` is given."""
+    return Line2D([], [], **{"lw": 0, "marker": "o", "ms": 4, "color": colour, "label": label, **options})
+
+
+def group_handles() -> list[Line2D]:
     """Return legend entries of head, mid and tail."""
-    pairs = list(zip(GROUPS, colours().groups, strict=True))
-    if bars:
-        return [Patch(color=colour, label=group) for group, colour in pairs]
-    return [Line2D([], [], ls="", marker="o", ms=4, color=colour, label=group) for group, colour in pairs]
+    return [dot(colour, group) for group, colour in zip(GROUPS, colours().groups, strict=True)]
 
 
 def colours_of(groups) -> list[str]:
