@@ -135,12 +135,11 @@ class BCL(Guidance):
 class GH(Guidance):
     """Geometric harmonization (Zhou et al. 2023, arXiv 2310.18298): views agree on evenly placed surrogate classes.
 
-    W [K, d] is a simplex ETF, t_v = normalise(z_v W'). Surrogate labels q_v are Sinkhorn's with kernel exp(t_v / 0.05)
-    and marginals pi over the classes. The loss grows by v L, L = -mean q_1 . log softmax(t_2 / 0.1)
-    - mean q_2 . log softmax(t_1 / 0.1). pi: shares of the argmax of a momentum memory of t_1, counted when the warm-up
-    ends and every `gh_refresh`; v grows to 1 over `gh_ramp` from there. Published for 1,000 epochs as 500, 20 and 10
-    epochs: here shares of the run. The released memory starts from uninitialised numbers; here from the first t_1.
-    Its two-stage learning rate is left out, as all methods have the preset's schedule.
+    W [K, d] is a simplex ETF, t_v = normalise(z_v W'); the loss grows by v times `harmonization` of t_1, t_2. Its
+    marginals are the shares of the argmax of a momentum memory of t_1, counted when the warm-up ends and every
+    `gh_refresh`; v grows to 1 over `gh_ramp` from there. Published for 1,000 epochs as 500, 20 and 10 epochs: here
+    shares of the run. The released memory starts from uninitialised numbers; here from the first t_1. The released
+    learning rate has two stages; here all methods have the preset's.
     """
 
     title = "GH"
@@ -192,9 +191,16 @@ class GH(Guidance):
             self.class_memory[index] = torch.where(before.isnan(), now, mixed)
             if self.amount == 0:
                 return others
-            q1, q2 = (sinkhorn(t.detach() / 0.05, self.marginal, self.options.gh_iterations) for t in (t1, t2))
-            loss = -(q1 * (t2 / 0.1).log_softmax(1) + q2 * (t1 / 0.1).log_softmax(1)).sum(1).mean()
+            loss = harmonization(t1, t2, self.marginal, self.options.gh_iterations)
         return self.amount * loss if others is None else others + self.amount * loss
+
+
+def harmonization(
+    t1: Float[Tensor, "b k"], t2: Float[Tensor, "b k"], marginal: Float[Tensor, "k"], iterations: int
+) -> Float[Tensor, ""]:
+    """Compute -mean q_1 . log softmax(t_2 / 0.1) - mean q_2 . log softmax(t_1 / 0.1), q_v = sinkhorn(t_v / 0.05)."""
+    q1, q2 = (sinkhorn(t.detach() / 0.05, marginal, iterations) for t in (t1, t2))
+    return -(q1 * (t2 / 0.1).log_softmax(1) + q2 * (t1 / 0.1).log_softmax(1)).sum(1).mean()
 
 
 def simplex_etf(k: int, d: int, generator: torch.Generator) -> Float[Tensor, "k d"]:
