@@ -58,7 +58,7 @@ from .guidance import Guidance, build_guidance
 from .losses import NTXent, nt_xent
 from .probes import knn_accuracy
 from .pseudo_labels import quality
-from .runs import Run, RunWriter, steered
+from .runs import Run, RunWriter, read_lines, steered
 from .streams import generator
 from .views import two_views
 
@@ -490,4 +490,20 @@ def _finish(t: Training, writer: RunWriter) -> None:
     writer.checkpoint(t.state())
     writer.snapshot(t.epoch, **snapshot(t, refresh(t)))
     writer.encoder(t.network, t.images.shape[1], t.size)
-    writer.status("finished", epoch=t.epoch, step=t.step)
+    writer.status("finished", epoch=t.epoch, step=t.step, **rank_zero(_expense)(t, writer.folder))
+
+
+def _expense(t: Training, folder: Path) -> dict[str, float]:
+    """Return what the run cost: its median speed over epochs, and the size of all that it holds between steps."""
+    speeds = [row["images_per_second"] for row in read_lines(folder / "metrics.jsonl")]
+    sizes = [x.nbytes for x in _tensors(t.state())]  # weights, momentum, state of each sample; no activations
+    return {"images_per_second": float(np.median(speeds)), "state_bytes": sum(sizes)}
+
+
+def _tensors(state: Any) -> Iterator[Tensor]:
+    """Yield the tensors in a nest of dictionaries, lists and tuples."""
+    if isinstance(state, Tensor):
+        yield state
+    elif isinstance(state, (dict, list, tuple)):
+        for part in state.values() if isinstance(state, dict) else state:
+            yield from _tensors(part)

@@ -69,7 +69,7 @@ def test_masks_are_of_the_epochs_start_and_random_ones_of_the_epoch_alone(tiny):
     a.guidance.start_epoch(3), b.guidance.start_epoch(3)
     assert all(torch.equal(m, b.guidance.masks[n]) for n, m in a.guidance.masks.items())
     kept, of = (sum(f(m) for m in a.guidance.masks.values()) for f in (lambda m: int(m.sum()), torch.numel))
-    assert kept == of - math.ceil(0.9 * of)
+    assert kept == of - math.ceil(0.3 * of)
     a.guidance.start_epoch(4)
     assert any(not torch.equal(m, b.guidance.masks[n]) for n, m in a.guidance.masks.items())
 
@@ -92,7 +92,8 @@ def test_a_step_is_the_gradient_of_the_released_three_passes(tiny):
         for p in t.guidance.norms.parameters():
             p.add_(0.3 * torch.randn(p.shape, generator=gen(1)))
     t.guidance.start_epoch(0)
-    view1, view2 = torch.rand(2, 16, 1, 8, 8, generator=gen())
+    t.network.double(), t.guidance.norms.double()  # in place: what rounding does near a ReLU's edge is not the question
+    view1, view2 = torch.rand(2, 16, 1, 8, 8, generator=gen(), dtype=torch.float64)
     full, pruned = copy.deepcopy(t.network), pruned_copy(t)
 
     z1, z2 = t.guidance.embed(t.network, view1, view2)
@@ -130,6 +131,16 @@ def test_pruned_weights_get_no_gradient_from_the_second_view(tiny):
     for name, mask in t.guidance.masks.items():
         gradient = t.network.get_parameter(name).grad
         assert (gradient[~mask] == 0).all() and gradient[mask].abs().sum() > 0
+
+
+def test_a_convolution_without_any_weight_left_is_told(tiny):
+    t = started(tiny, "sdclr", guidance__sdclr_pruned=0.9)
+    with pytest.warns(UserWarning, match=r"All of backbone\.9\.weight is pruned.*sdclr_pruned"):
+        t.guidance.start_epoch(0)
+    shares = {
+        name: tase.preset(name, "sdclr").guidance.sdclr_pruned for name in ("cifar10-lt", "imagenet100-lt", "digits-lt")
+    }
+    assert shares == {"cifar10-lt": 0.9, "imagenet100-lt": 0.3, "digits-lt": 0.3}
 
 
 def test_the_features_are_those_of_the_full_network(tiny, tmp_path):

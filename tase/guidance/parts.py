@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +65,10 @@ class SDCLR(Guidance):
             pruned = min(math.ceil(self.options.sdclr_pruned * len(every)), len(every) - 1)
             threshold = every.kthvalue(pruned + 1).values
             self.masks = {name: score >= threshold for name, score in scores.items()}
+        empty = [name for name, mask in self.masks.items() if not mask.any()] if epoch == 0 else []
+        if empty:
+            message = f"All of {empty[0]} is pruned: the second view says nothing of its image. Lower sdclr_pruned."
+            warnings.warn(message, stacklevel=2)
 
     def embed(self, network: nn.Module, view1: Views, view2: Views) -> tuple[Tensor, Tensor]:
         plain = getattr(network, "_orig_mod", network)  # what torch.compile wraps
