@@ -12,6 +12,7 @@ enlarged and coloured.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.metadata
 import importlib.util
 import os
@@ -366,9 +367,9 @@ def bench_networks(s: BenchBudget) -> tuple[tuple[str, int, int], ...]:
     return (("resnet18", 16, 1), ("conv4", 256, 4)) if s.quick else (("resnet18", 512, 3), ("conv4", 512, 12))
 
 
-def bench_training(s: BenchBudget, backbone: str, batch: int, steps: int) -> training.Training:
+def bench_training(s: BenchBudget, backbone: str, batch: int, steps: int, method: str = "tase") -> training.Training:
     fields = {"model.backbone": backbone, "optim.batch": batch}
-    return training.Training(preset("cifar10-lt", overrides=fields), bench_images(batch * steps), s.device)
+    return training.Training(preset("cifar10-lt", method, overrides=fields), bench_images(batch * steps), s.device)
 
 
 def step_parts(t: training.Training, index: Int64[Tensor, "b"]) -> dict[str, Callable[[], Any]]:
@@ -469,6 +470,19 @@ def bench_guidance(s: BenchBudget) -> list[BenchRow]:
     return rival_rows(case, times, plain) + against_recorded
 
 
+def bench_rivals(s: BenchBudget) -> list[BenchRow]:
+    """Measure a step of SDCLR, GH and BCL late in a run, where GH's loss has joined and BCL's mean strength is 0.5."""
+    backbone, batch, _ = bench_networks(s)[1]
+    index, actions = torch.arange(batch, device=s.device), {}
+    for method in ("simclr", "sdclr", "gh", "bcl-i", "bcl-d"):
+        t = bench_training(s, backbone, batch, 1, method)
+        t.network.train()
+        t.guidance.start_epoch(t.config.optim.epochs - 1)
+        actions[method] = functools.partial(training.train_step, t, index)
+        actions[method]()
+    return rival_rows(f"{backbone}, batch {batch}", time_in_turn(actions, s), "simclr")
+
+
 # --- the report
 
 
@@ -479,6 +493,7 @@ BENCH_SECTIONS: dict[str, Callable[[BenchBudget], list[BenchRow]]] = {
     "step": bench_step,
     "loop": bench_loop,
     "guidance": bench_guidance,
+    "rivals": bench_rivals,
 }
 
 

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     import pandas
 
 COLUMNS = "study kind row column preset subset protocol seed split metric value commit identity".split()  # noqa: SIM905
-PSEUDO, SPACE = "pseudo-labels", "space"  # blocks that are not protocols: quality of clusters, evenness of the space
+# Blocks that are not protocols: quality of clusters, evenness of the space, what a run costs.
+PSEUDO, SPACE, COST = "pseudo-labels", "space", "cost"
 BASELINES = ("pixels", "untrained")
 SCORES = ("all", "head", "mid", "tail", "std")
 ACCURACIES = (*SCORES, "std_classes", "range_classes")
@@ -33,8 +34,9 @@ EVENNESS = {"spread_cv": "cv_spread", "distance_cv": "cv_centres"}  # metric -> 
 _SHOWN = {
     PSEUDO: (("spearman_samples", "spearman_classes", "nmi", "purity"), ("spearman_samples", "spearman_classes")),
     SPACE: (tuple(EVENNESS), tuple(EVENNESS)),
+    COST: (("relative_time", "state_mib"), ()),
 }
-_NAMES = {"nmi": "NMI", "spread_cv": "Spread CV", "distance_cv": "Distance CV"}
+_NAMES = {"state_mib": "State MiB", "nmi": "NMI", "spread_cv": "Spread CV", "distance_cv": "Distance CV"}
 
 Values = Mapping[Hashable, float | None]  # (seed, split) -> value
 Result = Mapping[str, Any]  # what results.json holds
@@ -247,7 +249,7 @@ def blocks(results: pandas.DataFrame, about: Mapping[str, Any]) -> Iterator[Bloc
     for preset in about["presets"]:
         here = results[results["preset"] == preset]
         for protocol in dict.fromkeys(here.loc[here["kind"] == "cell", "protocol"]):
-            title = f"{preset}, {protocol}" + ("" if protocol == PSEUDO else f", on {about['on']}")
+            title = f"{preset}, {protocol}" + ("" if protocol in (PSEUDO, COST) else f", on {about['on']}")
             yield Block(title, _study_lines(results, about, preset, protocol))
             if about.get("contrast"):
                 yield from _interaction_block(title, results, about, preset, protocol)
@@ -319,6 +321,11 @@ def _study_legend(results: pandas.DataFrame, about: Mapping[str, Any]) -> list[s
     if SPACE in set(cells["protocol"]):
         lines.append(
             "space: coefficients of variation of the classes' spreads and of their centres' distances, 0: even."
+        )
+    if COST in set(cells["protocol"]):
+        lines.append(
+            "cost: wall time of an epoch (median over a run, with all it writes) relative to simclr's median here; "
+            "state: weights, momentum and all that is kept of each sample, without activations."
         )
     changed = ", ".join(f"{name}={value}" for name, value in about["overrides"].items())
     lines += [f"changed from the preset: {changed}."] if changed else []

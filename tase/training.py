@@ -58,7 +58,7 @@ from .guidance import Guidance, build_guidance
 from .losses import NTXent, nt_xent
 from .probes import knn_accuracy
 from .pseudo_labels import quality
-from .runs import Run, RunWriter, steered
+from .runs import Run, RunWriter, read_lines, steered
 from .streams import generator
 from .views import two_views
 
@@ -188,19 +188,19 @@ def train_step(t: Training, index: Tensor, images: Tensor | None = None) -> NTXe
         group["lr"] = learning_rate(t.config.optim, t.step, t.steps_per_epoch)
 
     view1, view2 = two_views(images, t.config.views, t.generators["views"], own.start, b)  # [b / world, c, s, s]
-    view1, view2 = guide.views(index[own], view1, view2, t.generators["views"])
+    view1, view2 = guide.views(index[own], view1, view2, t.generators["views"], own.start, b)
     view1, view2 = (v.contiguous(memory_format=torch.channels_last) for v in (view1, view2))
     with t.autocast:
         z1, z2 = guide.embed(t.forward, view1, view2)  # [b / world, d]
     # An anchor is held against the views of the whole batch, in float32, as their gradients are summed.
-    columns = gather(torch.stack([z1, z2], 1).float(), b).unbind(1) if world() > 1 else None
+    columns = gather(torch.stack([z1, z2], 1).float(), b).unbind(1) if world() > 1 else None  # [b, d] each
     tau, weight, scale = guide.tau[index], guide.weight[index], guide.scale(index)
     out = nt_xent(z1, z2, tau, weight, t.config.optim.loss_chunk or None, scale, columns, own.start)
-    extra = guide.extra(index[own], z1, z2)
+    extra = guide.extra(index, *(columns or (z1, z2)))
 
     t.optimiser.zero_grad(set_to_none=True)
     with summed_gradients(t.parameters):
-        # `extra` is a mean over this shard's images, and shards are equal: the mean of the batch once it is summed.
+        # All processes compute the same `extra`, of the whole batch, and their gradients are summed.
         (out.loss if extra is None else out.loss + extra / world()).backward()
     t.optimiser.step()
     out = whole(out, b)
@@ -314,6 +314,7 @@ def snapshot(t: Training, h: Tensor) -> dict[str, np.ndarray]:
         "headness": guide.headness.float(),
         "cluster_sizes": guide.cluster_sizes.float(),
         "log_sizes": guide.log_sizes,
+        **{name: getattr(guide, name) for name in guide.SHOWN},
         "loss": (t.loss_sum / t.loss_count).float(),
         "feature_index": kept,
         "features": h[kept.to(h.device)].half(),
@@ -489,4 +490,20 @@ def _finish(t: Training, writer: RunWriter) -> None:
     writer.checkpoint(t.state())
     writer.snapshot(t.epoch, **snapshot(t, refresh(t)))
     writer.encoder(t.network, t.images.shape[1], t.size)
-    writer.status("finished", epoch=t.epoch, step=t.step)
+    writer.status("finished", epoch=t.epoch, step=t.step, **rank_zero(_expense)(t, writer.folder))
+
+
+def _expense(t: Training, folder: Path) -> dict[str, float]:
+    """Return what the run cost: its median speed over epochs, and the size of all that it holds between steps."""
+    speeds = [row["images_per_second"] for row in read_lines(folder / "metrics.jsonl")]
+    sizes = [x.nbytes for x in _tensors(t.state())]  # weights, momentum, state of each sample; no activations
+    return {"images_per_second": float(np.median(speeds)), "state_bytes": sum(sizes)}
+
+
+def _tensors(state: Any) -> Iterator[Tensor]:
+    """Yield the tensors in a nest of dictionaries, lists and tuples."""
+    if isinstance(state, Tensor):
+        yield state
+    elif isinstance(state, (dict, list, tuple)):
+        for part in state.values() if isinstance(state, dict) else state:
+            yield from _tensors(part)

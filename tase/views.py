@@ -19,12 +19,15 @@ The tests hold the views against torchvision's transforms of one PIL image at a 
 * hue is turned about the grey axis of RGB, not in HSV: a rotation is linear, so it joins the other colour steps in one
   matrix (on photographs it is nearer to HSV than a rotation in YIQ);
 * blur comes before the colours instead of after them, which is the same but for clamping and the mean at the edges.
+
+`rand_augment` then changes views by a few of OPERATIONS, each sample with its own probability and magnitude.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -340,3 +343,145 @@ def _colour_basis(device: torch.device) -> Float[Tensor, "4 3 3"]:
     turn = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
     basis = torch.stack([torch.eye(3), torch.tensor(LUMA).expand(3, 3), torch.full((3, 3), 1 / 3), turn])
     return basis.to(device)
+
+
+# --- RandAugment, each sample its own
+
+
+def rand_augment(
+    x: Float[Tensor, "n c s s"],
+    strength: Float[Tensor, "n"],
+    low: float = 0.0,
+    operations: int = 1,
+    random_magnitude: bool = False,
+    generator: torch.Generator | None = None,
+    offset: int = 0,
+    total: int | None = None,
+) -> Float[Tensor, "n c s s"]:
+    """Change each view in [0, 1] by `operations` of OPERATIONS, drawn with replacement, each with probability strength.
+
+    Their magnitude is low + (30 - low) strength, of 30; `random_magnitude`: low + (30 - low) strength u, u uniform per
+    view. `total` and `offset` as of `two_views`. What is drawn from `generator` does not depend on the strengths.
+    """
+    source = x.device if generator is None else generator.device
+    u = torch.rand(total or len(x), operations, 6, generator=generator, device=source)[offset : offset + len(x)]
+    which, applied, sign, share, *place = u.to(x.device).unbind(2)  # [n, operations] each
+    magnitude = (low + (30 - low) * (strength * share[:, 0] if random_magnitude else strength)) / 30
+    first, last = torch.tensor([ends for *ends, _ in OPERATIONS.values()], device=x.device).unbind(1)
+    for k in range(operations):
+        op = (which[:, k] * len(OPERATIONS)).long().clamp_max(len(OPERATIONS) - 1)
+        value = torch.lerp(first[op], last[op], magnitude)
+        value = torch.where((op < GEOMETRIC) & (sign[:, k] < 0.5), -value, value)
+        op = torch.where(applied[:, k] < strength, op, -1)
+        x = operate(x, op, value, torch.stack([p[:, k] for p in place], 1))
+    return x
+
+
+@torch.no_grad()
+def operate(
+    x: Float[Tensor, "n c s s"], op: Int64[Tensor, "n"], value: Float[Tensor, "n"], place: Float[Tensor, "n 2"]
+) -> Float[Tensor, "n c s s"]:
+    """Do with view j the operation number op[j] of OPERATIONS (-1: none) at value[j]; cutout at place[j] in [0, 1)."""
+    moved = (op >= 0) & (op < GEOMETRIC)
+    x = _where(moved, _warped, x.clone(), op, value)  # the geometric ones together: one affine grid per sample
+    for number, (*_, function) in enumerate(OPERATIONS.values()):
+        if number >= GEOMETRIC:
+            x = _where(op == number, function, x, value[:, None, None, None], place)
+    return x
+
+
+def _where(mask: Bool[Tensor, "n"], function: Callable[..., Tensor], x: Tensor, *values: Tensor) -> Tensor:
+    """Replace the rows of x in the mask by the function's; in place on a CPU."""
+    if x.device.type != "cpu":  # counting the rows would wait for the device: all are computed
+        return torch.where(mask[:, None, None, None], function(x, *values), x)
+    rows = mask.nonzero().squeeze(1)
+    if len(rows):
+        x[rows] = function(x[rows], *(v[rows] for v in values))
+    return x
+
+
+def _warped(x: Float[Tensor, "n c s s"], op: Int64[Tensor, "n"], value: Float[Tensor, "n"]) -> Float[Tensor, "n c s s"]:
+    """Shear from the upper left corner, shift by a share of the side, or rotate about the centre; black outside."""
+    side, half = x.shape[-1], x.shape[-1] / 2
+    shear_x, shear_y, right, down, angle = (torch.where(op == i, value, 0.0)[:, None, None] for i in range(GEOMETRIC))
+    cos, sin = torch.deg2rad(angle).cos(), torch.deg2rad(angle).sin()
+    pixel = torch.arange(side, device=x.device) + 0.5
+    across, along = pixel[None, None, :], pixel[None, :, None]
+    # Where each output pixel comes from; the pixel that holds the point is taken (PIL's nearest).
+    column = cos * (across - half) - sin * (along - half) + half + shear_x * along + right * side
+    row = sin * (across - half) + cos * (along - half) + half + shear_y * across + down * side
+    column, row = column.floor().long(), row.floor().long()  # [n, s, s]
+    inside = (column >= 0) & (column < side) & (row >= 0) & (row < side)
+    source = (row * side + column).clamp(0, side * side - 1).flatten(1)
+    moved = x.flatten(2).gather(2, source[:, None].expand(-1, x.shape[1], -1))
+    return moved.view_as(x) * inside[:, None]
+
+
+def _bright(x: Float[Tensor, "n c s s"]) -> Float[Tensor, "n 1 s s"]:
+    return (x * x.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True) if x.shape[1] == 3 else x.mean(1, keepdim=True)
+
+
+def _blend(x: Tensor, other: Tensor, factor: Float[Tensor, "n 1 1 1"]) -> Tensor:
+    return torch.lerp(other, x, factor).clamp(0, 1)
+
+
+def _autocontrast(x, value, place):
+    low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+    return torch.where(high > low, (x - low) / (high - low), x)
+
+
+def _equalize(x, value, place):
+    """Map the levels of each channel, of 256, so that their counts are even; below 256 pixels it does nothing."""
+    level = (255 * x).round().long().flatten(2)  # [n, c, s s]
+    count = torch.zeros(*x.shape[:2], 256, dtype=torch.int64, device=x.device)
+    count.scatter_add_(2, level, torch.ones_like(level))
+    last = count.gather(2, level.amax(2, keepdim=True))
+    step = (level.shape[2] - last) // 255  # as in PIL, in whole numbers
+    even = (step // 2 + count.cumsum(2) - count) // step.clamp_min(1)
+    return torch.where(step[..., None] > 0, even.clamp_max(255).gather(2, level).view_as(x) / 255, x)
+
+
+def _posterize(x, value, place):
+    step = 2 ** (8 - value.floor())  # 4 to 8 bits
+    return ((255 * x).round() / step).floor() * step / 255
+
+
+def _sharpness(x, value, place):
+    kernel = x.new_tensor([[1, 1, 1], [1, 5, 1], [1, 1, 1]]).expand(x.shape[1], 1, 3, 3) / 13
+    smooth = x.clone()
+    smooth[..., 1:-1, 1:-1] = torch.nn.functional.conv2d(x, kernel, groups=x.shape[1])
+    return _blend(x, smooth, value)
+
+
+def _cutout(x, value, place):
+    """Paint a square grey whose side is a share of the image's, cut off at the edges, around a random place."""
+    side = x.shape[-1]
+    size = value[..., 0] * side  # [n, 1, 1]
+    first = (place[:, :, None] * side - size / 2).clamp_min(0).floor()  # [n, 2, 1]
+    pixel = torch.arange(side, device=x.device)
+    covered = (pixel >= first) & (pixel <= (first + size).floor()) & (size > 0)  # [n, 2, s]
+    grey = x.new_tensor((125, 123, 114))[:, None, None] / 255
+    painted = grey if x.shape[1] == 3 else _bright(grey[None])[0]
+    return torch.where((covered[:, 1, :, None] & covered[:, 0, None, :])[:, None], painted, x)
+
+
+# BCL's operations: value at magnitude 0, at magnitude 30, what is done. Directions and ranges are those of its released
+# code, where a larger magnitude is a *weaker* solarize and posterize, and contrast to sharpness do nothing at 15.
+OPERATIONS: dict[str, tuple[float, float, Callable[..., Tensor]]] = {
+    "shear x": (0.0, 0.6, _warped),
+    "shear y": (0.0, 0.6, _warped),
+    "translate x": (0.0, 0.66, _warped),
+    "translate y": (0.0, 0.66, _warped),
+    "rotate": (0.0, 60.0, _warped),
+    "autocontrast": (0.0, 1.0, _autocontrast),
+    "invert": (0.0, 1.0, lambda x, value, place: 1 - x),
+    "equalize": (0.0, 1.0, _equalize),
+    "solarize": (0.0, 110.0, lambda x, value, place: torch.where(255 * x < value, x, 1 - x)),
+    "posterize": (4.0, 8.0, _posterize),
+    "contrast": (0.1, 1.9, lambda x, value, place: _blend(x, _bright(x).mean((2, 3), keepdim=True), value)),
+    "colour": (0.1, 1.9, lambda x, value, place: _blend(x, _bright(x), value) if x.shape[1] == 3 else x),
+    "brightness": (0.1, 1.9, lambda x, value, place: (x * value).clamp(0, 1)),
+    "sharpness": (0.1, 1.9, _sharpness),
+    "cutout": (0.0, 0.4, _cutout),
+}
+GEOMETRIC = 5  # the first ones, of a random sign

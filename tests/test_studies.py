@@ -20,7 +20,7 @@ import torch
 
 import tase
 from tase.__main__ import main
-from tase.config import ConfigError
+from tase.config import ConfigError, fields
 from tase.evaluation import lacking
 from tase.figures import draw_study, redraw, study_figure
 from tase.studies import PUBLISHED, STUDIES, Job, Multiple, Study, Workers, each_method, over, plan, run_study
@@ -55,6 +55,7 @@ TWO = {
     "epochs-batch": (["tase"], ["epochs x0.5, batch x0.5", "epochs x1, batch x0.5"]),
     "backbone": (["simclr"], ["conv4", "conv4, twice as wide"]),
     "mechanism": (["simclr", "tase"], ["long tail"]),
+    "rivals": (["simclr", "tase+bcl-i"], []),
 }
 SMALL = {  # what the two cells need besides
     "schedule": {"optim.epochs": 11, "guidance.refresh": 0},
@@ -75,8 +76,9 @@ def quick(name, rows=None, columns=None):
 
 def run(study, out, runs, seeds=(0, 1), **more):
     tiny = {**TINY, **SMALL.get(study.name, {})}
-    if all(cell.changes.get("method", study.base.get("method")) == "simclr" for cell in study.cells):
-        del tiny["guidance.ramp"]  # no cell has it
+    methods = {cell.changes.get("method", study.base.get("method", "tase")) for cell in study.cells}
+    if not any("guidance.ramp" in fields(method) for method in methods):
+        del tiny["guidance.ramp"]
     more = {"overrides": tiny, "progress": False, **more}
     return run_study(study, ["digits-lt"], seeds, out, runs=runs, **more)
 
@@ -106,8 +108,8 @@ def latex_tables(text):
 # ------------------------------------------------------------------------------------------------------------- declared
 
 
-def test_there_are_thirteen_each_with_its_question():
-    assert len(STUDIES) == 13 and set(STUDIES) == set(TWO)
+def test_there_are_fourteen_each_with_its_question():
+    assert len(STUDIES) == 14 and set(STUDIES) == set(TWO)
     for study in STUDIES.values():
         assert study.question.endswith((".", "?")) and "\n" not in study.question
         assert study.reference in {**study.rows, **study.extras}
@@ -166,6 +168,24 @@ def _check_tables(found, cells):
 def plain(cell):
     cell = re.sub(r"\\textbf\{(.*?)\}", r"\1", cell)
     return re.sub(r"\\([&%_#])", r"\1", cell.replace("$\\pm$", "±"))
+
+
+def test_costs_are_next_to_accuracy_and_survive_the_kept_copy(tmp_path, runs):
+    study = quick("rivals", ["simclr", "sdclr", "bcl-i+gh"])
+    outcome = run(study, tmp_path / "study", runs, keep=True)
+    cost = outcome.results[outcome.results["protocol"] == "cost"]
+    by_row = cost.pivot_table("value", "row", "metric")
+    speed = cost[(cost["metric"] == "images_per_second") & (cost["row"] == "simclr")]["value"].median()
+    own = cost[(cost["metric"] == "images_per_second") & (cost["row"] == "sdclr")]["value"]
+    assert by_row["relative_time"]["sdclr"] == pytest.approx((speed / own).mean(), rel=1e-6)
+    assert by_row["state_mib"]["bcl-i+gh"] > by_row["state_mib"]["simclr"] > 0
+    assert (
+        "| Relative time | State MiB |" in re.sub(" +", " ", outcome.markdown)
+        and "- cost: wall time" in outcome.markdown
+    )
+    assert "cost" not in set(outcome.results[outcome.results["kind"] == "headroom"]["protocol"])
+    again = run(study, tmp_path / "study", tmp_path / "study" / "runs.zip")
+    assert again.done == 0 and again.markdown == outcome.markdown
 
 
 # ------------------------------------------------------------------------------------------------------ skip and resume

@@ -71,7 +71,7 @@ class Prototypes(Guidance):
         self.head.frozen = nn.Parameter(torch.ones(2), requires_grad=False)
         return self.head
 
-    def views(self, index, view1, view2, generator):
+    def views(self, index, view1, view2, generator, offset=0, total=None):
         side = int(torch.rand((), generator=generator) < 0.5)  # one draw for all: several processes have the same
         return view1, torch.where((index % 2 == side)[:, None, None, None], view2.flip(-1), view2)
 

@@ -454,3 +454,149 @@ def test_batched_is_much_faster_than_torchvision(patches):
     ours = seconds(lambda: V.two_views(batch, views, seeded()), 9)
     theirs = seconds(lambda: reference_views(batch, views, seeded()), 3)
     assert theirs / ours > 5
+
+
+# --- RandAugment, against PIL's operations on 8-bit images
+
+
+def pil_operation(name, image, v, place):
+    """The operation on a PIL image, as the papers' code calls it; cutout at place[0], place[1] of the side."""
+    from PIL import Image, ImageDraw, ImageEnhance, ImageOps
+
+    w, h = image.size
+    affine = {
+        "shear x": (1, v, 0, 0, 1, 0),
+        "shear y": (1, 0, 0, v, 1, 0),
+        "translate x": (1, 0, v * w, 0, 1, 0),
+        "translate y": (1, 0, 0, 0, 1, v * h),
+    }
+    enhance = {"contrast": "Contrast", "colour": "Color", "brightness": "Brightness", "sharpness": "Sharpness"}
+    if name in affine:
+        return image.transform(image.size, Image.AFFINE, affine[name])
+    if name == "rotate":
+        return image.rotate(v)
+    if name in enhance:
+        return getattr(ImageEnhance, enhance[name])(image).enhance(v)
+    if name == "solarize":
+        return ImageOps.solarize(image, v)
+    if name == "posterize":
+        return ImageOps.posterize(image, int(v))
+    if name == "cutout":
+        image = image.copy()
+        x, y = (max(0, p * w - v * w / 2) for p in place)
+        if v > 0:
+            box = (int(x), int(y), min(w, int(x) + v * w), min(h, int(y) + v * w))
+            ImageDraw.Draw(image).rectangle(box, (125, 123, 114) if image.mode == "RGB" else 123)
+        return image
+    return getattr(ImageOps, name)(image)  # autocontrast, invert, equalize
+
+
+def operated(images, name, values, place):
+    """Ours and PIL's, in 255ths."""
+    from PIL import Image
+
+    op = torch.full((len(images),), list(V.OPERATIONS).index(name))
+    ours = 255 * V.operate(images / 255, op, values, place)
+    theirs = []
+    for image, value, at in zip(images, values.tolist(), place.tolist()):
+        array = image.permute(1, 2, 0).numpy()
+        array = np.array(
+            pil_operation(name, Image.fromarray(array.squeeze(2) if len(image) == 1 else array), value, at)
+        )
+        theirs.append(torch.from_numpy(np.atleast_3d(array)).permute(2, 0, 1).float())
+    return ours, torch.stack(theirs)
+
+
+@pytest.mark.parametrize("side", [32, 28, 8])
+@pytest.mark.parametrize("channels", [3, 1])
+@pytest.mark.parametrize("name", V.OPERATIONS)
+def test_every_operation_is_pils(name, channels, side):
+    images = photos(60, side, side, seed=3)
+    images[0] = 77  # nothing to stretch or to even out
+    images[1] = torch.where(images[1] > 90, 255, 0)
+    images = images[:, :channels]
+    low, high, _ = V.OPERATIONS[name]
+    values, place = torch.linspace(low, high, 60), torch.rand(60, 2, generator=seeded())
+    geometric = list(V.OPERATIONS).index(name) < V.GEOMETRIC
+    if geometric:
+        values[::2] *= -1
+    ours, theirs = operated(images, name, values, place)
+    difference = (ours - theirs).abs()
+    if geometric:  # points that fall between two pixels; PIL computes in 16-bit fractions
+        assert (difference.amax(1) > 0).float().mean() < 0.01
+    else:  # contrast rounds the mean grey, colour the grey, and each the result
+        assert difference.max() <= (2.01 if name in ("contrast", "colour", "sharpness") else 1.01)
+    if name == "equalize" and side == 8:
+        torch.testing.assert_close(ours, images.float())  # of 64 pixels PIL evens out nothing
+
+
+def test_every_operation_does_something_and_only_to_its_sample():
+    x, place = photos(30) / 255, torch.full((30, 2), 0.5)
+    for number, (name, (low, high, _)) in enumerate(V.OPERATIONS.items()):
+        op, value = torch.full((30,), -1), torch.full((30,), low + 0.3 * (high - low))
+        op[::3] = number
+        out = V.operate(x, op, value, place)
+        untouched = torch.ones(30, dtype=torch.bool)
+        untouched[::3] = False
+        assert torch.equal(out[untouched], x[untouched])
+        assert (out[::3] - x[::3]).abs().amax((1, 2, 3)).min() > 1e-3, name
+        assert out.min() >= 0 and out.max() <= 1
+        grey = V.operate(x[:, :1], op, value, place)
+        assert grey.shape == (30, 1, 32, 32) and torch.isfinite(grey).all()
+        assert torch.equal(grey, x[:, :1]) == (name == "colour")
+
+
+def test_all_rows_computed_and_chosen_is_the_same(monkeypatch):
+    """As on a GPU, where counting the rows would wait for the device."""
+    x, strength = photos(64) / 255, torch.rand(64, generator=seeded())
+    expected = V.rand_augment(x, strength, 10.0, 3, generator=seeded(1))
+
+    def chosen(mask, function, x, *values):
+        return torch.where(mask[:, None, None, None], function(x, *values), x)
+
+    monkeypatch.setattr(V, "_where", chosen)
+    torch.testing.assert_close(V.rand_augment(x, strength, 10.0, 3, generator=seeded(1)), expected, atol=1e-6, rtol=0)
+
+
+def test_operations_are_drawn_evenly_with_the_samples_probability(monkeypatch):
+    seen = []
+    monkeypatch.setattr(V, "operate", lambda x, op, value, place: seen.append((op, value, place)) or x)
+    n, strength = 30000, torch.tensor([0.0, 0.2, 0.5, 1.0]).repeat(7500)
+    x = torch.zeros(n, 1, 2, 2)
+    V.rand_augment(x, strength, 10.0, 2, generator=seeded())
+    V.rand_augment(x, strength, 5.0, 1, True, generator=seeded(1))
+    ends = torch.tensor([e[:2] for e in V.OPERATIONS.values()])
+    for call, (op, value, place) in enumerate(seen):
+        done = op >= 0
+        for s in (0.0, 0.2, 0.5, 1.0):
+            assert done[strength == s].float().mean().item() == pytest.approx(s, abs=0.02)
+        counts = op[done].bincount(minlength=15)
+        assert ((counts / done.sum() - 1 / 15).abs() < 0.01).all()
+        geometric = done & (op < V.GEOMETRIC)
+        assert (value[geometric] < 0).float().mean().item() == pytest.approx(0.5, abs=0.03)
+        low, high = ends[op[done]].unbind(1)
+        magnitude = 30 * ((value[done].abs() - low) / (high - low))
+        if call < 2:
+            torch.testing.assert_close(magnitude, 10 + 20 * strength[done], atol=1e-3, rtol=0)
+        else:  # between 5 and 5 + 25 M, evenly
+            share = (magnitude - 5) / (25 * strength[done])
+            assert (
+                share.min() > -1e-3 and share.max() < 1 + 1e-3 and share.mean().item() == pytest.approx(0.5, abs=0.02)
+            )
+        assert place.min() >= 0 and place.max() < 1
+
+
+def test_the_stream_does_not_depend_on_the_strengths_and_shards_are_parts_of_the_batch():
+    x, strength = photos(24) / 255, torch.rand(24, generator=seeded())
+    draws = []
+    for s in (strength, 0 * strength):
+        rng = seeded(5)
+        out = V.rand_augment(x, s, 10.0, 2, generator=rng)
+        draws.append((out, torch.rand(4, generator=rng)))
+    assert torch.equal(draws[0][1], draws[1][1])
+    assert torch.equal(draws[1][0], x) and draws[1][0] is not x and not torch.equal(draws[0][0], x)
+    for start in (0, 8, 16):
+        rng, part = seeded(5), slice(start, start + 8)
+        own = V.rand_augment(x[part], strength[part], 10.0, 2, generator=rng, offset=start, total=24)
+        torch.testing.assert_close(own, draws[0][0][part], atol=1e-6, rtol=0)
+        assert torch.equal(torch.rand(4, generator=rng), draws[0][1])

@@ -38,7 +38,7 @@ def study_figure(folder: str | Path, preset: str = "", note: bool = True) -> Fig
     results, about = read_study(folder)
     preset = preset or about["presets"][0]
     cells = results[(results["kind"] == "cell") & (results["preset"] == preset)]
-    accuracies = [p for p in dict.fromkeys(cells["protocol"]) if p not in ("pseudo-labels", "space")]
+    accuracies = [p for p in dict.fromkeys(cells["protocol"]) if p not in ("pseudo-labels", "space", "cost")]
     panels = {p: shown(p)[1] for p in accuracies or dict.fromkeys(cells["protocol"])}
     if not panels:
         raise RunError(f"{folder} has no results on {preset} yet: tase study {about['name']}")

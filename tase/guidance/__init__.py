@@ -41,6 +41,7 @@ from typing import TYPE_CHECKING
 
 from ..config import METHODS, Config, check
 from .base import Guidance, Method, compose
+from .parts import BCL, GH, SDCLR
 from .temperatures import MMTS, TASE, Constant, ISogCLRTau, TemperatureSchedule, temperature_and_weight
 
 if TYPE_CHECKING:
@@ -49,7 +50,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
+    "BCL",
+    "GH",
     "MMTS",
+    "SDCLR",
     "TASE",
     "Constant",
     "Guidance",
@@ -74,6 +78,27 @@ METHODS.update(
         "shuffled": Method(TASE, "TASE, shuffled", {"guidance.shuffled": True}),
         "reversed": Method(TASE, "TASE, reversed", {"guidance.reversed": True}),
         "crowding": Method(TASE, "TASE, crowding", {"guidance.labels": "oracle", "guidance.estimator": "crowding"}),
+    }
+)
+
+# Parts (parts.py) on SimCLR and on TASE; the control of a part says what it takes away.
+_SDCLR, _BCL, _GH = (compose(part, Constant) for part in (SDCLR, BCL, GH))
+_DUAL = {"guidance.bcl_operations": 2, "guidance.bcl_low": 5.0, "guidance.bcl_random": True}
+METHODS.update(
+    {
+        "sdclr": Method(_SDCLR),
+        "bcl-i": Method(_BCL),
+        "bcl-d": Method(compose(BCL, SDCLR, Constant), "BCL-D", _DUAL),
+        "gh": Method(_GH),
+        "sdclr+gh": Method(compose(GH, SDCLR, Constant)),
+        "bcl-i+gh": Method(compose(GH, BCL, Constant)),
+        "tase+sdclr": Method(compose(SDCLR, TASE)),
+        "tase+gh": Method(compose(GH, TASE)),
+        "tase+bcl-i": Method(compose(BCL, TASE)),
+        "bcl-constant": Method(_BCL, "BCL-I, strength 0.5", {"guidance.bcl_constant": 0.5}),
+        "bcl-shuffled": Method(_BCL, "BCL-I, shuffled", {"guidance.bcl_shuffled": True}),
+        "sdclr-random": Method(_SDCLR, "SDCLR, random masks", {"guidance.sdclr_random": True}),
+        "gh-uniform": Method(_GH, "GH, uniform marginals", {"guidance.gh_uniform": True}),
     }
 )
 

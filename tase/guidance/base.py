@@ -49,6 +49,7 @@ class Guidance:
     uses_features: ClassVar[bool] = False  # tau or weight depend on `update`; else it is called for the snapshots only
     steerable: ClassVar[tuple[str, ...]] = ()  # options that can change while a run trains
     SAVED: ClassVar[tuple[str, ...]] = ("tau", "weight")
+    SHOWN: ClassVar[tuple[str, ...]] = ()  # what else snapshots keep of each sample: attributes [n]
 
     @dataclass(frozen=True)
     class Options(Section):
@@ -174,9 +175,19 @@ class Guidance:
         self.pseudo.update(features)
 
     def views(
-        self, index: Int64[Tensor, "b"], view1: Views, view2: Views, generator: torch.Generator
+        self,
+        index: Int64[Tensor, "b"],
+        view1: Views,
+        view2: Views,
+        generator: torch.Generator,
+        offset: int = 0,
+        total: int | None = None,
     ) -> tuple[Views, Views]:
-        """Change the two views of the images `index`, with draws from the views' generator."""
+        """Change the two views of the images `index`, with draws from the views' generator.
+
+        With `total`, the images are number `offset` and following of a batch of so many. Draw for the whole batch:
+        several processes, each with its shard, then have the numbers that one would have.
+        """
         return view1, view2
 
     def embed(self, network: nn.Module, view1: Views, view2: Views) -> tuple[Tensor, Tensor]:
@@ -193,7 +204,7 @@ class Guidance:
         return None
 
     def extra(self, index: Int64[Tensor, "b"], z1: Tensor, z2: Tensor) -> Float[Tensor, ""] | None:
-        """Return a scalar that is added to the loss, or None."""
+        """Return a scalar that is added to the loss, or None; the whole batch's, also where processes share it."""
         return None
 
     def after_step(self, index: Int64[Tensor, "b"], out: NTXent) -> None:
@@ -233,6 +244,7 @@ def compose(*classes: type[Guidance]) -> type[Guidance]:
         "__doc__": " and ".join(c.__name__ for c in classes) + ", combined.",
         "Options": dataclass(frozen=True)(options),
         "SAVED": tuple(dict.fromkeys(name for c in reversed(classes) for name in c.SAVED)),
+        "SHOWN": tuple(dict.fromkeys(name for c in reversed(classes) for name in c.SHOWN)),
         "title": title,
         "per_sample": any(c.per_sample for c in classes),
         "uses_features": any(c.uses_features for c in classes),

@@ -81,7 +81,7 @@ class MMTS(Guidance):
     def __init__(self, n: int, **common: Any):
         super().__init__(n, **common)
         self.share, self.epoch = torch.full_like(self.tau, 0.5), 0
-        self.start_epoch(0)
+        MMTS.start_epoch(self, 0)  # its own only, not that of parts
 
     def start_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -94,7 +94,7 @@ class MMTS(Guidance):
         size = self.pseudo.labels.bincount()[self.pseudo.labels].float().to(self.device)
         low, high = size.min(), size.max()
         self.share = ((size - low) / (high - low)).nan_to_num(0.5)
-        self.start_epoch(epoch)
+        MMTS.start_epoch(self, epoch)
 
 
 class ISogCLRTau(Guidance):
@@ -206,7 +206,7 @@ class TASE(Constant):
         if self.options.group_tau:
             tau = tau.new_tensor(self.options.group_tau)[self.groups.to(self.device)]
         self.target_tau, self.target_weight = tau[self.order].float(), weight[self.order].float()
-        self.start_epoch(epoch)
+        TASE.start_epoch(self, epoch)
 
     @staticmethod
     def loss_scale(options: Options, tau: Float[Tensor, "b"]) -> Float[Tensor, "b"] | None:

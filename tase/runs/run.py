@@ -114,6 +114,16 @@ class History:
         saved = list(self.snapshots().values())[t].get("log_sizes")
         return saved if saved is not None and len(saved) else None
 
+    def extra(self, name: str) -> np.ndarray:
+        """Return [s, n] of what else a method knows of each sample: one of its class's SHOWN, as BCL's strength.
+
+        Raises RunError where the snapshots do not have it.
+        """
+        rows = [arrays.get(name) for arrays in self.snapshots().values()]
+        if not rows or any(row is None for row in rows):
+            raise RunError(f"the snapshots of {self.folder.parent} keep no '{name}'")
+        return np.stack(rows)
+
     @property
     def quality(self) -> list[dict[str, float]]:
         return [json.loads(str(text)) for text in self._each("quality")]

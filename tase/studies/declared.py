@@ -71,11 +71,12 @@ class Cell:
 class Study:
     """A table or an ablation: `rows` x `columns`, and `extras`, rows of their own outside the columns.
 
-    `base` holds fields that all cells share. Differences are taken to the row `reference`: in the same column where it
-    is there, else in `reference_column`. `contrast` names two columns: the table then also has the difference of the
-    differences, (row - reference) in the one minus the same in the other. Rows that are `outside` are no competitors:
-    upper bounds. `figure` is bars, heat or curve. With `on_features` nothing is trained per cell: the cells are ways to
-    cluster the features of the one run that each seed has. `presets`: where the study is defined on its own.
+    `base` holds fields that all cells share. Differences are taken to the row `reference`: in the same column where
+    it is there, else in `reference_column`. `contrast` names two columns: the table then also has the difference of
+    the differences, (row - reference) in the one minus the same in the other. Rows that are `outside` are no
+    competitors: upper bounds. `costs` adds time and memory next to accuracy. `figure` is bars, heat or curve. With
+    `on_features` nothing is trained per cell: the cells are ways to cluster the features of the one run that each
+    seed has. `presets`: where the study is defined on its own.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Study:
     protocols: tuple[str, ...] = ("linear", "few-shot", "lt-knn")
     figure: str = "bars"
     on_features: bool = False
+    costs: bool = False
     outside: tuple[str, ...] = (BALANCED, "oracle")
 
     @property
@@ -328,6 +330,18 @@ _ALL = (
         columns={"long tail": {}, "balanced": {"data.balanced": True}},
         reference=SIMCLR,
         contrast=("long tail", "balanced"),
+    ),
+    Study(
+        "rivals",
+        "What do SDCLR, BCL and GH give under one protocol, with each other and with TASE, and is it what they claim?",
+        rows={
+            **CONTROLS,
+            **each_method("tase", "sdclr", "bcl-i", "bcl-d", "gh", "sdclr+gh", "bcl-i+gh"),
+            **each_method("tase+sdclr", "tase+bcl-i", "tase+gh"),
+            **each_method("sdclr-random", "bcl-constant", "bcl-shuffled", "gh-uniform"),
+        },
+        reference=SIMCLR,
+        costs=True,
     ),
 )
 

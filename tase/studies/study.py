@@ -14,8 +14,8 @@ from ..data import class_counts
 from ..evaluation import FILES
 from ..files import RunError, load_json, load_optional_json, save_json, tidy, write_atomic
 from ..runs import Run, keep_runs, kept_runs
-from ..tables import BASELINES, COLUMNS, PSEUDO, SPACE, scores_by_protocol, study_latex, study_markdown
-from .declared import PUBLISHED, Cell, Study
+from ..tables import BASELINES, COLUMNS, COST, PSEUDO, SPACE, scores_by_protocol, study_latex, study_markdown
+from .declared import PUBLISHED, SIMCLR, Cell, Study
 from .jobs import Job, cost, do_all
 
 if TYPE_CHECKING:
@@ -238,7 +238,7 @@ def _long_form(planned: Plan) -> pandas.DataFrame:
     study, own = planned.study, [*COLUMNS, "twin"]
     cells, baselines = [], []
     for entry in planned.entries:
-        if (run := entry.job.run) and (scores := _scores_of_cell(entry, run, planned.on)):
+        if (run := entry.job.run) and (scores := _scores_of_cell(entry, run, planned.on, study.costs)):
             cells += _rows(planned, entry, run, "cell", entry.cell.row, scores)
             baselines += _baseline_rows(planned, entry, run, scores)
     cells = pandas.DataFrame(cells, columns=own)
@@ -252,13 +252,27 @@ def _long_form(planned: Plan) -> pandas.DataFrame:
         for p in PUBLISHED
         if study.protocols and p.preset in planned.presets
     ]
+    cells = _with_relative_times(cells)
     parts = [cells, _headroom(cells), baselines, pandas.DataFrame(published, columns=own)]
     return pandas.concat([part for part in parts if len(part)] or parts[:1])[COLUMNS]
 
 
+def _with_relative_times(cells: pandas.DataFrame) -> pandas.DataFrame:
+    """Add the time of each run relative to the median of SimCLR's on the same preset, in the same column."""
+    import pandas
+
+    speeds = cells[cells["metric"] == "images_per_second"]
+    typical = speeds[speeds["row"] == SIMCLR].groupby(["preset", "column"])["value"].median()
+    typical = pandas.Series(
+        [typical.get(place, float("nan")) for place in zip(speeds["preset"], speeds["column"])], speeds.index
+    )
+    times = speeds.assign(metric="relative_time", value=typical / speeds["value"]).dropna(subset=["value"])
+    return pandas.concat([cells, times]) if len(times) else cells
+
+
 def _headroom(cells: pandas.DataFrame) -> pandas.DataFrame:
     """SimCLR on a balanced set minus SimCLR on the long tail, all else equal: what the long tail costs."""
-    balanced = cells[(cells["twin"] != "") & (cells["protocol"] != PSEUDO) & (cells["protocol"] != SPACE)]
+    balanced = cells[(cells["twin"] != "") & ~cells["protocol"].isin([PSEUDO, SPACE, COST])]
     tailed = cells.drop_duplicates(["identity", "protocol", "metric"])
     keys = ["protocol", "metric"]
     pairs = balanced.merge(
@@ -271,7 +285,7 @@ def _headroom(cells: pandas.DataFrame) -> pandas.DataFrame:
     return pairs.drop_duplicates(["column", "preset", "seed", *keys])
 
 
-def _scores_of_cell(entry: Entry, run: Run, on: str) -> dict[str, dict[str, float]]:
+def _scores_of_cell(entry: Entry, run: Run, on: str, costs: bool) -> dict[str, dict[str, float]]:
     """Read protocol -> metric -> value of one cell; nothing where it has not been evaluated."""
     if entry.job.clusterings:
         quality = entry.job.qualities.get(entry.config.identity)
@@ -280,8 +294,14 @@ def _scores_of_cell(entry: Entry, run: Run, on: str) -> dict[str, dict[str, floa
     space = scores.pop(SPACE, {})
     scores = {name: some for name, some in scores.items() if name.split("@")[0] in entry.job.protocols}
     last = run.history.quality[-1:]
-    more = {PSEUDO: last[0] if last else {}, SPACE: space}
+    more = {PSEUDO: last[0] if last else {}, SPACE: space, COST: _cost_of(run) if costs else {}}
     return scores | {name: some for name, some in more.items() if scores and some}
+
+
+def _cost_of(run: Run) -> dict[str, float]:
+    """Read what a finished run cost; nothing of runs of an older tase, which did not write it down."""
+    size = run.status.get("state_bytes")
+    return {"images_per_second": run.status["images_per_second"], "state_mib": size / 2**20} if size else {}
 
 
 def _results_on(run: Run, on: str) -> dict[str, Any]:
