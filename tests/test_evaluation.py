@@ -391,7 +391,7 @@ def test_evenness_of_the_space_is_a_metric(trained):
     assert (tase_row["spread_cv"], tase_row["distance_cv"]) == (geometry["cv_spread"], geometry["cv_centres"])
     assert math.isnan(row(frame, "pixels")["spread_cv"])
     lines = format_table(frame, metrics=("all", "spread_cv")).splitlines()
-    assert lines[1].split()[:5] == ["runs", "All", "Spread", "CV", "paired"]
+    assert lines[1].split()[:5] == ["runs", "All", "Spread", "CV", "All"]
     line = next(line for line in lines if line.split()[:1] == ["tase"])
     assert line.split()[3] == f"{geometry['cv_spread']:.3f}"
 
