@@ -43,21 +43,8 @@ from .losses import nt_xent
 from .models import Network, encode, initial_network
 from .runs import Run, load_checkpoint
 from .streams import generator
-from .tables import BASELINES, compare, format_table, to_markdown
+from .tables import BASELINES, compare, format_table, to_markdown  # noqa: F401 (two rooms, one job)
 from .views import two_views
-
-__all__ = [
-    "FILES",
-    "Features",
-    "Pixels",
-    "Predictions",
-    "compare",
-    "evaluate",
-    "format_table",
-    "lacking",
-    "push_per_class",
-    "to_markdown",
-]
 
 RESULTS_FORMAT = 1  # of results.json
 FILES = {"test": "results.json", "val": "results_val.json"}  # by the images that are judged
@@ -235,20 +222,17 @@ def _sgd_on(features: Features, index: Tensor, schedule: tuple[int, tuple[int, .
     Without validation images a fixed fifth of each class chooses the epoch, and is not trained on.
     """
     y, views, device = features.y("probe"), features.split.config.views, features.split.device
-    index = index.to(y.device)
-    val_x, val_y = features.x("val"), features.y("val")
-    if val_x is None:
+    index = index.to(device)
+    validation = features.x("val"), features.y("val")
+    if validation[0] is None:
         out = probes.held_out(y[index])
         out = out if out.any() else ~out  # one label per class: the training images have to choose
-        val_x, val_y = features.x("probe")[index[out]], y[index[out]]
+        validation = features.x("probe")[index[out]], y[index[out]]
         index = index[~out] if not out.all() else index
     images = features.images("probe")
     images, rng = images[index.to(images.device)], generator(seed, "linear-sgd", device)
-    validation, judged = (val_x, val_y), features.x("judged")
-    how = {"size": views.size, "flip": views.flip > 0}
-    return probes.sgd_probe(
-        features.backbone, images, y[index], *validation, judged, features.classes, schedule, rng, **how
-    )
+    judged, how = (features.x("judged"), features.classes), {"size": views.size, "flip": views.flip > 0}
+    return probes.sgd_probe(features.backbone, images, y[index], *validation, *judged, schedule, rng, **how)
 
 
 def score_names(protocol: str, config: Config) -> list[str]:
@@ -347,21 +331,13 @@ def _untrained(config: Config, images: UInt8[Tensor, "n c h w"], device: torch.d
 
 def _baseline_key(kind: str, split: JudgedSplit, splits: Splits) -> str:
     """Hash what a baseline's scores depend on: images, few labels, and for the untrained network how it is made."""
-    config = split.config
-    sets = [split.tail_hash] + [None if s is None else s.hash for s in (splits.probe, splits.val, splits.test)]
-    parts = [
-        RESULTS_FORMAT,
-        kind,
-        sets,
-        splits.eval_classes.tolist(),
-        config.data.groups,
-        config.data.few_shot_per_class,
-    ]
-    parts += [config.data.min_per_class, splits.train.groups.tolist(), config.evaluation.draws]
+    config, data = split.config, split.config.data
+    sets = [None if s is None else s.hash for s in (splits.probe, splits.val, splits.test)]
+    parts = [RESULTS_FORMAT, kind, [split.tail_hash, *sets], splits.eval_classes.tolist(), data.groups]
+    parts += [data.few_shot_per_class, data.min_per_class, splits.train.groups.tolist(), config.evaluation.draws]
     parts += [config.views.size, config.views.flip > 0]
     parts += [split.on] if split.on != "test" else []
-    if kind == "untrained":
-        parts += [config.to_dict()["model"], config.seed]
+    parts += [config.to_dict()["model"], config.seed] if kind == "untrained" else []
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
@@ -468,19 +444,14 @@ def _header(run: Run, split: JudgedSplit) -> dict[str, Any]:
     config, train = run.config, run.splits.train
     return {
         "format": RESULTS_FORMAT,
-        "identity": config.identity,
-        "preset": config.preset,
-        "method": config.method,
-        "seed": config.seed,
-        "split": config.split,
+        **{name: getattr(config, name) for name in ("identity", "preset", "method", "seed", "split")},
         "balanced": config.data.balanced,
         "changes": [f"{name.partition('.')[2]}={value}" for name, value in presets.changes(config).items()],
         "commit": run.commit,
         "subset": train.hash,
         "tail": split.tail_hash,
         "classes": list(train.classes),
-        "counts": train.counts.tolist(),
-        "groups": train.groups.tolist(),
+        **{name: getattr(train, name).tolist() for name in ("counts", "groups")},
         "eval_classes": split.eval_classes.tolist(),
         "draws": config.evaluation.draws,
         "protocols": {},

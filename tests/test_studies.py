@@ -23,7 +23,7 @@ from tase.__main__ import main
 from tase.config import ConfigError
 from tase.evaluation import lacking
 from tase.figures import draw_study, redraw, study_figure
-from tase.studies import PUBLISHED, STUDIES, Job, Multiple, Study, Workers, each_method, over, plan, run_study
+from tase.studies import STUDIES, Job, Multiple, Study, Workers, each_method, over, plan, published, run_study
 from tase.studies import jobs as jobs_module
 from tase.tables import Bold, blocks, contrasts, interactions
 
@@ -520,11 +520,10 @@ def test_headroom_is_balanced_minus_long_tail_of_the_same_seed(tmp_path, runs):
 
 def test_published_figures_stand_apart_under_their_own_protocol(tmp_path):
     results, about = made_up(tmp_path, {"a": [50.0, 51.0]}, presets=["cifar10-lt"])
-    lines = [{"kind": "published", "row": p.source, "column": "", "preset": p.preset, "metric": "all", "value": p.value}
-             | {"protocol": f"published: {p.protocol}"} for p in PUBLISHED if p.preset == "cifar10-lt"]  # fmt: skip
-    results = pd.concat([results.assign(preset="cifar10-lt"), pd.DataFrame(lines)])
-    ours, published = blocks(results, about)
-    assert "published" in published.title and published.lines[1][-2:] == [
+    results = pd.concat([results.assign(preset="cifar10-lt"), published(["cifar10-lt"])])
+    ours, theirs = blocks(results, about)
+    assert "published" in theirs.title and theirs.lines[1] == [
+        "SimCLR+TS (TS's notebooks, split 1)",
         "published: kNN@1",
         "61.21",
     ]
