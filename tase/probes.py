@@ -22,9 +22,7 @@ from .models import resized
 # Strength of the L2 penalty, strongest first, half a decade a step. Features are scaled so that one image has about
 # unit norm; on digits, Fashion-MNIST, and untrained networks the best lies between 1e-3 and 1e-6.
 GRID = tuple(10 ** (-i / 2) for i in range(15))
-GRID_PATIENCE = (
-    4  # steps down the grid without a better validation accuracy, after which weaker penalties are not tried
-)
+GRID_PATIENCE = 4  # steps down the grid without a better validation accuracy, after which it is left
 
 
 # -------------------------------------------------------------------------------------------------- logistic regression
@@ -97,10 +95,10 @@ def standardise(train: Float[Tensor, "n d"], *others: Float[Tensor, "m d"]) -> l
     return [(x - mean) / scale for x in (train, *others)]
 
 
-def held_out(y: Int64[Tensor, "n"], fraction: float = 0.2) -> Bool[Tensor, "n"]:
-    """Mark a fixed validation part: the last `fraction` of each class in list order, at least one of two or more."""
+def held_out(y: Int64[Tensor, "n"]) -> Bool[Tensor, "n"]:
+    """Mark a fixed validation part: the last fifth of each class in list order, at least one of two or more."""
     counts = torch.bincount(y)[y]
-    held = (counts * fraction).long().clamp_min(1) * (counts > 1)
+    held = (counts * 0.2).long().clamp_min(1) * (counts > 1)
     return rank_in_class(y) >= counts - held
 
 

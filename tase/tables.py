@@ -387,7 +387,9 @@ def compare(runs: Any, reference: str = "simclr") -> pandas.DataFrame:
     tables = rows.loc[rows["kind"] == "cell", ["preset", "protocol"]].drop_duplicates().itertuples(index=False)
     frame = pandas.concat([side_by_side(rows, about, *table, metrics) for table in tables], ignore_index=True)
     place = ["preset", "protocol", "kind", "row"]
-    frame = frame.join(rows.groupby(place)["subset"].unique().map(_one_subset), on=place).rename(columns=_COMPARED)
+    subsets = rows.groupby(place)["subset"].unique()
+    subsets = subsets.map(lambda some: some[0] if len(some) == 1 else f"{len(some)} subsets")
+    frame = frame.join(subsets, on=place).rename(columns=_COMPARED)
     numbers = [f"{m}{ending}" for m in metrics for ending in ("", "_sd", "_ci")]
     return frame[["preset", "protocol", "method", "n", *numbers, "difference", "difference_ci", "subset"]]
 
@@ -395,26 +397,17 @@ def compare(runs: Any, reference: str = "simclr") -> pandas.DataFrame:
 _COMPARED = {"row": "method", "all_difference": "difference", "all_difference_ci": "difference_ci"}
 
 
-def _one_subset(subsets: Sequence[str]) -> str:
-    return subsets[0] if len(subsets) == 1 else f"{len(subsets)} subsets"
-
-
 def _entries(runs: Any) -> list[tuple[str | None, Result]]:
     """List (label given by the caller or None, results) of everything in `runs`."""
     if isinstance(runs, Mapping) and "protocols" not in runs:
         return [(label, result) for label, some in runs.items() for _, result in _entries(some)]
-    if isinstance(runs, (Run, str, Path, Mapping)):
-        return [(None, _results_of(runs))]
+    if isinstance(runs, (str, Path)):
+        return _entries(Run(runs))
+    if isinstance(runs, Run) and not runs.results:
+        raise ConfigError(f"{runs.path} has not been evaluated: tase evaluate {runs.path}")
+    if isinstance(runs, (Run, Mapping)):
+        return [(None, runs.results if isinstance(runs, Run) else runs)]
     return [entry for some in runs for entry in _entries(some)]
-
-
-def _results_of(run: Run | str | Path | Result) -> Result:
-    if isinstance(run, Mapping):
-        return run
-    run = run if isinstance(run, Run) else Run(run)
-    if not run.results:
-        raise ConfigError(f"{run.path} has not been evaluated: tase evaluate {run.path}")
-    return run.results
 
 
 def _labelled_results(entries: list[tuple[str | None, Result]]) -> list[tuple[str, Result]]:
@@ -482,7 +475,5 @@ def _compared_blocks(frame: pandas.DataFrame, metrics: Sequence[str]) -> Iterato
 
 
 def _compared_legend(frame: pandas.DataFrame) -> str:
-    lines = [f"{_LEGEND}."]
-    if frame["difference"].notna().any():
-        lines.append("reference: the run of the same seed and split (of simclr, balanced: what the long tail costs).")
-    return "\n".join(lines)
+    reference = "\nreference: the run of the same seed and split (of simclr, balanced: what the long tail costs)."
+    return f"{_LEGEND}." + (reference if frame["difference"].notna().any() else "")
