@@ -366,7 +366,7 @@ def _chosen_protocols(protocols: Iterable[str] | None, config: Config) -> list[s
     return list(dict.fromkeys(names))
 
 
-def _saved_results(run: Run, on: str) -> dict[str, Any]:
+def saved_results(run: Run, on: str) -> dict[str, Any]:
     """Load what the results' file holds, where it was measured on this run; else nothing."""
     saved = load_optional_json(run.path / FILES[on])
     same = (saved.get("format"), saved.get("identity")) == (RESULTS_FORMAT, run.config.identity)
@@ -376,7 +376,7 @@ def _saved_results(run: Run, on: str) -> dict[str, Any]:
 
 def lacking(run: Run, protocols: Iterable[str] | None = None, on: str = "test") -> list[str]:
     """List the protocols (default: the configuration's) that the run's results do not have yet."""
-    names, saved = _chosen_protocols(protocols, run.config), _saved_results(run, on)
+    names, saved = _chosen_protocols(protocols, run.config), saved_results(run, on)
     same = saved.get("draws") == run.config.evaluation.draws
     return _unmeasured(saved.get("protocols", {}) if same else {}, names, run.config)
 
@@ -404,7 +404,7 @@ def evaluate(
     check_choice("on", on, FILES)
     run = run if isinstance(run, Run) else Run(run)
     names = _chosen_protocols(protocols, run.config)
-    saved = _saved_results(run, on)
+    saved = saved_results(run, on)
     if force or saved.get("draws") != run.config.evaluation.draws:
         before = (score.split("@")[0] for score in saved.get("protocols", {}))
         names, saved = list(dict.fromkeys([*names, *before])), {}

@@ -183,7 +183,7 @@ class Workers(Executor):
                 self.processes.append(process)
             sender.close()  # so that `receiver` sees the end when the process, the only other holder, has ended
             return receiver.recv()
-        except EOFError:
+        except (EOFError, OSError):
             hint = 'a script of your own must call run_study under `if __name__ == "__main__"`'
             raise RunError(f"its process has ended: killed, out of memory, or it could not start ({hint})") from None
         finally:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import Config, ConfigError, check, override
 from ..data import class_counts
-from ..evaluation import FILES
-from ..files import RunError, load_json, load_optional_json, save_json, tidy, write_atomic
+from ..evaluation import FILES, saved_results
+from ..files import RunError, load_json, save_json, tidy, write_atomic
 from ..runs import Run, keep_runs, kept_runs
 from ..tables import BASELINES, COLUMNS, PSEUDO, SPACE, long_rows, scores_by_protocol, study_latex, study_markdown
 from .declared import Cell, Study
@@ -59,9 +59,9 @@ class Plan:
     def describe(self, at_once: int = 1) -> str:
         """Write the grid and what it costs, as text."""
         study, missing = self.study, self.missing
-        rows, columns = ("; ".join(dict.fromkeys(names)) for names in zip(*((c.row, c.column) for c in study.cells)))
         seconds, basis = cost(missing, at_once)
-        lines = [f"{study.name}: {study.question}", f"  rows      {rows}", f"  columns   {columns.strip('; ')}"]
+        lines = [f"{study.name}: {study.question}", f"  rows      {'; '.join([*study.rows, *study.extras])}"]
+        lines += [f"  columns   {'; '.join(study.columns)}"]
         lines += [f"  presets   {', '.join(self.presets)}", f"  seeds     {', '.join(map(str, self.seeds))}"]
         lines += [f"  protocols {', '.join(study.protocols) or 'quality of the pseudo-labels'}, on {self.on}"]
         lines += [f"  left out  {why}" for why in self.left_out]
@@ -197,7 +197,7 @@ def _write_tables(planned: Plan, out: Path, overrides: Mapping[str, Any], failed
     study = planned.study
     names = ("name", "question", "reference", "reference_column", "contrast", "figure", "outside", "axes")
     about = {name: getattr(study, name) for name in names}
-    about |= {"rows": list(study.rows), "columns": list(study.columns), "extras": list(study.extras)}
+    about |= {axis: list(getattr(study, axis)) for axis in ("rows", "columns", "extras")}
     about |= {"presets": planned.presets, "seeds": planned.seeds, "on": planned.on, "overrides": dict(overrides)}
     save_json(out / "study.json", about | {"left_out": planned.left_out, "failed": failed})
     results, about = read_study(out)
@@ -269,15 +269,10 @@ def _scores_of_cell(entry: Entry, run: Run, on: str) -> dict[str, dict[str, floa
     if entry.job.clusterings:
         quality = entry.job.qualities.get(entry.config.identity)
         return {PSEUDO: quality} if quality else {}
-    scores = scores_by_protocol(_results_on(run, on))
+    scores = scores_by_protocol(saved_results(run, on))
     space, (*_, quality) = scores.pop(SPACE), ({}, *run.history.quality)
     scores = {name: some for name, some in scores.items() if name.split("@")[0] in entry.job.protocols}
     return {**scores, PSEUDO: quality, SPACE: space} if scores else {}
-
-
-def _results_on(run: Run, on: str) -> dict[str, Any]:
-    saved = load_optional_json(run.path / FILES[on])
-    return saved if saved.get("identity") == run.config.identity else {}
 
 
 def _place(entry: Entry, run: Run) -> dict[str, Any]:
@@ -295,7 +290,7 @@ def _baseline_rows(planned: Plan, entry: Entry, run: Run, scores: Mapping[str, A
     vary = any(name.split(".")[0] in ("data", "views", "model") for name in names)
     if entry.config.data.balanced or entry.job.clusterings:
         return
-    for kind, protocols in _results_on(run, planned.on)["baselines"].items():
+    for kind, protocols in saved_results(run, planned.on)["baselines"].items():
         saved = scores_by_protocol({"protocols": {name: some for name, some in protocols.items() if name in scores}})
         column = entry.cell.column if vary else ""
         yield from long_rows(saved, kind="baseline", row=kind, column=column, **_place(entry, run))
