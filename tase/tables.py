@@ -2,7 +2,7 @@
 
 Results are long-form rows, one number each, in a pandas frame with the columns COLUMNS: `kind` is cell (a measured row
 of the table), headroom, baseline or published; (seed, split) pairs the rows of two methods. Both `evaluate` and the
-studies go the same way: rows -> `contrasts` -> blocks of cells -> text, Markdown, LaTeX.
+studies go the same way: rows -> `contrasts` -> `side_by_side` -> blocks of cells -> text, Markdown, LaTeX.
 
     print(format_table(compare(runs)))                  # evaluated runs: a block per preset and protocol
     study_markdown(*read_study("studies/ablation"))     # a study's results.csv and study.json
@@ -133,20 +133,22 @@ def _best(cells: Mapping[tuple[str, str], Values], about: Mapping[str, Any], met
 
 def interactions(
     results: pandas.DataFrame, about: Mapping[str, Any], preset: str, protocol: str, metric: str
-) -> dict[str, Summary]:
-    """Summarise, per row, (row - reference) in the one column of about["contrast"] minus the same in the other.
+) -> list[Contrast]:
+    """Contrast, per row, (row - reference) in the one column of about["contrast"] with the same in the other.
 
-    The four values are paired by seed and split, the interval is over seeds. It answers whether a method's gain depends
-    on the column: whether it comes from the long tail, say, or is there on balanced classes too.
+    The four values are paired by seed and split, `over` is their difference of differences over seeds. It answers
+    whether a method's gain depends on the column: whether it comes from the long tail, say, or is there on balanced
+    classes too.
     """
     cells = _chosen(results, preset, protocol, metric).query("kind == 'cell'")
     values = cells.pivot(index=["seed", "split"], columns=["column", "row"], values="value")
     reference = about["reference"]
     if any((column, reference) not in values for column in about["contrast"]):
-        return {}
+        return []
     first, second = (values[column].sub(values[column][reference], axis=0) for column in about["contrast"])
     gains = (first - second).dropna(axis=1, how="all")  # [seed, row], without the rows that one column lacks
-    return {row: summary(gains[row].dropna()) for row in cells["row"].unique() if row in gains and row != reference}
+    rows = [row for row in cells["row"].unique() if row in gains and row != reference]
+    return [Contrast(row, "", "interaction", summary(gains[row].dropna()), summary([]), False) for row in rows]
 
 
 # ------------------------------------------------------------------------------------------------ text, Markdown, LaTeX
@@ -222,7 +224,12 @@ def _styled(line: Sequence[str], escaped: Mapping[int, str], bold: str) -> list[
 
 
 def side_by_side(
-    results: pandas.DataFrame, about: Mapping[str, Any], preset: str, protocol: str, metrics: Sequence[str]
+    results: pandas.DataFrame,
+    about: Mapping[str, Any],
+    preset: str,
+    protocol: str,
+    metrics: Sequence[str],
+    by=contrasts,
 ) -> pandas.DataFrame:
     """Put the metrics of every row next to each other; NaN where one was not measured.
 
@@ -233,7 +240,7 @@ def side_by_side(
 
     lines: dict[tuple[str, str, str], dict[str, Any]] = {}
     for metric in metrics:
-        for c in contrasts(results, about, preset, protocol, metric):
+        for c in by(results, about, preset, protocol, metric):
             start = {"preset": preset, "protocol": protocol, "kind": c.kind, "row": c.row, "column": c.column, "n": 0}
             line = lines.setdefault((c.kind, c.row, c.column), start)
             line["n"] = max(line["n"], c.over.n)
@@ -259,7 +266,7 @@ def lines_of(
     for row in frame.to_dict("records"):
         cells = [row["row"], *(row[name] for name in crossed), str(row["n"])]
         for m in metrics:
-            mean = with_interval(row[m], row[f"{m}_ci"], m, "+" if row["kind"] == "headroom" else "")
+            mean = with_interval(row[m], row[f"{m}_ci"], m, "+" if row["kind"] in ("headroom", "interaction") else "")
             cells.append(Bold(mean) if m in compared and row[f"{m}_best"] is True else mean)
             cells += [with_interval(row[f"{m}_sd"], math.nan, m)] if m in deviations else []
         lines.append(
@@ -288,26 +295,15 @@ def blocks(results: pandas.DataFrame, about: Mapping[str, Any]) -> Iterator[Bloc
             frame = side_by_side(here, about, preset, protocol, metrics)
             yield Block(title, lines_of(frame, metrics, compared, deviations=compared))
             if about.get("contrast"):
-                yield from _interaction_block(title, here, about, preset, protocol)
+                frame = side_by_side(here, about, preset, protocol, compared, by=interactions)
+                first, second = about["contrast"]
+                title += f": (row - {about['reference']}) in {first} minus the same in {second}"
+                yield from [Block(title, lines_of(frame, compared, []))] if len(frame) else []
         published = here[here["kind"] == "published"].to_dict("records")
         if published:
             header = ["published, not measured here", "protocol", "All"]
             lines = [[line["row"], line["protocol"], f"{line['value']:g}"] for line in published]
             yield Block(f"{preset}, published figures", [header, *lines])
-
-
-def _interaction_block(title: str, results, about: Mapping[str, Any], preset: str, protocol: str) -> Iterator[Block]:
-    """Make the table of the difference of differences of the two columns, where any row has all four cells."""
-    _, compared = shown(protocol)
-    found = {metric: interactions(results, about, preset, protocol, metric) for metric in compared}
-    lines = [["", "runs", *map(name_of, compared)]]
-    for row in dict.fromkeys(row for some in found.values() for row in some):
-        over = {metric: some.get(row, summary([])) for metric, some in found.items()}
-        values = (with_interval(o.mean, o.ci95, metric, "+") for metric, o in over.items())
-        lines.append([row, str(max(o.n for o in over.values())), *values])
-    first, second = about["contrast"]
-    if len(lines) > 1:
-        yield Block(f"{title}: (row - {about['reference']}) in {first} minus the same in {second}", lines)
 
 
 _LEGEND = "Accuracy in %, mean over classes; Std: over head, mid, tail; ±: 95 % interval over seeds"

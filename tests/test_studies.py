@@ -464,7 +464,7 @@ def test_difference_of_differences_is_paired_by_seed():
     ]
     about = {"name": "n", "question": "q?", "reference": "a", "reference_column": "", "outside": [], "presets": ["p"]}
     about |= {"on": "test", "contrast": ["tail", "even"]}
-    found = interactions(pd.DataFrame(rows), about, "p", "linear", "all")
+    found = {c.row: c.over for c in interactions(pd.DataFrame(rows), about, "p", "linear", "all")}
     assert set(found) == {"b"}  # c was not measured on the even set
     assert found["b"].mean == pytest.approx(np.mean([3 - 1, 4 - 0, 5 - 2])) and found["b"].n == 3
     assert found["b"].ci95 == pytest.approx(4.302653 * np.std([2, 4, 3], ddof=1) / math.sqrt(3), rel=1e-5)
