@@ -124,10 +124,10 @@ def _best(cells: Mapping[tuple[str, str], Values], about: Mapping[str, Any], met
     found = set()
     for competition in {column if own else None for _, column in cells}:
         competitors = [c for c in cells if c[0] not in about["outside"] and competition in (None, c[1])]
-        first, second, *_ = [*sorted(competitors, key=lambda c: -sign * summary(cells[c].values()).mean), None, None]
-        if second:
-            lead = paired_difference(cells[first], cells[second])
-            found |= {("cell", *first)} if lead.n >= 3 and sign * lead.mean - lead.ci95 > 0 else set()
+        ranked = sorted(competitors, key=lambda c: -sign * summary(cells[c].values()).mean)
+        if len(ranked) > 1:
+            lead = paired_difference(cells[ranked[0]], cells[ranked[1]])
+            found |= {("cell", *ranked[0])} if lead.n >= 3 and sign * lead.mean - lead.ci95 > 0 else set()
     return found
 
 
@@ -212,8 +212,9 @@ def as_latex(blocks: Iterable[Block]) -> list[str]:
 
 
 _MARKDOWN = str.maketrans({"|": r"\|"})
-_TEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "±": r"$\pm$", "τ": r"$\tau$"}
-_TEX = str.maketrans(_TEX)
+_TEX = str.maketrans(
+    {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "±": r"$\pm$", "τ": r"$\tau$"}
+)
 
 
 def _styled(line: Sequence[str], escaped: Mapping[int, str], bold: str) -> list[str]:
@@ -234,7 +235,7 @@ def side_by_side(
     """Put the metrics of every row next to each other; NaN where one was not measured.
 
     Columns: preset, protocol, kind, row, column, n (runs), and for each metric, say `all`: its mean `all`, and
-    `all_sd`, `all_ci`, `all_difference`, `all_difference_ci`, `all_best` as in `Contrast`.
+    `all_sd`, `all_ci`, `all_difference`, `all_difference_ci`, `all_best` as in `Contrast`. `by` may be `interactions`.
     """
     import pandas
 
@@ -298,7 +299,8 @@ def blocks(results: pandas.DataFrame, about: Mapping[str, Any]) -> Iterator[Bloc
                 frame = side_by_side(here, about, preset, protocol, compared, by=interactions)
                 first, second = about["contrast"]
                 title += f": (row - {about['reference']}) in {first} minus the same in {second}"
-                yield from [Block(title, lines_of(frame, compared, []))] if len(frame) else []
+                if len(frame):  # any row has all four cells
+                    yield Block(title, lines_of(frame, compared, []))
         published = here[here["kind"] == "published"].to_dict("records")
         if published:
             header = ["published, not measured here", "protocol", "All"]
