@@ -21,6 +21,7 @@ One that gives several scores calls them "name@..." and lists them for a configu
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -43,21 +44,8 @@ from .losses import nt_xent
 from .models import Network, encode, initial_network
 from .runs import Run, load_checkpoint
 from .streams import generator
-from .tables import BASELINES, compare, format_table, to_markdown
+from .tables import BASELINES, compare, format_table, to_markdown  # noqa: F401 (two rooms, one job)
 from .views import two_views
-
-__all__ = [
-    "FILES",
-    "Features",
-    "Pixels",
-    "Predictions",
-    "compare",
-    "evaluate",
-    "format_table",
-    "lacking",
-    "push_per_class",
-    "to_markdown",
-]
 
 RESULTS_FORMAT = 1  # of results.json
 FILES = {"test": "results.json", "val": "results_val.json"}  # by the images that are judged
@@ -75,24 +63,63 @@ class Pixels(nn.Module):
         return (F.adaptive_avg_pool2d(x, PIXELS) if x.shape[-1] > PIXELS else x).flatten(1)
 
 
-@dataclass(frozen=True)
-class JudgedSplit:
-    """The image lists of a split, without the classes that are not evaluated.
+@dataclass
+class Features:
+    """The image lists of a split, and the features that one backbone gives of them.
 
     `sets`: "tail" (the long-tailed training set), "probe" (balanced, labelled), "judged" (the test images, or the
-    validation images where `on` is "val"), and "val" if there is one. `tail_hash`: of the whole long-tailed set.
+    validation images where `on` is "val"), and "val" if there is one; without the classes that are not evaluated. The
+    others, e of them, are numbered 0..e-1. `tail_hash`: of the whole long-tailed set. Features are computed when they
+    are first read, then kept, on the device.
     """
 
+    backbone: nn.Module
     sets: Mapping[str, ImageSet]
     tail_hash: str
     eval_classes: Int64[Tensor, "e"]
     config: Config
     device: torch.device
     on: str = "test"
+    known: dict[str, Float[Tensor, "n d"]] = field(default_factory=dict)
+
+    def x(self, name: str) -> Float[Tensor, "n d"] | None:
+        """Return the features of a list, or None where the split has none."""
+        if name not in self.known and name in self.sets:
+            size = self.config.views.size
+            self.known[name] = encode(self.backbone, self.images(name), size, device=self.device)
+        return self.known.get(name)
+
+    def y(self, name: str) -> Int64[Tensor, "n"] | None:
+        """Return the classes of a list, or None where the split has none."""
+        if name not in self.sets:
+            return None
+        return probes.renumbered(self.sets[name].labels.to(self.device), self.eval_classes)
+
+    def images(self, name: str) -> UInt8[Tensor, "n c h w"]:
+        """Return the images of a list, where they are kept."""
+        return self.sets[name].images
+
+    @property
+    def classes(self) -> int:
+        """Number of evaluated classes, e."""
+        return len(self.eval_classes)
+
+    @property
+    def groups(self) -> Int64[Tensor, "e"]:
+        """Group of each evaluated class: 0 head, 1 mid, 2 tail."""
+        return self.sets["judged"].groups.cpu()[self.eval_classes.cpu()]
+
+    @property
+    def draws(self) -> list[Int64[Tensor, "s"]]:
+        """The fixed draws of few labels, as indices into the probe list, on the device."""
+        draws = few_shot_draws(self.sets["probe"], self.config.data.few_shot_per_class, self.config.evaluation.draws)
+        return [draw.to(self.device) for draw in draws]
 
 
-def judged_split(config: Config, splits: Splits, device: torch.device, on: str = "test") -> JudgedSplit:
-    """Collect the lists of a split; raises ConfigError naming what is missing."""
+def judged_features(
+    backbone: nn.Module, config: Config, splits: Splits, device: torch.device, on: str = "test"
+) -> Features:
+    """Collect the lists of a split for one backbone; raises ConfigError naming what is missing."""
     source = f"'{config.data.source}'" + (f" in {config.data.root}" if config.data.root else "")
     if splits.train.labels is None:
         raise ConfigError(
@@ -113,59 +140,13 @@ def judged_split(config: Config, splits: Splits, device: torch.device, on: str =
     judged = splits.test if on == "test" else splits.val
     sets = {"tail": tail, "probe": splits.probe, "val": splits.val, "judged": judged}
     kept = {name: _evaluated(images, splits.eval_classes) for name, images in sets.items() if images is not None}
-    return JudgedSplit(kept, tail.hash, splits.eval_classes, config, device, on)
+    return Features(backbone, kept, tail.hash, splits.eval_classes, config, device, on)
 
 
 def _evaluated(images: ImageSet, eval_classes: Int64[Tensor, "e"]) -> ImageSet:
     """Leave out classes that are not evaluated; the same object where all are (its images may be a mapped file)."""
     keep = torch.isin(images.labels, eval_classes.to(images.labels.device))
     return images if bool(keep.all()) else images.subset(keep.nonzero()[:, 0])
-
-
-@dataclass
-class Features:
-    """The features that one backbone gives of a split's lists "tail", "probe", "val" and "judged".
-
-    They are computed when they are first read, then kept, on the device. Classes are numbered 0..e-1.
-    """
-
-    backbone: nn.Module
-    split: JudgedSplit
-    known: dict[str, Float[Tensor, "n d"]] = field(default_factory=dict)
-
-    def x(self, name: str) -> Float[Tensor, "n d"] | None:
-        """Return the features of a list, or None where the split has none."""
-        if name not in self.known and name in self.split.sets:
-            size, device = self.split.config.views.size, self.split.device
-            self.known[name] = encode(self.backbone, self.images(name), size, device=device)
-        return self.known.get(name)
-
-    def y(self, name: str) -> Int64[Tensor, "n"] | None:
-        """Return the classes of a list, or None where the split has none."""
-        if name not in self.split.sets:
-            return None
-        return probes.renumbered(self.split.sets[name].labels.to(self.split.device), self.split.eval_classes)
-
-    def images(self, name: str) -> UInt8[Tensor, "n c h w"]:
-        """Return the images of a list, where they are kept."""
-        return self.split.sets[name].images
-
-    @property
-    def classes(self) -> int:
-        """Number of evaluated classes, e."""
-        return len(self.split.eval_classes)
-
-    @property
-    def groups(self) -> Int64[Tensor, "e"]:
-        """Group of each evaluated class: 0 head, 1 mid, 2 tail."""
-        return self.split.sets["judged"].groups.cpu()[self.split.eval_classes.cpu()]
-
-    @property
-    def draws(self) -> list[Int64[Tensor, "s"]]:
-        """The fixed draws of few labels, as indices into the probe list, on the device."""
-        config = self.split.config
-        found = few_shot_draws(self.split.sets["probe"], config.data.few_shot_per_class, config.evaluation.draws)
-        return [draw.to(self.split.device) for draw in found]
 
 
 class Predictions(NamedTuple):
@@ -234,21 +215,18 @@ def _sgd_on(features: Features, index: Tensor, schedule: tuple[int, tuple[int, .
 
     Without validation images a fixed fifth of each class chooses the epoch, and is not trained on.
     """
-    y, views, device = features.y("probe"), features.split.config.views, features.split.device
-    index = index.to(y.device)
-    val_x, val_y = features.x("val"), features.y("val")
-    if val_x is None:
+    y, views, device = features.y("probe"), features.config.views, features.device
+    index = index.to(device)
+    validation = features.x("val"), features.y("val")
+    if validation[0] is None:
         out = probes.held_out(y[index])
         out = out if out.any() else ~out  # one label per class: the training images have to choose
-        val_x, val_y = features.x("probe")[index[out]], y[index[out]]
+        validation = features.x("probe")[index[out]], y[index[out]]
         index = index[~out] if not out.all() else index
     images = features.images("probe")
     images, rng = images[index.to(images.device)], generator(seed, "linear-sgd", device)
-    validation, judged = (val_x, val_y), features.x("judged")
-    how = {"size": views.size, "flip": views.flip > 0}
-    return probes.sgd_probe(
-        features.backbone, images, y[index], *validation, judged, features.classes, schedule, rng, **how
-    )
+    judged, how = (features.x("judged"), features.classes), {"size": views.size, "flip": views.flip > 0}
+    return probes.sgd_probe(features.backbone, images, y[index], *validation, *judged, schedule, rng, **how)
 
 
 def score_names(protocol: str, config: Config) -> list[str]:
@@ -275,7 +253,7 @@ def _measured(features: Features, protocols: Sequence[str], bar) -> dict[str, di
     found = {}
     for name in protocols:
         bar.set_postfix_str(name)
-        for score, predictions in PROTOCOLS[name](features, features.split.config).items():
+        for score, predictions in PROTOCOLS[name](features, features.config).items():
             found[score] = scores_of(predictions, features)
         bar.update()
     return found
@@ -284,10 +262,9 @@ def _measured(features: Features, protocols: Sequence[str], bar) -> dict[str, di
 @torch.no_grad()
 def _geometry_of(features: Features) -> dict[str, Any]:
     """Measure the geometry of the judged features, and the alignment of two views of the same image."""
-    views, device, images = features.split.config.views, features.split.device, features.images("judged")
-    rng = generator(0, "alignment", device)
+    images, rng = features.images("judged"), generator(0, "alignment", features.device)
     parts = [
-        [features.backbone(view).float() for view in two_views(part.to(device), views, rng)]
+        [features.backbone(view).float() for view in two_views(part.to(features.device), features.config.views, rng)]
         for part in images[:: -(-len(images) // ALIGNMENT_IMAGES)].split(500)
     ]
     first, second = (torch.cat(some) for some in zip(*parts, strict=True))
@@ -345,39 +322,31 @@ def _untrained(config: Config, images: UInt8[Tensor, "n c h w"], device: torch.d
 # ------------------------------------------------------------------------------------------------------------ baselines
 
 
-def _baseline_key(kind: str, split: JudgedSplit, splits: Splits) -> str:
+def _baseline_key(kind: str, features: Features, splits: Splits) -> str:
     """Hash what a baseline's scores depend on: images, few labels, and for the untrained network how it is made."""
-    config = split.config
-    sets = [split.tail_hash] + [None if s is None else s.hash for s in (splits.probe, splits.val, splits.test)]
-    parts = [
-        RESULTS_FORMAT,
-        kind,
-        sets,
-        splits.eval_classes.tolist(),
-        config.data.groups,
-        config.data.few_shot_per_class,
-    ]
-    parts += [config.data.min_per_class, splits.train.groups.tolist(), config.evaluation.draws]
+    config, data = features.config, features.config.data
+    sets = [None if s is None else s.hash for s in (splits.probe, splits.val, splits.test)]
+    parts = [RESULTS_FORMAT, kind, [features.tail_hash, *sets], splits.eval_classes.tolist(), data.groups]
+    parts += [data.few_shot_per_class, data.min_per_class, splits.train.groups.tolist(), config.evaluation.draws]
     parts += [config.views.size, config.views.flip > 0]
-    parts += [split.on] if split.on != "test" else []
-    if kind == "untrained":
-        parts += [config.to_dict()["model"], config.seed]
+    parts += [features.on] if features.on != "test" else []
+    parts += [config.to_dict()["model"], config.seed] if kind == "untrained" else []
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def _baseline(
-    kind: str, run: Run, split: JudgedSplit, protocols: Sequence[str], force: bool, bar
+    kind: str, run: Run, features: Features, protocols: Sequence[str], force: bool, bar
 ) -> dict[str, dict[str, Any]]:
     """Score raw pixels or the untrained network; runs in the same folder share them through a hidden folder."""
-    path = run.path.parent / ".baselines" / f"{kind}-{_baseline_key(kind, split, run.splits)}.json"
+    path = run.path.parent / ".baselines" / f"{kind}-{_baseline_key(kind, features, run.splits)}.json"
     saved = {} if force else load_optional_json(path)
     todo = _unmeasured(saved, protocols, run.config)
     bar.update(len(protocols) - len(todo))
     if todo:
         bar.set_description(f"{run.name}: {kind}")
-        images = split.sets["tail"].images
-        backbone = Pixels() if kind == "pixels" else _untrained(run.config, images, split.device).backbone
-        saved |= _measured(Features(backbone.eval(), split), todo, bar)
+        images, device = features.images("tail"), features.device
+        backbone = Pixels() if kind == "pixels" else _untrained(run.config, images, device).backbone
+        saved |= _measured(dataclasses.replace(features, backbone=backbone.eval(), known={}), todo, bar)
         path.parent.mkdir(exist_ok=True)
         save_json(path, saved)
     return {score: saved[score] for name in protocols for score in score_names(name, run.config)}
@@ -397,7 +366,7 @@ def _chosen_protocols(protocols: Iterable[str] | None, config: Config) -> list[s
     return list(dict.fromkeys(names))
 
 
-def _saved_results(run: Run, on: str) -> dict[str, Any]:
+def saved_results(run: Run, on: str) -> dict[str, Any]:
     """Load what the results' file holds, where it was measured on this run; else nothing."""
     saved = load_optional_json(run.path / FILES[on])
     same = (saved.get("format"), saved.get("identity")) == (RESULTS_FORMAT, run.config.identity)
@@ -407,7 +376,7 @@ def _saved_results(run: Run, on: str) -> dict[str, Any]:
 
 def lacking(run: Run, protocols: Iterable[str] | None = None, on: str = "test") -> list[str]:
     """List the protocols (default: the configuration's) that the run's results do not have yet."""
-    names, saved = _chosen_protocols(protocols, run.config), _saved_results(run, on)
+    names, saved = _chosen_protocols(protocols, run.config), saved_results(run, on)
     same = saved.get("draws") == run.config.evaluation.draws
     return _unmeasured(saved.get("protocols", {}) if same else {}, names, run.config)
 
@@ -435,7 +404,7 @@ def evaluate(
     check_choice("on", on, FILES)
     run = run if isinstance(run, Run) else Run(run)
     names = _chosen_protocols(protocols, run.config)
-    saved = _saved_results(run, on)
+    saved = saved_results(run, on)
     if force or saved.get("draws") != run.config.evaluation.draws:
         before = (score.split("@")[0] for score in saved.get("protocols", {}))
         names, saved = list(dict.fromkeys([*names, *before])), {}
@@ -443,9 +412,8 @@ def evaluate(
     if not todo:
         return saved
     device = choose_device(run.config.optim)
-    backbone = run.encoder(device)
-    split = judged_split(run.config, run.splits, device, on)
-    results, features = saved or _header(run, split), Features(backbone, split)
+    features = judged_features(run.encoder(device), run.config, run.splits, device, on)
+    results = saved or _header(run, features)
     with tqdm(total=3 * len(todo) + 2, desc=run.name, disable=not progress, dynamic_ncols=True) as bar:
         results["protocols"] |= _measured(features, todo, bar)
         results["geometry"] = results.get("geometry") or _geometry_of(features)
@@ -453,39 +421,34 @@ def evaluate(
         results["push"] = results.get("push") or _push_of(run, run.splits.train, device)
         bar.update()
         for kind in BASELINES:
-            results["baselines"][kind] |= _baseline(kind, run, split, todo, force, bar)
+            results["baselines"][kind] |= _baseline(kind, run, features, todo, force, bar)
         bar.set_description(run.name)
         bar.set_postfix_str(_headline(results))
     tidy(run.path), tidy(run.path.parent / ".baselines")
     if on == "test":
-        ids = split.eval_classes.to(device)[features.y("judged")].cpu().numpy()
+        ids = features.eval_classes.to(device)[features.y("judged")].cpu().numpy()
         save_npz(run.path / "features_test.npz", features=features.x("judged").half().cpu().numpy(), labels=ids)
     save_json(run.path / FILES[on], results)
     return load_json(run.path / FILES[on])
 
 
-def _header(run: Run, split: JudgedSplit) -> dict[str, Any]:
+def _header(run: Run, features: Features) -> dict[str, Any]:
     config, train = run.config, run.splits.train
     return {
         "format": RESULTS_FORMAT,
-        "identity": config.identity,
-        "preset": config.preset,
-        "method": config.method,
-        "seed": config.seed,
-        "split": config.split,
+        **{name: getattr(config, name) for name in ("identity", "preset", "method", "seed", "split")},
         "balanced": config.data.balanced,
         "changes": [f"{name.partition('.')[2]}={value}" for name, value in presets.changes(config).items()],
         "commit": run.commit,
         "subset": train.hash,
-        "tail": split.tail_hash,
+        "tail": features.tail_hash,
         "classes": list(train.classes),
-        "counts": train.counts.tolist(),
-        "groups": train.groups.tolist(),
-        "eval_classes": split.eval_classes.tolist(),
+        **{name: getattr(train, name).tolist() for name in ("counts", "groups")},
+        "eval_classes": features.eval_classes.tolist(),
         "draws": config.evaluation.draws,
         "protocols": {},
         "baselines": {kind: {} for kind in BASELINES},
-        "on": split.on,
+        "on": features.on,
     }
 
 

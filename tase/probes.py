@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
@@ -22,9 +22,7 @@ from .models import resized
 # Strength of the L2 penalty, strongest first, half a decade a step. Features are scaled so that one image has about
 # unit norm; on digits, Fashion-MNIST, and untrained networks the best lies between 1e-3 and 1e-6.
 GRID = tuple(10 ** (-i / 2) for i in range(15))
-GRID_PATIENCE = (
-    4  # steps down the grid without a better validation accuracy, after which weaker penalties are not tried
-)
+GRID_PATIENCE = 4  # steps down the grid without a better validation accuracy, after which it is left
 
 
 # -------------------------------------------------------------------------------------------------- logistic regression
@@ -97,10 +95,10 @@ def standardise(train: Float[Tensor, "n d"], *others: Float[Tensor, "m d"]) -> l
     return [(x - mean) / scale for x in (train, *others)]
 
 
-def held_out(y: Int64[Tensor, "n"], fraction: float = 0.2) -> Bool[Tensor, "n"]:
-    """Mark a fixed validation part: the last `fraction` of each class in list order, at least one of two or more."""
+def held_out(y: Int64[Tensor, "n"]) -> Bool[Tensor, "n"]:
+    """Mark a fixed validation part: the last fifth of each class in list order, at least one of two or more."""
     counts = torch.bincount(y)[y]
-    held = (counts * fraction).long().clamp_min(1) * (counts > 1)
+    held = (counts * 0.2).long().clamp_min(1) * (counts > 1)
     return rank_in_class(y) >= counts - held
 
 
@@ -322,14 +320,14 @@ def group_scores(per_class: Float[Tensor, "C"], groups: Int64[Tensor, "C"]) -> d
 # ------------------------------------------------------------------------------------------------ geometry of the space
 
 
-def _angles(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
-    return torch.rad2deg((a @ b.T).clamp(-1, 1).acos())
+def _angles(h: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
+    return torch.rad2deg((h @ h.T).clamp(-1, 1).acos())
 
 
 def mean_angle(h: Float[Tensor, "n d"]) -> float:
     """Average the angle in degrees over the pairs of n unit vectors; NaN below two."""
     n = len(h)
-    return float(_angles(h, h).fill_diagonal_(0).sum() / (n * (n - 1))) if n > 1 else math.nan
+    return float(_angles(h).fill_diagonal_(0).sum() / (n * (n - 1))) if n > 1 else math.nan
 
 
 def _variation(values: Float[Tensor, "n"]) -> float:
@@ -339,14 +337,12 @@ def _variation(values: Float[Tensor, "n"]) -> float:
 
 
 @torch.no_grad()
-def space_geometry(
-    features: Float[Tensor, "n d"], y: Int64[Tensor, "n"], classes: int, limit: int = 2000
-) -> dict[str, list[float] | float]:
+def space_geometry(features: Float[Tensor, "n d"], y: Int64[Tensor, "n"], classes: int) -> dict[str, Any]:
     """Measure the space that each class occupies, how far apart the classes are, and how even both are (Figure 2).
 
     Features are centred and brought to unit length as for the clustering, equation (3): after a ReLU all of them share
     one direction, which says nothing about classes. spread [C]: mean pairwise angle within the class (of at most its
-    first `limit` images); centre_angle [C]: mean angle from its centre to the other centres, both in degrees;
+    first 2000 images); centre_angle [C]: mean angle from its centre to the other centres, both in degrees;
     cv_spread over classes and cv_centres over pairs of centres: coefficients of variation (0: even); uniformity.
     NaN for a class without images (a spread needs two).
     """
@@ -354,15 +350,15 @@ def space_geometry(
     present = torch.bincount(y, minlength=classes) > 0
     # Angles between class centres [C, C]; NaN where there is nothing to measure, so that nanmean leaves it out.
     sums = h.new_zeros(classes, h.shape[1]).index_add_(0, y, h)
-    angles = _angles(F.normalize(sums, dim=1), F.normalize(sums, dim=1)).fill_diagonal_(math.nan)
+    angles = _angles(F.normalize(sums, dim=1)).fill_diagonal_(math.nan)
     angles[~present], angles[:, ~present] = math.nan, math.nan
-    spread = torch.tensor([mean_angle(h[y == c][:limit]) for c in range(classes)])
+    spread = torch.tensor([mean_angle(h[y == c][:2000]) for c in range(classes)])
     return {
         "spread": spread.tolist(),
         "centre_angle": angles.nanmean(1).tolist(),
         "cv_spread": _variation(spread),
         "cv_centres": _variation(angles[tuple(torch.triu_indices(classes, classes, 1))]),
-        "uniformity": uniformity(features, limit=2 * limit),
+        "uniformity": uniformity(features),
     }
 
 
@@ -371,12 +367,12 @@ def alignment(view1: Float[Tensor, "n d"], view2: Float[Tensor, "n d"]) -> float
     return float((F.normalize(view1, dim=1) - F.normalize(view2, dim=1)).square().sum(1).mean())
 
 
-def uniformity(features: Float[Tensor, "n d"], limit: int = 4000) -> float:
+def uniformity(features: Float[Tensor, "n d"]) -> float:
     """Compute log mean exp(-2 |f - g|^2) over pairs of unit features, 0 (a point) to -4 (Wang & Isola 2020).
 
-    Of more than `limit` images an even stride is taken. Features are not centred here: the definition is kept.
+    Of more than 4000 images an even stride is taken. Features are not centred here: the definition is kept.
     """
-    step = -(-len(features) // limit)
+    step = -(-len(features) // 4000)
     h = F.normalize(features[::step].float(), dim=1)
     n = len(h)
     if n < 2:

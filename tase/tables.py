@@ -2,7 +2,7 @@
 
 Results are long-form rows, one number each, in a pandas frame with the columns COLUMNS: `kind` is cell (a measured row
 of the table), headroom, baseline or published; (seed, split) pairs the rows of two methods. Both `evaluate` and the
-studies go the same way: rows -> `contrasts` -> blocks of cells -> text, Markdown, LaTeX.
+studies go the same way: rows -> `contrasts` -> `side_by_side` -> blocks of cells -> text, Markdown, LaTeX.
 
     print(format_table(compare(runs)))                  # evaluated runs: a block per preset and protocol
     study_markdown(*read_study("studies/ablation"))     # a study's results.csv and study.json
@@ -10,6 +10,7 @@ studies go the same way: rows -> `contrasts` -> blocks of cells -> text, Markdow
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -90,16 +91,19 @@ class Contrast(NamedTuple):
 def contrasts(
     results: pandas.DataFrame, about: Mapping[str, Any], preset: str, protocol: str, metric: str
 ) -> list[Contrast]:
-    """Contrast every cell, headroom and baseline of one preset, protocol and metric, in the order of the rows."""
-    chosen = _chosen(results, preset, protocol, metric)
-    groups = {place: some for place, some in chosen.groupby(["kind", "row", "column"], sort=False)}
+    """Contrast every cell, headroom and baseline of one preset, protocol and metric, in the order of the rows.
+
+    A cell is compared with the row about["reference"] of its own column, else of the `reference_column`.
+    """
+    groups = dict(list(_chosen(results, preset, protocol, metric).groupby(["kind", "row", "column"], sort=False)))
     cells = {(row, column): _by_seed(some) for (kind, row, column), some in groups.items() if kind == "cell"}
     best, found = _best(cells, about, metric), []
     for (kind, row, column), some in groups.items():
-        place = (row, column) if kind == "cell" else None
-        base = reference_of(column, cells, about) if place else None
-        difference = paired_difference(cells[place], cells[base]) if base not in (None, place) else summary([])
-        found.append(Contrast(row, column, kind, summary(some["value"]), difference, place in best))
+        places = [(about["reference"], c) for c in (column, about["reference_column"], "")]
+        base = next((place for place in places if place in cells), None)
+        compared = kind == "cell" and base not in (None, (row, column))
+        difference = paired_difference(cells[row, column], cells[base]) if compared else summary([])
+        found.append(Contrast(row, column, kind, summary(some["value"]), difference, (kind, row, column) in best))
     return found
 
 
@@ -111,13 +115,7 @@ def _by_seed(rows: pandas.DataFrame) -> dict[Hashable, float]:
     return dict(zip(zip(rows["seed"], rows["split"]), rows["value"]))
 
 
-def reference_of(column: str, cells: Mapping[tuple[str, str], Any], about: Mapping[str, Any]):
-    """Find the cell with which those of a column are compared, or None where it has not been measured."""
-    places = [(about["reference"], c) for c in (column, about["reference_column"], "")]
-    return next((place for place in places if place in cells), None)
-
-
-def _best(cells: Mapping[tuple[str, str], Values], about: Mapping[str, Any], metric: str) -> set[tuple[str, str]]:
+def _best(cells: Mapping[tuple[str, str], Values], about: Mapping[str, Any], metric: str) -> set[tuple[str, str, str]]:
     """Find the best competitors, where the interval of the paired difference to the runner-up is above zero.
 
     Two seeds do not tell: their differences, of counts of images, may be the same by chance. Competitors are those
@@ -125,37 +123,34 @@ def _best(cells: Mapping[tuple[str, str], Values], about: Mapping[str, Any], met
     """
     sign = -1 if metric in EVENNESS else 1  # the lower a coefficient of variation, the more even
     own = (about["reference"], "") not in cells and not about["reference_column"]
-    competitions: dict[str, list[tuple[str, str]]] = {}
-    for row, column in cells:
-        if row not in about["outside"]:
-            competitions.setdefault(column if own else "", []).append((row, column))
     found = set()
-    for competitors in competitions.values():
-        first, *rest = sorted(competitors, key=lambda cell: -sign * summary(cells[cell].values()).mean)
-        if rest:
-            lead = paired_difference(cells[first], cells[rest[0]])
-            found |= {first} if lead.n >= 3 and sign * lead.mean - lead.ci95 > 0 else set()
+    for competition in {column if own else None for _, column in cells}:
+        competitors = [c for c in cells if c[0] not in about["outside"] and competition in (None, c[1])]
+        ranked = sorted(competitors, key=lambda c: -sign * summary(cells[c].values()).mean)
+        if len(ranked) > 1:
+            lead = paired_difference(cells[ranked[0]], cells[ranked[1]])
+            found |= {("cell", *ranked[0])} if lead.n >= 3 and sign * lead.mean - lead.ci95 > 0 else set()
     return found
 
 
 def interactions(
     results: pandas.DataFrame, about: Mapping[str, Any], preset: str, protocol: str, metric: str
-) -> dict[str, Summary]:
-    """Summarise, per row, (row - reference) in the one column of about["contrast"] minus the same in the other.
+) -> list[Contrast]:
+    """Contrast, per row, (row - reference) in the one column of about["contrast"] with the same in the other.
 
-    The four values are paired by seed and split, the interval is over seeds. It answers whether a method's gain depends
-    on the column: whether it comes from the long tail, say, or is there on balanced classes too.
+    The four values are paired by seed and split, `over` is their difference of differences over seeds. It answers
+    whether a method's gain depends on the column: whether it comes from the long tail, say, or is there on balanced
+    classes too.
     """
-    first, second = about["contrast"]
     cells = _chosen(results, preset, protocol, metric).query("kind == 'cell'")
-    values = {place: _by_seed(some) for place, some in cells.groupby(["row", "column"], sort=False)}
-    found = {}
-    for row in dict.fromkeys(cells["row"]):
-        four = [values.get((r, column), {}) for column in (first, second) for r in (row, about["reference"])]
-        keys = [key for key in four[0] if all(key in some for some in four)]
-        if row != about["reference"] and keys:
-            found[row] = summary((four[0][k] - four[1][k]) - (four[2][k] - four[3][k]) for k in keys)
-    return found
+    values = cells.pivot(index=["seed", "split"], columns=["column", "row"], values="value")
+    reference = about["reference"]
+    if any((column, reference) not in values for column in about["contrast"]):
+        return []
+    first, second = (values[column].sub(values[column][reference], axis=0) for column in about["contrast"])
+    gains = (first - second).dropna(axis=1, how="all")  # [seed, row], without the rows that one column lacks
+    rows = [row for row in cells["row"].unique() if row in gains and row != reference]
+    return [Contrast(row, "", "interaction", summary(gains[row].dropna()), summary([]), False) for row in rows]
 
 
 # ------------------------------------------------------------------------------------------------ text, Markdown, LaTeX
@@ -182,23 +177,15 @@ def name_of(metric: str) -> str:
     return _NAMES.get(metric) or metric.replace("_", " ").capitalize()
 
 
-def with_interval(mean: float, ci95: float, digits: int = 1, sign: str = "") -> str:
-    """Write "mean ± half-width of the interval", or what there is of it."""
-    if math.isnan(mean):
-        return ""
-    return f"{mean:{sign}.{digits}f}" + ("" if math.isnan(ci95) else f" ± {ci95:.{digits}f}")
-
-
 def as_text(blocks: Iterable[Block]) -> list[str]:
     """Align the blocks for a terminal, all with the same columns; a list of lines."""
     blocks = list(blocks)
-    lines = [line for block in blocks for line in block.lines]
-    columns = range(max(map(len, lines), default=0))
-    widths = [max(len(line[i]) for line in lines if i < len(line)) for i in columns]
+    columns = itertools.zip_longest(*(line for block in blocks for line in block.lines), fillvalue="")
+    widths = [max(map(len, column)) for column in columns]
     text = []
-    for title, some in blocks:
+    for title, lines in blocks:
         text.append(title)
-        for first, *rest in some:
+        for first, *rest in lines:
             cells = [cell.rjust(width) for cell, width in zip(rest, widths[1:])]
             text.append("  ".join(["  " + first.ljust(widths[0]), *cells]).rstrip())
         text.append("")
@@ -208,37 +195,94 @@ def as_text(blocks: Iterable[Block]) -> list[str]:
 def as_markdown(blocks: Iterable[Block]) -> list[str]:
     """Write the blocks as Markdown tables; a list of lines."""
     text = []
-    for title, (header, *lines) in blocks:
-        ruled = [_markdown_row(header), "|" + " --- |" + " ---: |" * (len(header) - 1), *map(_markdown_row, lines)]
-        text += [f"**{title}**", "", *ruled, ""]
+    for title, lines in blocks:
+        header, *rest = ["| " + " | ".join(_styled(line, _MARKDOWN, "**%s**")) + " |" for line in lines]
+        ruler = "| --- |" + " ---: |" * (len(lines[0]) - 1)
+        text += [f"**{title}**", "", header, ruler, *rest, ""]
     return text
-
-
-def _markdown_row(line: Sequence[str]) -> str:
-    cells = ((cell, cell.replace("|", "\\|")) for cell in line)
-    return "| " + " | ".join(f"**{words}**" if isinstance(cell, Bold) else words for cell, words in cells) + " |"
 
 
 def as_latex(blocks: Iterable[Block]) -> list[str]:
     r"""Write the blocks as LaTeX tables for \usepackage{booktabs}; a list of lines."""
     text = []
-    for title, (header, *lines) in blocks:
-        text += [r"\begin{table}", r"\centering", rf"\caption{{{_tex(title)}}}"]
-        text += [rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", r"\toprule", _tex_row(header), r"\midrule"]
-        text += [*map(_tex_row, lines), r"\bottomrule", r"\end{tabular}", r"\end{table}", ""]
+    for title, lines in blocks:
+        header, *rest = [" & ".join(_styled(line, _TEX, r"\textbf{%s}")) + r" \\" for line in lines]
+        text += [r"\begin{table}", r"\centering", rf"\caption{{{title.translate(_TEX)}}}"]
+        text += [rf"\begin{{tabular}}{{l{'r' * (len(lines[0]) - 1)}}}", r"\toprule", header, r"\midrule"]
+        text += [*rest, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""]
     return text
 
 
-_TEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "±": r"$\pm$", "τ": r"$\tau$"}
+_MARKDOWN = str.maketrans({"|": r"\|"})
+_TEX = str.maketrans(
+    {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "±": r"$\pm$", "τ": r"$\tau$"}
+)
 
 
-def _tex(words: str) -> str:
-    return "".join(_TEX.get(letter, letter) for letter in words)
+def _styled(line: Sequence[str], escaped: Mapping[int, str], bold: str) -> list[str]:
+    return [bold % cell.translate(escaped) if isinstance(cell, Bold) else cell.translate(escaped) for cell in line]
 
 
-def _tex_row(line: Sequence[str]) -> str:
-    cells = ((cell, _tex(cell)) for cell in line)
-    return " & ".join(rf"\textbf{{{words}}}" if isinstance(cell, Bold) else words for cell, words in cells) + r" \\"
+# ---------------------------------------------------------------------------------------------- from numbers to a table
+
+
+def side_by_side(
+    results: pandas.DataFrame,
+    about: Mapping[str, Any],
+    preset: str,
+    protocol: str,
+    metrics: Sequence[str],
+    by=contrasts,
+) -> pandas.DataFrame:
+    """Put the metrics of every row next to each other; NaN where one was not measured.
+
+    Columns: preset, protocol, kind, row, column, n (runs), and for each metric, say `all`: its mean `all`, and
+    `all_sd`, `all_ci`, `all_difference`, `all_difference_ci`, `all_best` as in `Contrast`. `by` may be `interactions`.
+    """
+    import pandas
+
+    lines: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for metric in metrics:
+        for c in by(results, about, preset, protocol, metric):
+            start = {"preset": preset, "protocol": protocol, "kind": c.kind, "row": c.row, "column": c.column, "n": 0}
+            line = lines.setdefault((c.kind, c.row, c.column), start)
+            line["n"] = max(line["n"], c.over.n)
+            numbers = (c.over.mean, c.over.std, c.over.ci95, c.difference.mean, c.difference.ci95, c.best)
+            line |= {f"{metric}{ending}": number for ending, number in zip(_ENDINGS, numbers)}
+    names = [f"{metric}{ending}" for metric in metrics for ending in _ENDINGS]
+    return pandas.DataFrame(lines.values(), columns=["preset", "protocol", "kind", "row", "column", "n", *names])
+
+
+_ENDINGS = ("", "_sd", "_ci", "_difference", "_difference_ci", "_best")
+
+
+def lines_of(
+    frame: pandas.DataFrame, metrics: Sequence[str], compared: Sequence[str], deviations: Sequence[str] = ()
+) -> list[list[str]]:
+    """Write a frame of `side_by_side` as lines of cells: the metrics, then the differences of those `compared`.
+
+    The latter are bold where they are surely best. Those in `deviations` are followed by their standard deviation.
+    """
+    crossed = ["column"] if frame["column"].any() else []
+    names = [word for m in metrics for word in (name_of(m), *(["s.d."] if m in deviations else []))]
+    lines = [["", *(" " for _ in crossed), "runs", *names, *(f"{name_of(m)} - reference" for m in compared)]]
+    for row in frame.to_dict("records"):
+        cells = [row["row"], *(row[name] for name in crossed), str(row["n"])]
+        for m in metrics:
+            mean = with_interval(row[m], row[f"{m}_ci"], m, "+" if row["kind"] in ("headroom", "interaction") else "")
+            cells.append(Bold(mean) if m in compared and row[f"{m}_best"] is True else mean)
+            cells += [with_interval(row[f"{m}_sd"], math.nan, m)] if m in deviations else []
+        lines.append(
+            cells + [with_interval(row[f"{m}_difference"], row[f"{m}_difference_ci"], m, "+") for m in compared]
+        )
+    return lines
+
+
+def with_interval(mean: float, ci95: float, metric: str, sign: str = "") -> str:
+    """Write "mean ± half-width of the interval", or what there is of it."""
+    digits = 1 if metric in SCORES else 3
+    half = "" if math.isnan(ci95) else f" ± {ci95:.{digits}f}"
+    return "" if math.isnan(mean) else f"{mean:{sign}.{digits}f}{half}"
 
 
 # ---------------------------------------------------------------------------------------------------- tables of studies
@@ -248,11 +292,17 @@ def blocks(results: pandas.DataFrame, about: Mapping[str, Any]) -> Iterator[Bloc
     """Make a table for each preset and protocol of a study, then of the published figures of each preset."""
     for preset in about["presets"]:
         here = results[results["preset"] == preset]
-        for protocol in dict.fromkeys(here.loc[here["kind"] == "cell", "protocol"]):
+        for protocol in here.loc[here["kind"] == "cell", "protocol"].unique():
             title = f"{preset}, {protocol}" + ("" if protocol in (PSEUDO, COST) else f", on {about['on']}")
-            yield Block(title, _study_lines(results, about, preset, protocol))
+            metrics, compared = shown(protocol)
+            frame = side_by_side(here, about, preset, protocol, metrics)
+            yield Block(title, lines_of(frame, metrics, compared, deviations=compared))
             if about.get("contrast"):
-                yield from _interaction_block(title, results, about, preset, protocol)
+                frame = side_by_side(here, about, preset, protocol, compared, by=interactions)
+                first, second = about["contrast"]
+                title += f": (row - {about['reference']}) in {first} minus the same in {second}"
+                if len(frame):  # any row has all four cells
+                    yield Block(title, lines_of(frame, compared, []))
         published = here[here["kind"] == "published"].to_dict("records")
         if published:
             header = ["published, not measured here", "protocol", "All"]
@@ -260,63 +310,18 @@ def blocks(results: pandas.DataFrame, about: Mapping[str, Any]) -> Iterator[Bloc
             yield Block(f"{preset}, published figures", [header, *lines])
 
 
-def _study_lines(results: pandas.DataFrame, about: Mapping[str, Any], preset: str, protocol: str) -> list[list[str]]:
-    metrics, compared = shown(protocol)
-    found = {}
-    for metric in metrics:
-        found[metric] = {(c.kind, c.row, c.column): c for c in contrasts(results, about, preset, protocol, metric)}
-    columns = any(column for _, _, column in found[metrics[0]])
-    names = [word for m in metrics for word in (name_of(m), *(["s.d."] if m in compared else []))]
-    header = ["", *([" "] if columns else []), "runs", *names, *(f"{name_of(m)} - reference" for m in compared)]
-    lines = [header]
-    for place in dict.fromkeys(place for some in found.values() for place in some):
-        here = {metric: found[metric].get(place) for metric in metrics}
-        runs = max(c.over.n for c in here.values() if c)
-        first = [place[1], *([place[2]] if columns else []), str(runs)]
-        lines.append(first + _study_cells(here, compared, _decimals(protocol)))
-    return lines
-
-
-def _decimals(protocol: str) -> int:
-    return 3 if protocol in _SHOWN else 1
-
-
-def _study_cells(here: Mapping[str, Contrast | None], compared: Sequence[str], digits: int) -> list[str]:
-    """Write the means, deviations and differences of one line; "" where a metric was not measured."""
-    cells, differences = [], []
-    for metric, c in here.items():
-        mean = with_interval(c.over.mean, c.over.ci95, digits, "+" if c.kind == "headroom" else "") if c else ""
-        cells.append(Bold(mean) if c and c.best and metric in compared else mean)
-        if metric in compared:
-            cells.append(f"{c.over.std:.{digits}f}" if c and not math.isnan(c.over.std) else "")
-            differences.append(with_interval(c.difference.mean, c.difference.ci95, digits, "+") if c else "")
-    return cells + differences
-
-
-def _interaction_block(title: str, results, about: Mapping[str, Any], preset: str, protocol: str) -> Iterator[Block]:
-    """Make the table of the difference of differences of the two columns, where any row has all four cells."""
-    _, compared = shown(protocol)
-    found = {metric: interactions(results, about, preset, protocol, metric) for metric in compared}
-    rows = dict.fromkeys(row for some in found.values() for row in some)
-    lines = [["", "runs", *map(name_of, compared)]]
-    for row in rows:
-        over = [some.get(row, summary([])) for some in found.values()]
-        values = (with_interval(o.mean, o.ci95, _decimals(protocol), "+") for o in over)
-        lines.append([row, str(max(o.n for o in over)), *values])
-    first, second = about["contrast"]
-    if rows:
-        yield Block(f"{title}: (row - {about['reference']}) in {first} minus the same in {second}", lines)
+_LEGEND = "Accuracy in %, mean over classes; Std: over head, mid, tail; ±: 95 % interval over seeds"
 
 
 def _study_legend(results: pandas.DataFrame, about: Mapping[str, Any]) -> list[str]:
     cells = results[results["kind"] == "cell"]
     where = f" in {about['reference_column']}" if about["reference_column"] else ""
     lines = [
-        "Accuracy in %, mean over classes; Std: over head, mid, tail; ±: 95 % interval over seeds; s.d.: over seeds.",
+        f"{_LEGEND}; s.d.: over seeds.",
         f"reference: {about['reference']}{where}, paired by seed and split. Bold: the paired interval to the runner-up "
         f"is above zero (not competing: {', '.join(about['outside'])}).",
         f"seeds {', '.join(map(str, about['seeds']))}; subsets {_few(cells['subset'])}; "
-        f"commit {', '.join(dict.fromkeys(cells['commit']))}.",
+        f"commit {', '.join(cells['commit'].unique())}.",
     ]
     if SPACE in set(cells["protocol"]):
         lines.append(
@@ -332,8 +337,8 @@ def _study_legend(results: pandas.DataFrame, about: Mapping[str, Any]) -> list[s
     return lines + [f"left out: {why}" for why in about["left_out"]] + [f"failed: {why}" for why in about["failed"]]
 
 
-def _few(values: Iterable[str]) -> str:
-    unique = list(dict.fromkeys(values))
+def _few(values: pandas.Series) -> str:
+    unique = [*values.unique()]
     return ", ".join(unique) if len(unique) <= 5 else f"{', '.join(unique[:3])} and {len(unique) - 3} more"
 
 
@@ -356,13 +361,17 @@ def study_latex(results: pandas.DataFrame, about: Mapping[str, Any]) -> str:
 
 def scores_by_protocol(results: Result) -> dict[str, dict[str, float]]:
     """Take from a results.json: protocol -> metric -> value, evenness of the space among them as `space`."""
-    found = {
-        protocol: {m: scores[m] for m in ACCURACIES if scores.get(m) is not None}
-        for protocol, scores in results.get("protocols", {}).items()
-    }
-    geometry = results.get("geometry") or {}
-    space = {metric: geometry[key] for metric, key in EVENNESS.items() if geometry.get(key) is not None}
-    return found | ({SPACE: space} if space else {})
+    protocols, geometry = results.get("protocols", {}), results.get("geometry") or {}
+    found = {protocol: {m: scores.get(m) for m in ACCURACIES} for protocol, scores in protocols.items()}
+    return found | {SPACE: {metric: geometry.get(key) for metric, key in EVENNESS.items()}}
+
+
+def long_rows(scores: Mapping[str, Mapping[str, float | None]], **place: Any) -> Iterator[dict[str, Any]]:
+    """Yield a row of COLUMNS for every number of protocol -> metric -> value; `place` is common to all."""
+    for protocol, metrics in scores.items():
+        for metric, value in metrics.items():
+            if value is not None:
+                yield {**place, "protocol": protocol, "metric": metric, "value": float(value)}
 
 
 def compare(runs: Any, reference: str = "simclr") -> pandas.DataFrame:
@@ -377,48 +386,48 @@ def compare(runs: Any, reference: str = "simclr") -> pandas.DataFrame:
     """
     import pandas
 
-    rows = pandas.DataFrame(list(_compared_rows(_labelled_results(_entries(runs)))), columns=COLUMNS)
+    rows = pandas.DataFrame(_compared_rows(_labelled_results(_entries(runs))), columns=COLUMNS)
     about = {"reference": reference, "reference_column": "", "outside": ()}
-    found = []
-    for preset in dict.fromkeys(rows["preset"]):
-        for protocol in dict.fromkeys(rows.loc[rows["preset"] == preset, "protocol"]):
-            found += _wide_rows(rows, about, preset, protocol)
-    return pandas.DataFrame(found)
+    metrics = (*SCORES, *EVENNESS)
+    tables = rows.loc[rows["kind"] == "cell", ["preset", "protocol"]].drop_duplicates().itertuples(index=False)
+    frame = pandas.concat([side_by_side(rows, about, *table, metrics) for table in tables], ignore_index=True)
+    place = ["preset", "protocol", "kind", "row"]
+    subsets = rows.groupby(place)["subset"].unique()
+    subsets = subsets.map(lambda some: some[0] if len(some) == 1 else f"{len(some)} subsets")
+    frame = frame.join(subsets, on=place).rename(columns=_COMPARED)
+    numbers = [f"{m}{ending}" for m in metrics for ending in ("", "_sd", "_ci")]
+    return frame[["preset", "protocol", "method", "n", *numbers, "difference", "difference_ci", "subset"]]
+
+
+_COMPARED = {"row": "method", "all_difference": "difference", "all_difference_ci": "difference_ci"}
 
 
 def _entries(runs: Any) -> list[tuple[str | None, Result]]:
     """List (label given by the caller or None, results) of everything in `runs`."""
     if isinstance(runs, Mapping) and "protocols" not in runs:
         return [(label, result) for label, some in runs.items() for _, result in _entries(some)]
-    if isinstance(runs, (Run, str, Path, Mapping)):
-        return [(None, _results_of(runs))]
+    if isinstance(runs, (str, Path)):
+        return _entries(Run(runs))
+    if isinstance(runs, Run) and not runs.results:
+        raise ConfigError(f"{runs.path} has not been evaluated: tase evaluate {runs.path}")
+    if isinstance(runs, (Run, Mapping)):
+        return [(None, runs.results if isinstance(runs, Run) else runs)]
     return [entry for some in runs for entry in _entries(some)]
-
-
-def _results_of(run: Run | str | Path | Result) -> Result:
-    if isinstance(run, Mapping):
-        return run
-    run = run if isinstance(run, Run) else Run(run)
-    if not run.results:
-        raise ConfigError(f"{run.path} has not been evaluated: tase evaluate {run.path}")
-    return run.results
 
 
 def _labelled_results(entries: list[tuple[str | None, Result]]) -> list[tuple[str, Result]]:
     """Label each result with the given label, or the method and what tells it apart among these runs."""
     ignored = {result["method"]: _ignored(result["method"]) for _, result in entries}
-
-    def particular(change: str, method: str) -> bool:
-        """Whether the method has this option, and another run of a method that has it is without this change."""
-        option = change.split("=")[0]
-        having = [other for _, other in entries if option not in ignored[other["method"]]]
-        return option not in ignored[method] and any(change not in other["changes"] for other in having)
-
     named = []
     for label, result in entries:
-        own = [change for change in result["changes"] if particular(change, result["method"])]
-        name = result["method"] + (", balanced" if result["balanced"] else "")
-        named.append((label or (f"{name} ({', '.join(own)})" if own else name), result))
+        own = []
+        for change in result["changes"]:
+            option = change.split("=")[0]
+            having = [other["changes"] for _, other in entries if option not in ignored[other["method"]]]
+            if option not in ignored[result["method"]] and any(change not in changes for changes in having):
+                own.append(change)
+        name = result["method"] + ", balanced" * result["balanced"] + (f" ({', '.join(own)})" if own else "")
+        named.append((label or name, result))
     return named
 
 
@@ -439,40 +448,17 @@ def _compared_rows(named: Sequence[tuple[str, Result]]) -> Iterator[dict[str, An
         for kind in BASELINES:
             single = {(r["subset"], r["seed"] if kind == "untrained" else 0): r for r in reversed(tailed)}
             for result in reversed(single.values()):
-                measured_on = {"protocols": result["baselines"].get(kind, {})}
-                yield from _result_rows("baseline", kind, result, scores_by_protocol(measured_on))
+                scores = scores_by_protocol({"protocols": result["baselines"].get(kind, {})})
+                yield from long_rows(scores, kind="baseline", row=kind, **_place_of(result))
         for label, result in block:
             scores = scores_by_protocol(result)
-            space = scores.pop(SPACE, {})
-            yield from _result_rows("cell", label, result, {p: {**some, **space} for p, some in scores.items()})
+            space = scores.pop(SPACE)
+            scores = {protocol: {**some, **space} for protocol, some in scores.items()}
+            yield from long_rows(scores, kind="cell", row=label, **_place_of(result))
 
 
-def _result_rows(kind: str, row: str, result: Result, scores: Mapping[str, Mapping[str, float]]):
-    place = {"kind": kind, "row": row, "column": ""}
-    place |= {name: result[name] for name in ("preset", "subset", "seed", "split")}
-    for protocol, metrics in scores.items():
-        for metric, value in metrics.items():
-            yield {**place, "protocol": protocol, "metric": metric, "value": value}
-
-
-def _wide_rows(rows: pandas.DataFrame, about: Mapping[str, Any], preset: str, protocol: str) -> list[dict[str, Any]]:
-    """One row per baseline and method of a preset and protocol, the metrics side by side."""
-    here = rows[(rows["preset"] == preset) & (rows["protocol"] == protocol)]
-    if not (here["kind"] == "cell").any():
-        return []
-    subsets = {place: sorted(set(some)) for place, some in here.groupby(["kind", "row"])["subset"]}
-    metrics = (*SCORES, *EVENNESS)
-    found = {m: {(c.kind, c.row): c for c in contrasts(here, about, preset, protocol, m)} for m in metrics}
-    wide = []
-    for place, c in found["all"].items():
-        row = {"preset": preset, "protocol": protocol, "method": place[1], "n": c.over.n}
-        for metric, some in found.items():
-            over = some[place].over if place in some else summary([])
-            row |= {metric: over.mean, f"{metric}_sd": over.std, f"{metric}_ci": over.ci95}
-        row |= {"difference": c.difference.mean, "difference_ci": c.difference.ci95}
-        few = subsets[place]
-        wide.append(row | {"subset": few[0] if len(few) == 1 else f"{len(few)} subsets"})
-    return wide
+def _place_of(result: Result) -> dict[str, Any]:
+    return {"column": "", **{name: result[name] for name in ("preset", "subset", "seed", "split")}}
 
 
 def format_table(frame: pandas.DataFrame, metrics: Sequence[str] = SCORES) -> str:
@@ -486,20 +472,13 @@ def to_markdown(frame: pandas.DataFrame, metrics: Sequence[str] = SCORES) -> str
 
 
 def _compared_blocks(frame: pandas.DataFrame, metrics: Sequence[str]) -> Iterator[Block]:
+    frame = frame.rename(columns={new: old for old, new in _COMPARED.items()}).assign(kind="", column="", all_best=None)
+    compared = ["all"] if frame["all_difference"].notna().any() else []
     for (preset, protocol), block in frame.groupby(["preset", "protocol"], sort=False):
-        paired = block["difference"].notna().any()
-        header = ["", "runs", *map(name_of, metrics), *(["paired difference"] if paired else []), "subset"]
-        lines = [header]
-        for row in block.to_dict("records"):
-            cells = [with_interval(row[m], row[f"{m}_ci"], 3 if m in EVENNESS else 1) for m in metrics]
-            cells += [with_interval(row["difference"], row["difference_ci"], sign="+")] if paired else []
-            lines.append([row["method"], str(row["n"]), *cells, row["subset"]])
-        yield Block(f"{preset}, {protocol}", lines)
+        lines = lines_of(block, metrics, compared)
+        yield Block(f"{preset}, {protocol}", [[*line, s] for line, s in zip(lines, ["subset", *block["subset"]])])
 
 
 def _compared_legend(frame: pandas.DataFrame) -> str:
-    words = "Accuracy in %, mean over classes; Std: over head, mid, tail (population)."
-    words += " ±: 95 % interval over runs." if (frame["n"] > 1).any() else ""
-    if frame["difference"].notna().any():
-        words += "\nPaired difference: of All to simclr, same seeds (of simclr, balanced: what the long tail costs)."
-    return words
+    reference = "\nreference: the run of the same seed and split (of simclr, balanced: what the long tail costs)."
+    return f"{_LEGEND}." + (reference if frame["difference"].notna().any() else "")

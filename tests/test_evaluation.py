@@ -14,7 +14,7 @@ import tase
 from tase import probes
 from tase.config import PROTOCOLS, ConfigError
 from tase.data import ImageSet, Splits
-from tase.evaluation import Features, Pixels, Predictions, evaluate, judged_split, lacking, push_per_class, scores_of
+from tase.evaluation import Pixels, Predictions, evaluate, judged_features, lacking, push_per_class, scores_of
 from tase.models import build, encode
 from tase.probes import pad_crop_flip, sgd_probe
 from tase.tables import compare, format_table, to_markdown
@@ -117,7 +117,7 @@ def test_other_numbers_of_draws_are_measured_anew(trained, tmp_path):
 
 
 def pixels_of(config, splits, on="test"):
-    return Features(Pixels().eval(), judged_split(config, splits, torch.device("cpu"), on))
+    return judged_features(Pixels().eval(), config, splits, torch.device("cpu"), on)
 
 
 def test_few_labels_matter_to_few_shot_only(tiny):
@@ -217,10 +217,10 @@ def test_without_labels_the_error_says_what_is_missing(tiny):
     config = tiny(data__source="folder", data__root="my_images", data__image_size=8)
     unlabelled = ImageSet(torch.zeros(4, 1, 8, 8, dtype=torch.uint8))
     with pytest.raises(ConfigError, match="needs labels.*my_images.*one folder per class"):
-        judged_split(config, Splits(train=unlabelled), torch.device("cpu"))
+        pixels_of(config, Splits(train=unlabelled))
     labelled = image_set([0, 1, 2, 3])
     with pytest.raises(ConfigError, match="data.test_per_class"):
-        judged_split(config, Splits(train=labelled, probe=labelled, eval_classes=torch.arange(4)), torch.device("cpu"))
+        pixels_of(config, Splits(train=labelled, probe=labelled, eval_classes=torch.arange(4)))
 
 
 def test_only_evaluated_classes_are_seen(tiny):
@@ -228,8 +228,8 @@ def test_only_evaluated_classes_are_seen(tiny):
     images = image_set([0, 1, 2, 3] * 5)
     splits = Splits(images, images, None, images, eval_classes=torch.tensor([1, 3]))
     features = pixels_of(config, splits)
-    assert features.classes == 2 and set(features.split.sets) == {"tail", "probe", "judged"}
-    assert all(set(y.tolist()) == {0, 1} and len(y) == 10 for y in map(features.y, features.split.sets))
+    assert features.classes == 2 and set(features.sets) == {"tail", "probe", "judged"}
+    assert all(set(y.tolist()) == {0, 1} and len(y) == 10 for y in map(features.y, features.sets))
     assert set(features.images("tail").flatten(1).argmax(1).tolist()) == {1, 3}
     assert features.groups.tolist() == images.groups[[1, 3]].tolist()
     assert features.x("val") is None and features.y("val") is None
@@ -391,7 +391,7 @@ def test_evenness_of_the_space_is_a_metric(trained):
     assert (tase_row["spread_cv"], tase_row["distance_cv"]) == (geometry["cv_spread"], geometry["cv_centres"])
     assert math.isnan(row(frame, "pixels")["spread_cv"])
     lines = format_table(frame, metrics=("all", "spread_cv")).splitlines()
-    assert lines[1].split()[:5] == ["runs", "All", "Spread", "CV", "paired"]
+    assert lines[1].split()[:5] == ["runs", "All", "Spread", "CV", "All"]
     line = next(line for line in lines if line.split()[:1] == ["tase"])
     assert line.split()[3] == f"{geometry['cv_spread']:.3f}"
 

@@ -23,7 +23,7 @@ from tase.__main__ import main
 from tase.config import ConfigError, fields
 from tase.evaluation import lacking
 from tase.figures import draw_study, redraw, study_figure
-from tase.studies import PUBLISHED, STUDIES, Job, Multiple, Study, Workers, each_method, over, plan, run_study
+from tase.studies import STUDIES, Job, Multiple, Study, Workers, each_method, over, plan, published, run_study
 from tase.studies import jobs as jobs_module
 from tase.tables import Bold, blocks, contrasts, interactions
 
@@ -484,7 +484,7 @@ def test_difference_of_differences_is_paired_by_seed():
     ]
     about = {"name": "n", "question": "q?", "reference": "a", "reference_column": "", "outside": [], "presets": ["p"]}
     about |= {"on": "test", "contrast": ["tail", "even"]}
-    found = interactions(pd.DataFrame(rows), about, "p", "linear", "all")
+    found = {c.row: c.over for c in interactions(pd.DataFrame(rows), about, "p", "linear", "all")}
     assert set(found) == {"b"}  # c was not measured on the even set
     assert found["b"].mean == pytest.approx(np.mean([3 - 1, 4 - 0, 5 - 2])) and found["b"].n == 3
     assert found["b"].ci95 == pytest.approx(4.302653 * np.std([2, 4, 3], ddof=1) / math.sqrt(3), rel=1e-5)
@@ -540,11 +540,10 @@ def test_headroom_is_balanced_minus_long_tail_of_the_same_seed(tmp_path, runs):
 
 def test_published_figures_stand_apart_under_their_own_protocol(tmp_path):
     results, about = made_up(tmp_path, {"a": [50.0, 51.0]}, presets=["cifar10-lt"])
-    lines = [{"kind": "published", "row": p.source, "column": "", "preset": p.preset, "metric": "all", "value": p.value}
-             | {"protocol": f"published: {p.protocol}"} for p in PUBLISHED if p.preset == "cifar10-lt"]  # fmt: skip
-    results = pd.concat([results.assign(preset="cifar10-lt"), pd.DataFrame(lines)])
-    ours, published = blocks(results, about)
-    assert "published" in published.title and published.lines[1][-2:] == [
+    results = pd.concat([results.assign(preset="cifar10-lt"), published(["cifar10-lt"])])
+    ours, theirs = blocks(results, about)
+    assert "published" in theirs.title and theirs.lines[1] == [
+        "SimCLR+TS (TS's notebooks, split 1)",
         "published: kNN@1",
         "61.21",
     ]

@@ -10,19 +10,6 @@ with a run per configuration. The same call resumes after an interruption, and d
 
 # ruff: noqa: F401 (the names of the room)
 from ..tables import Contrast, contrasts, name_of, shown
-from .declared import (
-    BALANCED,
-    CONTROLS,
-    PUBLISHED,
-    SIMCLR,
-    STUDIES,
-    Cell,
-    Multiple,
-    Published,
-    Study,
-    cross,
-    each_method,
-    over,
-)
-from .jobs import ASSUMED, Job, Workers, cost
-from .study import Outcome, Plan, StudyError, plan, read_study, run_study
+from .declared import STUDIES, Cell, Multiple, Study, cross, each_method, over
+from .jobs import Job, Workers, cost
+from .study import Outcome, Plan, StudyError, plan, published, read_study, run_study

@@ -1,17 +1,14 @@
 """Studies as data: a question, rows and columns of cells, and what each cell changes in a preset's configuration.
 
-The declared ones are in STUDIES; PUBLISHED are figures of the literature, printed next to what is measured here.
+The declared ones are in STUDIES.
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..config import ESTIMATORS, Config, ConfigError, applicable, fields, override, unknown
 from ..presets import preset
@@ -30,7 +27,7 @@ class Multiple:
     factor: float
 
     def of(self, value: Any) -> Any:
-        if isinstance(value, tuple):
+        if isinstance(value, (tuple, list)):
             return tuple(map(self.of, value))
         return round(value * self.factor) if isinstance(value, int) else value * self.factor
 
@@ -38,9 +35,9 @@ class Multiple:
         return f"x{self.factor:g}"
 
 
-def over(name: str, *values: Any, short: str = "") -> Axis:
+def over(name: str, *values: Any) -> Axis:
     """Make an axis over the values of one field, labelled as in "tau_0=0.2" (multiples of the preset's: "lr x2")."""
-    short = short or name.rpartition(".")[2]
+    short = name.rpartition(".")[2]
     return {f"{short} {v}" if isinstance(v, Multiple) else f"{short}={v}": {name: v} for v in values}
 
 
@@ -82,7 +79,7 @@ class Study:
     name: str
     question: str
     rows: Axis
-    reference: str
+    reference: str = SIMCLR
     columns: Axis = field(default_factory=lambda: {"": {}})
     extras: Axis = field(default_factory=dict)
     base: Mapping[str, Any] = field(default_factory=dict)
@@ -120,25 +117,17 @@ class Study:
         rows, columns = list(rows), list(columns)
         _check_labels("row", rows, {**self.rows, **self.extras})
         _check_labels("column", columns, self.columns)
-        parts: dict[str, Any] = {}
-        if rows:
-            for name in ("rows", "extras"):
-                parts[name] = {row: changes for row, changes in getattr(self, name).items() if row in rows}
-        if columns:
-            parts["columns"] = {column: self.columns[column] for column in self.columns if column in columns}
-            parts["contrast"] = self.contrast if {*self.contrast} <= {*columns} else ()
-        return dataclasses.replace(self, **parts)
+        parts = {}
+        for part, chosen in (("rows", rows), ("extras", rows), ("columns", columns)):
+            axis = getattr(self, part)
+            parts[part] = {label: axis[label] for label in axis if label in chosen or not chosen}
+        contrast = self.contrast if {*self.contrast} <= {*parts["columns"]} else ()
+        return dataclasses.replace(self, **parts, contrast=contrast)
 
     def against(self, reference: str) -> Study:
         """Take differences to another row; raises ConfigError for an unknown one."""
         _check_labels("row", [reference], {**self.rows, **self.extras})
         return dataclasses.replace(self, reference=reference)
-
-    @cached_property
-    def _fields(self) -> set[str]:
-        """The fields that at least one cell has; which these are depends on its method."""
-        methods = {{**self.base, **cell.changes}.get("method", "tase") for cell in self.cells}
-        return {name for method in methods for name in fields(method)}
 
     def config(self, cell: Cell | None, name: str, seed: int, overrides: Mapping[str, Any] | None = None) -> Config:
         """Build a cell's configuration on the preset `name`: preset, method, `base`, `overrides`, the cell's changes.
@@ -150,17 +139,15 @@ class Study:
         shared = {**self.base, **(overrides or {})}
         method = changes.get("method", shared.get("method", "tase"))
         kept = applicable(shared, method)  # raises where no method at all has a field
-        lost = [field for field in shared if field not in self._fields]
-        if lost:
-            raise ConfigError(f"no method of the study '{self.name}' has the field '{lost[0]}'")
-        plain = {field: value for field, value in changes.items() if not isinstance(value, Multiple)}
-        settled = {**kept, **plain, "method": method}
-        config = preset(name, method, seed, settled)
-        multiples = {field: value for field, value in changes.items() if field not in plain}
-        for dotted, multiple in multiples.items():
-            section, leaf = dotted.split(".")
-            multiples[dotted] = multiple.of(getattr(getattr(config, section), leaf))
-        return override(config, multiples)
+        methods = {{**self.base, **other.changes}.get("method", "tase") for other in self.cells}
+        for dotted in shared.keys() - kept.keys():
+            if not any(dotted in fields(other) for other in methods):
+                raise ConfigError(f"no method of the study '{self.name}' has the field '{dotted}'")
+        multiples = {dotted: value for dotted, value in changes.items() if isinstance(value, Multiple)}
+        plain = {dotted: value for dotted, value in changes.items() if dotted not in multiples}
+        config = preset(name, method, seed, {**kept, **plain, "method": method})
+        before = config.flat()
+        return override(config, {dotted: multiple.of(before[dotted]) for dotted, multiple in multiples.items()})
 
 
 def _merged_changes(row: Mapping[str, Any], column: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -179,13 +166,13 @@ def _check_labels(what: str, names: Iterable[str], known: Iterable[str]) -> None
 _PAIR = {**CONTROLS, **each_method("tase")}  # what shows whether a gain depends on a setting
 _SIMCLR = each_method(SIMCLR)
 _TAUS = (0.1, 0.2, 0.5)
+_MERGED = {"guidance.estimator": "merged", "guidance.space": "sqrt"}
 
 _ALL = (
     Study(
         "six-benchmarks",
         "Does TASE help on the benchmarks of the paper, against the methods that move temperatures?",
         rows={**_PAIR, **each_method("ts", "mm-ts", "isogclr-tau", "shuffled", "oracle")},
-        reference=SIMCLR,
         presets=("cifar10-lt", "cifar100-lt", "imagenet100-lt"),
         protocols=("linear", "few-shot"),
     ),
@@ -219,7 +206,6 @@ _ALL = (
             "tase, scale_by_tau": {"method": "tase", "guidance.scale_by_tau": True},
             **each_method("shuffled", "reversed", "oracle"),
         },
-        reference=SIMCLR,
     ),
     Study(
         "tau-range",
@@ -227,7 +213,6 @@ _ALL = (
         rows=over("guidance.tau_min", 0.07, 0.1),
         columns=over("guidance.tau_max", 0.2, 0.5, 1.0),
         extras=_SIMCLR,
-        reference=SIMCLR,
         figure="heat",
     ),
     Study(
@@ -238,17 +223,8 @@ _ALL = (
                 {name: {"guidance.estimator": name} for name in ESTIMATORS},
                 {space: {"guidance.space": space, "guidance.memory": 0.7} for space in ("centred", "sqrt")},
             ),
-            "merged, sqrt, hard": {
-                "guidance.estimator": "merged",
-                "guidance.space": "sqrt",
-                "guidance.memory": 0.7,
-                "guidance.assignment_confidence": 1.0,
-            },
-            "merged, sqrt, no memory": {
-                "guidance.estimator": "merged",
-                "guidance.space": "sqrt",
-                "guidance.memory": 0.0,
-            },
+            "merged, sqrt, hard": {**_MERGED, "guidance.memory": 0.7, "guidance.assignment_confidence": 1.0},
+            "merged, sqrt, no memory": {**_MERGED, "guidance.memory": 0.0},
         },
         columns=over("guidance.clusters", 10, 30, 100),
         base={"method": SIMCLR},
@@ -263,7 +239,6 @@ _ALL = (
         rows=each_method("tase", "tase-weight"),
         columns=over("guidance.gamma", 0.0, 0.25, 0.5, 1.0),
         extras=_SIMCLR,
-        reference=SIMCLR,
         figure="curve",
     ),
     Study(
@@ -271,7 +246,6 @@ _ALL = (
         "Does the gain grow with the imbalance, as the harm of the long tail does?",
         rows=_PAIR,
         columns=over("data.rho", 10, 50, 100, 200),
-        reference=SIMCLR,
         figure="curve",
     ),
     Study(
@@ -280,7 +254,6 @@ _ALL = (
         rows=over("guidance.warmup", 0.0, 0.1, 0.2, 0.4),
         columns=over("guidance.refresh", 5, 10, 20, 40),
         extras=_SIMCLR,
-        reference=SIMCLR,
         figure="heat",
     ),
     Study(
@@ -289,7 +262,6 @@ _ALL = (
         rows=each_method("tase", "oracle"),
         columns=over("guidance.label_noise", 0.0, 0.1, 0.25, 0.5, 1.0),
         extras=_SIMCLR,
-        reference=SIMCLR,
         figure="curve",
     ),
     Study(
@@ -305,7 +277,6 @@ _ALL = (
             for epochs in (0.5, 1, 2)
             for batch in (0.5, 1, 2)
         },
-        reference=SIMCLR,
     ),
     Study(
         "backbone",
@@ -317,7 +288,6 @@ _ALL = (
             "resnet18": {"model.backbone": "resnet18"},
             "resnet50": {"model.backbone": "resnet50"},
         },
-        reference=SIMCLR,
     ),
     Study(
         "mechanism",
@@ -328,7 +298,6 @@ _ALL = (
             **each_method("tase", "tase-tau", "tase-weight", "shuffled", "oracle", "crowding"),
         },
         columns={"long tail": {}, "balanced": {"data.balanced": True}},
-        reference=SIMCLR,
         contrast=("long tail", "balanced"),
     ),
     Study(
@@ -346,21 +315,3 @@ _ALL = (
 )
 
 STUDIES: dict[str, Study] = {study.name: study for study in _ALL}
-
-
-class Published(NamedTuple):
-    """A figure that others have published, under their own protocol, on one run unless the source says otherwise."""
-
-    preset: str
-    method: str
-    protocol: str
-    value: float  # accuracy in %
-    source: str
-
-
-def _read_published() -> tuple[Published, ...]:
-    with open(Path(__file__).with_name("published.csv"), newline="", encoding="utf-8") as file:
-        return tuple(Published(**{**row, "value": float(row["value"])}) for row in csv.DictReader(file))
-
-
-PUBLISHED = _read_published()

@@ -10,8 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,40 +135,36 @@ def _follow(futures: dict[Job, Any], bar: Any) -> list[str]:
     left, failed = {job: job.epochs_left for job in futures}, []
     waiting = dict(futures)
     while waiting:
-        ended = [job for job, future in waiting.items() if future.done()]
-        for job in ended:
+        seen = list(waiting)
+        for job in [job for job, future in waiting.items() if future.done()]:
             try:
                 why = waiting.pop(job).result()
             except Exception as error:  # the executor's own: a killed process, a lost machine
                 why = str(error) or type(error).__name__
             failed += [f"{job}: {why}"] if why else []
         bar.set_postfix_str(f"{len(waiting)} runs to go", refresh=False)
-        bar.update(sum(_epochs_done(job, left) for job in [*ended, *waiting]))
+        for job in seen:
+            with contextlib.suppress(OSError, RunError):
+                before, left[job] = left[job], min(left[job], job.epochs_left)
+                bar.update(before - left[job])
         time.sleep(POLL if waiting else 0)
     return failed
 
 
-def _epochs_done(job: Job, left: dict[Job, int]) -> int:
-    """Count the job's epochs since the last look."""
-    before, now = left[job], left[job]
-    with contextlib.suppress(OSError, RunError):
-        now = left[job] = min(before, job.epochs_left)
-    return before - now
-
-
 # ------------------------------------------------------------------------------------------------------------ processes
+
+SPAWN = multiprocessing.get_context("spawn")
 
 
 class Workers(Executor):
-    """Run calls in `n` worker processes, each with its share of the cores and, where there are several, its own GPU.
+    """Run each call in a process of its own, `n` at a time, with its share of the cores and, of several, one GPU.
 
-    A process pool of one for each: where a worker is killed, its call fails and the others are left alone. Workers end
-    with this process, however that ends. Left by an error or Ctrl-C, they are terminated: trainings write a checkpoint.
+    Where a process is killed, its call fails and the others are left alone. Processes end with this one, however that
+    ends. Left by an error or Ctrl-C, they are terminated: trainings write a checkpoint.
     """
 
     def __init__(self, n: int):
-        self.n, self.lock, self.processes = n, threading.Lock(), set()
-        self.pools: dict[int, ProcessPoolExecutor] = {}
+        self.n, self.lock, self.processes = n, threading.Lock(), []
         self.free: queue.SimpleQueue[int] = queue.SimpleQueue()
         for slot in range(n):
             self.free.put(slot)
@@ -180,46 +175,32 @@ class Workers(Executor):
 
     def _call(self, function: Callable, *args: Any) -> Any:
         slot = self.free.get()
+        receiver, sender = SPAWN.Pipe(duplex=False)
+        process = SPAWN.Process(target=_work, args=(sender, function, args))
         try:
-            return self._started(slot, function, *args).result()
-        except BrokenProcessPool:
-            self.pools.pop(slot).shutdown(wait=False)
+            with self.lock, _environment(_resources(slot, self.n)):  # the process reads it as it starts
+                process.start()
+                self.processes.append(process)
+            sender.close()  # so that `receiver` sees the end when the process, the only other holder, has ended
+            return receiver.recv()
+        except (EOFError, OSError):
             hint = 'a script of your own must call run_study under `if __name__ == "__main__"`'
             raise RunError(f"its process has ended: killed, out of memory, or it could not start ({hint})") from None
         finally:
             self.free.put(slot)
 
-    def _started(self, slot: int, function: Callable, *args: Any) -> Future:
-        spawn = multiprocessing.get_context("spawn")
-        with self.lock, _environment(_resources(slot, self.n)):  # read when the worker starts, which submit does
-            before = set(multiprocessing.active_children())
-            if slot not in self.pools:
-                self.pools[slot] = ProcessPoolExecutor(1, spawn, initializer=_begin_worker)
-            future = self.pools[slot].submit(function, *args)
-            self.processes |= set(multiprocessing.active_children()) - before
-        return future
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        self.threads.shutdown(wait, cancel_futures=cancel_futures)
-        for pool in list(self.pools.values()):
-            pool.shutdown(wait)
-
     def __exit__(self, kind: Any, *_: Any) -> None:
-        if kind is not None:
-            self.threads.shutdown(wait=False, cancel_futures=True)
-            with self.lock:
-                for process in self.processes:
-                    process.terminate()
-            for pool in list(self.pools.values()):
-                pool.shutdown(wait=False)
-            for process in self.processes:
-                process.join(STOP_SECONDS)
-                process.kill()
-        self.shutdown()
+        self.threads.shutdown(wait=kind is None, cancel_futures=kind is not None)
+        with self.lock:
+            for process in self.processes if kind else ():
+                process.terminate()
+        for process in self.processes:
+            process.join(STOP_SECONDS)
+            process.kill()
 
 
-def _begin_worker() -> None:
-    """Leave the terminal's Ctrl-C to the parent, and end when the parent has ended, however it has."""
+def _work(sender: Any, function: Callable, args: Sequence[Any]) -> None:
+    """Leave the terminal's Ctrl-C to the parent, end when the parent has ended, and send what the function returns."""
     if hasattr(os, "setsid"):
         os.setsid()
 
@@ -228,6 +209,7 @@ def _begin_worker() -> None:
         os._exit(143)
 
     threading.Thread(target=watch, daemon=True).start()
+    sender.send(function(*args))
 
 
 def _resources(slot: int, at_once: int) -> dict[str, str]:
@@ -243,16 +225,14 @@ def _resources(slot: int, at_once: int) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _environment(variables: dict[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in variables}
+    before = {name: os.environ[name] for name in variables if name in os.environ}
     os.environ.update(variables)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        for name in variables:
+            os.environ.pop(name)
+        os.environ.update(before)
 
 
 # ----------------------------------------------------------------------------------------------------------------- cost
@@ -264,11 +244,9 @@ def cost(jobs: Sequence[Job], at_once: int) -> tuple[float, str]:
     Speed is that of finished runs of the same network and image source, else ASSUMED.
     """
     speeds: dict[tuple, list[float]] = {}
-    for folder in {job.folder.parent for job in jobs}:
-        for path in folder.glob("*/metrics.jsonl"):
-            rows = [row["images_per_second"] for row in read_lines(path)]
-            if rows:
-                speeds.setdefault(_network_of(Run(path.parent).config), []).append(sorted(rows)[len(rows) // 2])
+    for path in (path for folder in {job.folder.parent for job in jobs} for path in folder.glob("*/metrics.jsonl")):
+        if rows := [row["images_per_second"] for row in read_lines(path)]:
+            speeds.setdefault(_network_of(Run(path.parent).config), []).append(np.median(rows))
     total, assumed = 0.0, 0
     for job in jobs:
         known = speeds.get(_network_of(job.config), [])
@@ -276,7 +254,7 @@ def cost(jobs: Sequence[Job], at_once: int) -> tuple[float, str]:
         total += job.epochs_left * class_counts(job.config)["n"] / (np.mean(known) if known else ASSUMED)
     basis = f"assuming {ASSUMED:,} images a second for each of {assumed} runs" if assumed else ""
     measured = "speed of the runs that are there" if assumed < len(jobs) else ""
-    return float(total) / at_once, " and ".join(part for part in (measured, basis) if part)
+    return float(total) / at_once, " and ".join(filter(None, (measured, basis)))
 
 
 def _network_of(config: Config) -> tuple:

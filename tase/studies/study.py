@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import Config, ConfigError, check, override
 from ..data import class_counts
-from ..evaluation import FILES
-from ..files import RunError, load_json, load_optional_json, save_json, tidy, write_atomic
+from ..evaluation import FILES, saved_results
+from ..files import RunError, load_json, save_json, tidy, write_atomic
 from ..runs import Run, keep_runs, kept_runs
-from ..tables import BASELINES, COLUMNS, COST, PSEUDO, SPACE, scores_by_protocol, study_latex, study_markdown
-from .declared import PUBLISHED, SIMCLR, Cell, Study
+from ..tables import (
+    BASELINES,
+    COLUMNS,
+    COST,
+    PSEUDO,
+    SPACE,
+    long_rows,
+    scores_by_protocol,
+    study_latex,
+    study_markdown,
+)
+from .declared import SIMCLR, Cell, Study
 from .jobs import Job, cost, do_all
 
 if TYPE_CHECKING:
@@ -43,7 +53,7 @@ class Plan:
     presets: tuple[str, ...]
     seeds: tuple[int, ...]
     on: str
-    entries: tuple[Entry, ...]
+    entries: list[Entry]
     left_out: tuple[str, ...]  # cells that cannot be made of these data, and why
 
     @property
@@ -59,9 +69,9 @@ class Plan:
     def describe(self, at_once: int = 1) -> str:
         """Write the grid and what it costs, as text."""
         study, missing = self.study, self.missing
-        rows, columns = ("; ".join(dict.fromkeys(names)) for names in zip(*((c.row, c.column) for c in study.cells)))
         seconds, basis = cost(missing, at_once)
-        lines = [f"{study.name}: {study.question}", f"  rows      {rows}", f"  columns   {columns.strip('; ')}"]
+        lines = [f"{study.name}: {study.question}", f"  rows      {'; '.join([*study.rows, *study.extras])}"]
+        lines += [f"  columns   {'; '.join(study.columns)}"]
         lines += [f"  presets   {', '.join(self.presets)}", f"  seeds     {', '.join(map(str, self.seeds))}"]
         lines += [f"  protocols {', '.join(study.protocols) or 'quality of the pseudo-labels'}, on {self.on}"]
         lines += [f"  left out  {why}" for why in self.left_out]
@@ -89,9 +99,9 @@ def plan(
     check(bool(presets), "--preset", presets, f"given: the study '{study.name}' has none of its own")
     check(bool(seeds), "--seeds", seeds, "one or more seeds")
     check(on in FILES, "--on", on, f"one of {', '.join(FILES)}")
-    folder = _run_folder(runs)
-    found, entries, left_out = _found_runs(folder), [], {}
-    for preset, seed, cell in ((p, s, c) for p in presets for s in seeds for c in study.cells):
+    folder = Path(runs).with_suffix("") if Path(runs).suffix == ".zip" else Path(runs)
+    found, places, clusterings, left_out = _found_runs(folder), [], {}, {}
+    for preset, seed, cell in itertools.product(presets, seeds, study.cells):
         config = study.config(cell, preset, seed, overrides)
         try:
             class_counts(config)
@@ -103,16 +113,15 @@ def plan(
             continue
         trained = study.config(None, preset, seed, overrides) if study.on_features else config
         place = found.get(trained.identity, folder / trained.identity)
-        entries.append(Entry(cell, config, Job(trained, place, study.protocols, on)))
-    if not entries:
+        clusterings.setdefault(place, []).extend([config] if study.on_features else [])
+        places.append((cell, config, trained, place))
+    if not places:
         raise next(iter(left_out.values()))
-    entries = _with_clusterings(entries) if study.on_features else entries
-    return Plan(study, presets, seeds, on, tuple(entries), tuple(left_out))
-
-
-def _run_folder(runs: str | Path) -> Path:
-    """The folder in which runs are trained; kept ones may lie in a zip of the same name."""
-    return Path(runs).with_suffix("") if Path(runs).suffix == ".zip" else Path(runs)
+    entries = [
+        Entry(cell, config, Job(trained, place, study.protocols, on, tuple(clusterings[place])))
+        for cell, config, trained, place in places
+    ]
+    return Plan(study, presets, seeds, on, entries, tuple(left_out))
 
 
 def _found_runs(folder: Path) -> dict[str, Path]:
@@ -125,15 +134,6 @@ def _found_runs(folder: Path) -> dict[str, Path]:
             if run.finished or run.identity not in found:  # a whole run comes before its kept copy
                 found[run.identity] = run.path
     return found
-
-
-def _with_clusterings(entries: list[Entry]) -> list[Entry]:
-    """Give every job the clusterings that its cells need."""
-    needed: dict[Path, list[Config]] = {}
-    for entry in entries:
-        needed.setdefault(entry.job.folder, []).append(entry.config)
-    jobs = [dataclasses.replace(e.job, clusterings=tuple(needed[e.job.folder])) for e in entries]
-    return [dataclasses.replace(e, job=job) for e, job in zip(entries, jobs)]
 
 
 # -------------------------------------------------------------------------------------------------------------- running
@@ -207,7 +207,7 @@ def _write_tables(planned: Plan, out: Path, overrides: Mapping[str, Any], failed
     study = planned.study
     names = ("name", "question", "reference", "reference_column", "contrast", "figure", "outside", "axes")
     about = {name: getattr(study, name) for name in names}
-    about |= {"rows": list(study.rows), "columns": list(study.columns), "extras": list(study.extras)}
+    about |= {axis: list(getattr(study, axis)) for axis in ("rows", "columns", "extras")}
     about |= {"presets": planned.presets, "seeds": planned.seeds, "on": planned.on, "overrides": dict(overrides)}
     save_json(out / "study.json", about | {"left_out": planned.left_out, "failed": failed})
     results, about = read_study(out)
@@ -235,26 +235,33 @@ def _long_form(planned: Plan) -> pandas.DataFrame:
     """Collect the rows of results.csv: the cells', then headroom, baselines and published figures."""
     import pandas
 
-    study, own = planned.study, [*COLUMNS, "twin"]
     cells, baselines = [], []
     for entry in planned.entries:
-        if (run := entry.job.run) and (scores := _scores_of_cell(entry, run, planned.on, study.costs)):
-            cells += _rows(planned, entry, run, "cell", entry.cell.row, scores)
+        if (run := entry.job.run) and (scores := _scores_of_cell(entry, run, planned.on, planned.study.costs)):
+            cells += long_rows(scores, kind="cell", row=entry.cell.row, column=entry.cell.column, **_place(entry, run))
             baselines += _baseline_rows(planned, entry, run, scores)
-    cells = pandas.DataFrame(cells, columns=own)
-    baselines = pandas.DataFrame(baselines, columns=own)
+    cells, baselines = (pandas.DataFrame(rows, columns=[*COLUMNS, "twin"]) for rows in (cells, baselines))
     # Once per seed, in each column: runs of a seed share them.
     baselines = baselines.drop_duplicates(["row", "column", "preset", "seed", "protocol", "metric"])
     baselines = baselines.sort_values("row", key=lambda row: row.map(BASELINES.index), kind="stable")
-    published = [
-        {"study": study.name, "kind": "published", "row": f"{p.method} ({p.source})", "column": "", "preset": p.preset}
-        | {"protocol": f"published: {p.protocol}", "metric": "all", "value": p.value}
-        for p in PUBLISHED
-        if study.protocols and p.preset in planned.presets
-    ]
+    others = published(planned.presets if planned.study.protocols else ())
     cells = _with_relative_times(cells)
-    parts = [cells, _headroom(cells), baselines, pandas.DataFrame(published, columns=own)]
-    return pandas.concat([part for part in parts if len(part)] or parts[:1])[COLUMNS]
+    parts = [part for part in (cells, _headroom(cells), baselines, others) if len(part)] or [cells]
+    rows = pandas.concat(parts).assign(study=planned.study.name)
+    return rows[COLUMNS].astype({"seed": "Int64", "split": "Int64"})
+
+
+def published(presets: Sequence[str]) -> pandas.DataFrame:
+    """Read the figures that others have published, accuracies in %, under their own protocols, as rows of COLUMNS.
+
+    They are of one run each, unless the source says otherwise.
+    """
+    import pandas
+
+    found = pandas.read_csv(Path(__file__).with_name("published.csv"), dtype={"value": float})
+    found = found[found["preset"].isin(presets)].assign(kind="published", column="", metric="all")
+    found["row"] = found["method"] + " (" + found["source"] + ")"
+    return found.assign(protocol="published: " + found["protocol"]).reindex(columns=COLUMNS)
 
 
 def _with_relative_times(cells: pandas.DataFrame) -> pandas.DataFrame:
@@ -272,16 +279,12 @@ def _with_relative_times(cells: pandas.DataFrame) -> pandas.DataFrame:
 
 def _headroom(cells: pandas.DataFrame) -> pandas.DataFrame:
     """SimCLR on a balanced set minus SimCLR on the long tail, all else equal: what the long tail costs."""
-    balanced = cells[(cells["twin"] != "") & ~cells["protocol"].isin([PSEUDO, SPACE, COST])]
-    tailed = cells.drop_duplicates(["identity", "protocol", "metric"])
     keys = ["protocol", "metric"]
-    pairs = balanced.merge(
-        tailed, left_on=["twin", *keys], right_on=["identity", *keys], how="left", suffixes=("", "_tailed")
-    )
-    pairs = pairs.assign(
-        kind="headroom", row="headroom: balanced - long tail", value=pairs["value"] - pairs["value_tailed"]
-    )
-    pairs = pairs.dropna(subset=["value"])[cells.columns]
+    pairs = cells[(cells["twin"] != "") & ~cells["protocol"].isin([PSEUDO, SPACE, COST])]
+    tailed = cells.drop_duplicates(["identity", *keys])[["identity", *keys, "value"]]
+    pairs = pairs.merge(tailed, left_on=["twin", *keys], right_on=["identity", *keys], suffixes=("", "_tailed"))
+    value = pairs["value"] - pairs["value_tailed"]
+    pairs = pairs.assign(kind="headroom", row="headroom: balanced - long tail", value=value)[cells.columns]
     return pairs.drop_duplicates(["column", "preset", "seed", *keys])
 
 
@@ -290,12 +293,10 @@ def _scores_of_cell(entry: Entry, run: Run, on: str, costs: bool) -> dict[str, d
     if entry.job.clusterings:
         quality = entry.job.qualities.get(entry.config.identity)
         return {PSEUDO: quality} if quality else {}
-    scores = scores_by_protocol(_results_on(run, on))
-    space = scores.pop(SPACE, {})
+    scores = scores_by_protocol(saved_results(run, on))
+    space, (*_, quality) = scores.pop(SPACE), ({}, *run.history.quality)
     scores = {name: some for name, some in scores.items() if name.split("@")[0] in entry.job.protocols}
-    last = run.history.quality[-1:]
-    more = {PSEUDO: last[0] if last else {}, SPACE: space, COST: _cost_of(run) if costs else {}}
-    return scores | {name: some for name, some in more.items() if scores and some}
+    return {**scores, PSEUDO: quality, SPACE: space, COST: _cost_of(run) if costs else {}} if scores else {}
 
 
 def _cost_of(run: Run) -> dict[str, float]:
@@ -304,24 +305,13 @@ def _cost_of(run: Run) -> dict[str, float]:
     return {"images_per_second": run.status["images_per_second"], "state_mib": size / 2**20} if size else {}
 
 
-def _results_on(run: Run, on: str) -> dict[str, Any]:
-    saved = load_optional_json(run.path / FILES[on])
-    return saved if saved.get("identity") == run.config.identity else {}
-
-
-def _rows(
-    planned: Plan, entry: Entry, run: Run, kind: str, row: str, scores: Mapping[str, Mapping[str, Any]], column=None
-) -> Iterator[dict[str, Any]]:
+def _place(entry: Entry, run: Run) -> dict[str, Any]:
+    """Collect what all rows of a cell's run share; `twin`: for balanced SimCLR the identity of the long-tailed run."""
     config = entry.config
-    place = {"study": planned.study.name, "kind": kind, "row": row, "preset": config.preset}
-    place |= {"column": entry.cell.column if column is None else column, "subset": run.environment.get("subset", "")}
-    place |= {"seed": config.seed, "split": config.split, "commit": run.commit, "identity": config.identity}
-    simclr = config.method == "simclr" and config.data.balanced
-    place["twin"] = override(config, {"data.balanced": False}).identity if simclr else ""
-    for protocol, metrics in scores.items():
-        for metric, value in metrics.items():
-            if value is not None:
-                yield {**place, "protocol": protocol, "metric": metric, "value": float(value)}
+    place = {"preset": config.preset, "subset": run.environment.get("subset", ""), "commit": run.commit}
+    balanced = config.method == "simclr" and config.data.balanced
+    place["twin"] = override(config, {"data.balanced": False}).identity if balanced else ""
+    return {**place, "seed": config.seed, "split": config.split, "identity": config.identity}
 
 
 def _baseline_rows(planned: Plan, entry: Entry, run: Run, scores: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -330,7 +320,7 @@ def _baseline_rows(planned: Plan, entry: Entry, run: Run, scores: Mapping[str, A
     vary = any(name.split(".")[0] in ("data", "views", "model") for name in names)
     if entry.config.data.balanced or entry.job.clusterings:
         return
-    for kind in BASELINES:
-        saved = scores_by_protocol({"protocols": _results_on(run, planned.on)["baselines"].get(kind, {})})
-        kept = {name: some for name, some in saved.items() if name in scores}
-        yield from _rows(planned, entry, run, "baseline", kind, kept, entry.cell.column if vary else "")
+    for kind, protocols in saved_results(run, planned.on)["baselines"].items():
+        saved = scores_by_protocol({"protocols": {name: some for name, some in protocols.items() if name in scores}})
+        column = entry.cell.column if vary else ""
+        yield from long_rows(saved, kind="baseline", row=kind, column=column, **_place(entry, run))
