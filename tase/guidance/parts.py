@@ -147,9 +147,8 @@ class GH(Guidance):
     learning rate has two stages; here all methods have the preset's.
     """
 
-    title = "GH"
+    title, SHOWN = "GH", ("surrogate",)
     SAVED = (*Guidance.SAVED, "class_memory", "marginal", "amount")
-    SHOWN = ("surrogate",)
 
     @dataclass(frozen=True)
     class Options(Guidance.Options):
