@@ -278,7 +278,7 @@ def lines_of(
     return lines
 
 
-def with_interval(mean: float, ci95: float, metric: str, sign: str = "") -> str:
+def with_interval(mean: float, ci95: float, metric: str = "all", sign: str = "") -> str:
     """Write "mean ± half-width of the interval", or what there is of it."""
     digits = 1 if metric in SCORES else 3
     half = "" if math.isnan(ci95) else f" ± {ci95:.{digits}f}"
