@@ -7,19 +7,32 @@ import sys
 import pytest
 from conftest import TINY
 
+import tase
 from tase.__main__ import main
 from tase.config import fields
 
 TINY_SETS = [f"{name}={value}" for name, value in TINY.items()]
 
 
-def test_help_shows_every_field_with_its_default(capsys):
+def test_help_is_one_screen_and_help_fields_lists_those_of_the_method(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
+    assert len(capsys.readouterr().out.splitlines()) <= 24
+    for method in ("tase", "ts"):
+        with pytest.raises(SystemExit):
+            main(["train", "--preset", "digits-lt", "--method", method, "--help-fields"])
+        text = capsys.readouterr().out
+        assert all(f"  {name}=" in text for name in fields(method))
+        assert ("guidance.tau_max=0.5" in text) == (method == "tase") and "optim.lr=0.5" in text
+
+
+def test_version_and_a_run_are_told(trained, capsys):
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"tase {tase.__version__}\n"
+    assert main(["info", str(trained[2].path)]) == 0
     text = capsys.readouterr().out
-    for name in fields():
-        assert f"  {name}=" in text
-    assert "guidance.tau_max=0.5" in text and "optim.lr=0.5" in text
+    assert "TASE (tase)" in text and "finished, epoch 8 of 8" in text and trained[2].identity in text
 
 
 def test_info_needs_no_data_where_the_rule_decides(capsys):
