@@ -386,7 +386,7 @@ def test_fashion_that_is_missing_or_cut_off(fashion, tmp_path_factory):
         load_splits(small_fashion(tmp_path_factory.mktemp("empty")))
     whole = (fashion / "train-images-idx3-ubyte.gz").read_bytes()
     (fashion / "train-images-idx3-ubyte.gz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ConfigError, match="readable Fashion-MNIST"):
+    with pytest.raises(ConfigError, match="readable FashionMNIST"):
         load_splits(small_fashion(fashion))
 
 
