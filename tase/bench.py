@@ -563,15 +563,16 @@ def bench_figure(report: dict[str, Any]):
     rows = pandas.DataFrame([row for found in report["sections"].values() for row in found if "seconds" in row])
     rows = rows.reindex(columns=["case", "name", "ratio", "against", "share"])
     ratios = rows[rows["against"].notna() & (rows["against"] != rows["name"])]
-    parts = rows[rows["name"].isin(STEP_PARTS)].pivot(index="case", columns="name", values="share")
+    steps = rows[rows["name"].isin(STEP_PARTS)]
+    parts = steps.pivot(index="case", columns="name", values="share").reindex(steps["case"].unique())
     bars = len(ratios) + len(ratios.groupby(["case", "against"]))  # and a heading for each group
-    panels = [(_draw_ratios, ratios, bars), (_draw_parts, parts, len(parts) + 1)]
-    panels = [panel for panel in panels if len(panel[1])]
+    drawings = [(_draw_ratios, ratios, bars)] * (bars > 0) + [(_draw_parts, parts, len(parts) + 1)] * (len(parts) > 0)
+    heights = [height for *_, height in drawings] or [1]
     with style():
-        figure = new_figure(TEXT, 1.2 + sum(0.17 * lines + 0.5 * (draw is _draw_parts) for draw, _, lines in panels))
-        for i, (draw, data, _) in enumerate(panels):
-            grid = figure.add_gridspec(len(panels), 1, height_ratios=[lines for *_, lines in panels])
-            draw(figure.add_subplot(grid[i]), data)
+        figure = new_figure(TEXT, 1.2 + 0.17 * sum(heights) + 0.5 * (len(parts) > 0))
+        panels = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+        for axes, (draw, data, _) in zip(panels, drawings):
+            draw(axes, data)
         footer(figure, " · ".join(machine_words(report["machine"]) + ["quick"] * report["quick"]))
     return figure
 
