@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-import logging
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,8 +15,6 @@ from torch import Tensor
 
 GROUPS = ("head", "mid", "tail")
 LARGE = 2**30  # bytes; a larger subset of a set is not copied
-
-log = logging.getLogger("tase")
 
 
 def short_hash(*parts: bytes) -> str:
@@ -192,9 +189,7 @@ def place(images: Tensor | Mapped, device: torch.device, memory: float = 0.0) ->
         placed, where = _resident(images, device), f"resident on {device}"
     units = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "bytes"))
     amount, unit = next((size / n, unit) for n, unit in units if size >= n or n == 1)
-    facts = f"{len(images):,} images, {amount:,.1f} {unit}"
-    log.info("%s: %s", facts, where)
-    return placed, f"{facts}: {where}"
+    return placed, f"{len(images):,} images, {amount:,.1f} {unit}: {where}"
 
 
 def _resident(images: Tensor | Mapped, device: torch.device) -> Tensor:

@@ -223,7 +223,7 @@ class Run:
     @property
     def pending(self) -> dict[str, Any]:
         """Fields of the last request to steer that no refresh has taken yet."""
-        return pending(self.path)
+        return not_taken(load_optional_json(self.path / "control.json"), self.events)
 
     def control(self, action: str = "run", **fields: Any) -> str:
         """Ask the run's training, in any process, to run, pause or stop; `tau_max=0.4` steers its guidance."""
@@ -369,20 +369,16 @@ def request(folder: str | Path, config: Config, action: str = "run", set: dict[s
     check_choice("action", action, ACTIONS)
     changes = dict(set or {})
     check_steering(config, [], changes)
-    changes = {**pending(folder), **changes}
+    waiting = not_taken(load_optional_json(Path(folder) / "control.json"), read_lines(Path(folder) / "events.jsonl"))
+    changes = {**waiting, **changes}
     check_steering(config, [], changes)
     id = uuid.uuid4().hex[:8]
     save_json(Path(folder) / "control.json", {"id": id, "action": action, "set": changes})
     return id
 
 
-def pending(folder: str | Path) -> dict[str, Any]:
-    """Return the fields of the last request that no refresh has taken yet."""
-    events = read_lines(Path(folder) / "events.jsonl")
-    return not_taken(load_optional_json(Path(folder) / "control.json"), events)
-
-
 def not_taken(request: dict[str, Any], events: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the fields of a request that is not among the events, which is pending."""
     return {} if request.get("id") in {event.get("id") for event in events} else request.get("set") or {}
 
 
