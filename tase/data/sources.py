@@ -303,12 +303,11 @@ def read_index_file(path: str | Path, n: int) -> Bool[Tensor, "n"]:
         raise ConfigError(f"data.list_file = {str(path)!r} cannot be read as .npy: {error}") from error
     whole = isinstance(array, np.ndarray) and array.ndim == 1 and array.dtype.kind in "iu" and len(array) > 0
     _check_list(whole, path, "does not hold one row of whole numbers")
-    index = torch.from_numpy(array.astype(np.int64))
-    low, high = int(index.min()), int(index.max())
+    low, high = int(array.min()), int(array.max())
     _check_list(low >= 0 and high < n, path, f"holds indices from {low} to {high}; the source has 0 to {n - 1}")
-    copies = torch.bincount(index, minlength=n)
-    repeated = (copies > 1).nonzero()[:, 0]
-    _check_list(len(repeated) == 0, path, f"repeats {len(repeated)} indices, the first is {repeated[:1].tolist()}")
+    copies = torch.bincount(torch.from_numpy(array.astype(np.int64)), minlength=n)
+    repeated = (copies > 1).nonzero()[:, 0].tolist()
+    _check_list(not repeated, path, f"repeats {len(repeated)} indices, the first is {repeated[:1]}")
     return copies > 0
 
 
@@ -321,17 +320,15 @@ def read_path_file(path: str | Path) -> tuple[list[str], list[int]]:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"data.list_file = {str(path)!r} cannot be read: {error}") from error
-    rows = [(number, line.strip().rpartition(" ")) for number, line in enumerate(lines, 1) if line.strip()]
+    rows = {number: line.strip().rpartition(" ") for number, line in enumerate(lines, 1) if line.strip()}
     _check_list(len(rows) > 0, path, "is empty")
-    for number, (name, _, label) in rows:
+    for number, (name, _, label) in rows.items():
         good = name and label.isascii() and label.isdigit()
         _check_list(bool(good), path, f"line {number} is not 'path label', with a label from 0")
-    paths = [name.strip() for _, (name, _, _) in rows]
-    labels = [int(label) for _, (_, _, label) in rows]
-    repeats = len(paths) - len(set(paths))
+    paths, labels = [name.strip() for name, _, _ in rows.values()], [int(label) for *_, label in rows.values()]
+    repeats, gaps = len(paths) - len(set(paths)), set(range(len(set(labels)))) - set(labels)
     _check_list(repeats == 0, path, f"repeats {repeats} paths")
-    gaps = sorted(set(range(max(labels) + 1)) - set(labels))[:5]
-    _check_list(not gaps, path, f"has labels up to {max(labels)}, but no image of {gaps}")
+    _check_list(not gaps, path, f"has labels up to {max(labels)}, but no image of {sorted(gaps)[:5]}")
     return paths, labels
 
 
@@ -345,15 +342,12 @@ def match_list(listing: Listing, list_file: str) -> tuple[Listing, Bool[Tensor, 
     rows = {path: row for row, path in enumerate(listing.paths)}
     # Lists often name the tree's top folder, which `listing.root` is.
     index = torch.tensor([rows.get(path, rows.get(path.partition("/")[2], -1)) for path in paths])
-    absent = (index < 0).nonzero()[:, 0].tolist()
-    _check_list(
-        not absent, list_file, f": {len(absent)} files are not in {listing.root}, e.g. {paths[(absent or [0])[0]]}"
-    )
+    absent = [path for path, row in zip(paths, index.tolist()) if row < 0]
+    _check_list(not absent, list_file, f": {len(absent)} files are not in {listing.root}, e.g. {absent[:1]}")
     pairs = torch.unique(torch.stack([torch.tensor(labels), listing.labels[index]], 1), dim=0)  # [C, 2] label, folder
     one_to_one = len(pairs) == len(pairs[:, 0].unique()) == len(pairs[:, 1].unique())
     _check_list(one_to_one, list_file, ": a label belongs to two folders, or a folder has two labels")
-    listed = torch.zeros(len(listing), dtype=torch.bool)
-    listed[index] = True
+    listed = torch.isin(torch.arange(len(listing)), index)
     kept = torch.isin(listing.labels, pairs[:, 1])
     return listing.of_classes(tuple(listing.classes[c] for c in pairs[:, 1].tolist())), listed[kept]
 
