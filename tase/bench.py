@@ -23,6 +23,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,10 +114,6 @@ def rival_rows(
         row = timed_row(case, name, measured, ratio=middle, ratio_spread=(high - low) / 2, against=against)
         rows.append(row | ({"rate": amount / row["seconds"], "unit": unit} if amount else {}))
     return rows
-
-
-def skipped_row(case: str, name: str, why: str) -> BenchRow:
-    return {"case": case, "name": name, "skipped": why}
 
 
 def too_large(needed: float, free: float) -> str:
@@ -269,7 +266,7 @@ def _losses_at(s: BenchBudget, b: int) -> list[BenchRow]:
     free, case, rows, actions = free_bytes(s.device), f"loss, batch {b:,}", [], {}
     for name, (function, needed) in loss_rivals(b, s.device).items():
         if why := too_large(needed, free):
-            rows.append(skipped_row(case, name, why))
+            rows.append({"case": case, "name": name, "skipped": why})
         else:
             actions[name] = lambda f=function: torch.autograd.grad(f(*z), z)
     if actions:
@@ -303,7 +300,7 @@ def bench_kmeans(s: BenchBudget, sizes: Iterable[int] = (), k: int = 100) -> lis
     for n in sizes or ((10_000,) if s.quick else (10_000, 100_000, 1_000_000)):
         case = f"k-means, {n:,} x 512"
         if why := too_large(3 * 4.0 * n * 512, free_bytes(s.device)):
-            rows.append(skipped_row(case, "all", why))
+            rows.append({"case": case, "name": "all", "skipped": why})
             continue
         x, found = direction_mixture(n, 512, s.device), {}
         times = time_in_turn(_clusterings(x, k, found), s)
@@ -318,20 +315,20 @@ def _clusterings(x: Float[Tensor, "n d"], k: int, found: dict[str, Tensor]) -> d
 
     start, array = x[:k].clone(), x.cpu().numpy()
 
-    def of_tase(moves: int) -> Tensor:
-        return spherical_kmeans(x, k, start, iterations=50, moves=moves)[0]
+    def of_tase(name: str, moves: int) -> None:
+        found[name] = spherical_kmeans(x, k, start, iterations=50, moves=moves)[0]
 
-    def of_sklearn(kind: type) -> Tensor:
+    def of_sklearn(name: str, kind: type) -> None:
         model = kind(k, init=start.cpu().numpy(), n_init=1, max_iter=50, random_state=0)
-        return torch.from_numpy(model.fit(array).labels_).long()
+        found[name] = torch.from_numpy(model.fit(array).labels_).long()
 
-    clusterings = {
-        "tase, Lloyd alone": lambda: of_tase(moves=0),
-        "tase": lambda: of_tase(moves=20),
-        "scikit-learn KMeans": lambda: of_sklearn(KMeans),
-        "scikit-learn MiniBatchKMeans": lambda: of_sklearn(MiniBatchKMeans),
+    rivals = {
+        "tase, Lloyd alone": (of_tase, 0),
+        "tase": (of_tase, 20),
+        "scikit-learn KMeans": (of_sklearn, KMeans),
+        "scikit-learn MiniBatchKMeans": (of_sklearn, MiniBatchKMeans),
     }
-    return {name: lambda name=name: found.update({name: clusterings[name]()}) for name in clusterings}
+    return {name: partial(cluster, name, option) for name, (cluster, option) in rivals.items()}
 
 
 # --- training: a step by its parts, an epoch, a run
@@ -485,7 +482,7 @@ def benchmark(
         try:
             rows = BENCH_SECTIONS[name](s)
         except (OSError, RuntimeError) as error:  # too little shared memory for workers, a device that is full
-            rows = [skipped_row("all", "all", f"{type(error).__name__}: {error}")]
+            rows = [{"case": "all", "name": "all", "skipped": f"{type(error).__name__}: {error}"}]
         report["sections"][name] = rows
         report["took"][name] = time.perf_counter() - started
     report["machine"]["load_after"] = psutil.getloadavg()[0]

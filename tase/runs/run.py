@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import uuid
 import warnings
@@ -63,21 +62,16 @@ class History:
         """Read the arrays of each snapshot but its features, which are large; a damaged one is left out, with a
         warning."""
         found = {}
-        for entry in sorted(os.scandir(self.folder), key=lambda e: e.name) if self.folder.exists() else ():
-            if entry.name.startswith("epoch_") and entry.name.endswith(".npz"):
-                arrays = self._snapshot(Path(entry.path), entry.stat().st_mtime_ns)
-                found |= {Path(entry.path): arrays} if arrays else {}
+        for path in sorted(self.folder.glob("epoch_*.npz")):
+            key = f"{path.name}:{path.stat().st_mtime_ns}"
+            if key not in self._cache:
+                try:
+                    self._cache[key] = load_npz(path, leave=("features",))
+                except RunError as error:
+                    warnings.warn(f"{error}; this snapshot is left out", stacklevel=4)
+                    self._cache[key] = {}
+            found |= {path: self._cache[key]} if self._cache[key] else {}
         return found
-
-    def _snapshot(self, path: Path, changed: int) -> dict[str, np.ndarray]:
-        key = f"{path.name}:{changed}"
-        if key not in self._cache:
-            try:
-                self._cache[key] = load_npz(path, leave=("features",))
-            except RunError as error:
-                warnings.warn(f"{error}; this snapshot is left out", stacklevel=4)
-                self._cache[key] = {}
-        return self._cache[key]
 
     def _each(self, name: str) -> list[np.ndarray]:
         try:
@@ -367,10 +361,8 @@ def request(folder: str | Path, config: Config, action: str = "run", set: dict[s
     unknown action, and for fields that cannot be steered.
     """
     check_choice("action", action, ACTIONS)
-    changes = dict(set or {})
-    check_steering(config, [], changes)
     waiting = not_taken(load_optional_json(Path(folder) / "control.json"), read_lines(Path(folder) / "events.jsonl"))
-    changes = {**waiting, **changes}
+    changes = {**waiting, **(set or {})}
     check_steering(config, [], changes)
     id = uuid.uuid4().hex[:8]
     save_json(Path(folder) / "control.json", {"id": id, "action": action, "set": changes})
