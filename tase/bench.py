@@ -18,7 +18,6 @@ import itertools
 import os
 import platform
 import re
-import statistics
 import tempfile
 import time
 import warnings
@@ -27,6 +26,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import psutil
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
@@ -110,7 +111,7 @@ def rival_rows(
     rows = []
     for name, measured in times.items():
         ratios = [a.median / b.median for a, b in zip(measured, times[against])]
-        low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else 3 * ratios
+        low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75]).tolist()
         row = timed_row(case, name, measured, ratio=middle, ratio_spread=(high - low) / 2, against=against)
         rows.append(row | ({"rate": amount / row["seconds"], "unit": unit} if amount else {}))
     return rows
@@ -127,8 +128,6 @@ def free_bytes(device: torch.device) -> float:
     """Return the bytes that can still be had: of the GPU, or of the machine and the container it runs in."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    import psutil  # comes with Jupyter's kernel
-
     free = psutil.virtual_memory().available
     with contextlib.suppress(OSError, ValueError):  # no container, or "max": one without a limit
         limit, used = (int((Path("/sys/fs/cgroup") / name).read_text()) for name in ("memory.max", "memory.current"))
@@ -469,8 +468,6 @@ def benchmark(
     `quick` uses small sizes and few rounds: under 45 s on two idle cores. Raises ConfigError for an unknown section or
     device. A section that breaks is reported with its error and does not stop the others.
     """
-    import psutil
-
     for name in only:
         check_choice("bench section", name, BENCH_SECTIONS)
     chosen = choose_device(dataclasses.replace(preset("digits-lt").optim, device=device))
@@ -495,8 +492,6 @@ def benchmark(
 
 def machine_facts(device: torch.device) -> dict[str, Any]:
     """Return the device by name, threads, versions of all that is compared, the commit, and the load before."""
-    import psutil
-
     found = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
     info = Path("/proc/cpuinfo")
     named = re.findall(r"model name\s*: (.+)", info.read_text()) if info.exists() else []
