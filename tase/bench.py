@@ -5,27 +5,30 @@
 
 torch.utils.benchmark times tase and its rivals in turn, round by round, each round after a warm-up of its own. A ratio
 is the median over the rounds of one time / the other, so that a machine that slows down slows both. What is not
-installed, or would not fit into half of the free memory, is skipped and says so. Images are scikit-learn's digits,
-enlarged and coloured.
+installed is named and left out, what would not fit into half of the free memory is skipped with the reason. Images are
+scikit-learn's digits, enlarged and coloured.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib.metadata
-import importlib.util
+import itertools
 import os
 import platform
-import statistics
+import re
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable
-from itertools import groupby
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import psutil
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
@@ -41,10 +44,11 @@ from .losses import nt_xent
 from .models import build
 from .presets import preset
 from .pseudo_labels import spherical_kmeans
-from .runs import environment
+from .runs import commit_text, environment
 from .views import two_views
 
 if TYPE_CHECKING:
+    import pandas
     from torch.utils.benchmark import Measurement
 
 BenchRow = dict[str, Any]
@@ -108,14 +112,10 @@ def rival_rows(
     rows = []
     for name, measured in times.items():
         ratios = [a.median / b.median for a, b in zip(measured, times[against])]
-        low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else 3 * ratios
+        low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75]).tolist()
         row = timed_row(case, name, measured, ratio=middle, ratio_spread=(high - low) / 2, against=against)
         rows.append(row | ({"rate": amount / row["seconds"], "unit": unit} if amount else {}))
     return rows
-
-
-def skipped_row(case: str, name: str, why: str) -> BenchRow:
-    return {"case": case, "name": name, "skipped": why}
 
 
 def too_large(needed: float, free: float) -> str:
@@ -125,23 +125,14 @@ def too_large(needed: float, free: float) -> str:
     return f"needs about {needed / 2**30:,.0f} GiB, over half of the {free / 2**30:,.0f} GiB free"
 
 
-def is_installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
-
-
 def free_bytes(device: torch.device) -> float:
     """Return the bytes that can still be had: of the GPU, or of the machine and the container it runs in."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    try:
-        import psutil  # comes with Jupyter's kernel
-
-        free = psutil.virtual_memory().available
-    except ImportError:
-        free = 2**32
-    most, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
-    if most.exists() and used.exists() and (limit := most.read_text().strip()).isdigit():
-        free = min(free, int(limit) - int(used.read_text()))
+    free = psutil.virtual_memory().available
+    with contextlib.suppress(OSError, ValueError):  # no container, or "max": one without a limit
+        limit, used = (int((Path("/sys/fs/cgroup") / name).read_text()) for name in ("memory.max", "memory.current"))
+        free = min(free, limit - used)
     return free
 
 
@@ -156,21 +147,17 @@ def peak_bytes(action: Callable[[], Any], device: torch.device) -> int:
         action()
     # Every allocation and release is an event of its own, with its size or minus its size.
     events = sorted((e for e in profile.kineto_results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns())
-    now = peak = 0
-    for event in events:
-        now += event.nbytes()
-        peak = max(peak, now)
-    return peak
+    return max(itertools.accumulate((event.nbytes() for event in events), initial=0))
 
 
-def bench_images(n: int, channels: int = 3, size: int = 32) -> ImageSet:
-    """Make n real images of any shape: scikit-learn's digits, enlarged and coloured; ten classes, long-tailed."""
+def bench_images(n: int) -> ImageSet:
+    """Make n real images [n, 3, 32, 32]: scikit-learn's digits, enlarged and coloured; ten classes, long-tailed."""
     rng = torch.Generator().manual_seed(0)
     digits = load_images("digits")
     frequency = 0.6 ** torch.arange(10.0)
     picked = torch.multinomial(frequency[digits.labels], n, replacement=True, generator=rng)
-    images = F.interpolate(digits.images[picked, :1].float(), (size, size), mode="bilinear")
-    images = (images * (0.4 + 0.6 * torch.rand(n, channels, 1, 1, generator=rng))).byte()
+    images = F.interpolate(digits.images[picked, :1].float(), (32, 32), mode="bilinear")
+    images = (images * (0.4 + 0.6 * torch.rand(n, 3, 1, 1, generator=rng))).byte()
     labels = digits.labels[picked]
     return ImageSet(images, labels, digits.classes, labels.bincount(minlength=10), name="digits, enlarged")
 
@@ -200,34 +187,29 @@ class PilPairs(Dataset):
         return self.transform(image), self.transform(image)
 
 
-def kornia_views(v: ViewsConfig, size: int) -> nn.Module:
-    from kornia import augmentation as K
-
-    return nn.Sequential(
-        K.RandomResizedCrop((size, size), v.scale, v.ratio, resample=v.interpolation),
-        K.RandomHorizontalFlip(p=v.flip),
-        K.ColorJitter(v.brightness, v.contrast, v.saturation, v.hue, p=v.jitter),
-        K.RandomGrayscale(p=v.grey),
-    )
-
-
 def bench_views(s: BenchBudget, b: int = 512) -> list[BenchRow]:
     """Measure pairs of views a second, 32 x 32 colour; on a CPU also with one thread, as torchvision works."""
-    config, case, alone = ViewsConfig(), f"views, batch {b}", "tase, 1 thread"
+    v, alone = ViewsConfig(), "tase, 1 thread"
     batch = bench_images(b).images.to(s.device)
-    pairs, rng = PilPairs(batch, config), torch.Generator(s.device).manual_seed(0)
-    actions = {"tase": lambda: two_views(batch, config, rng)}
+    pairs, rng = PilPairs(batch, v), torch.Generator(s.device).manual_seed(0)
+    actions = {"tase": lambda: two_views(batch, v, rng)}
     if s.device.type == "cpu":
         actions[alone] = actions["tase"]
     actions["torchvision, per sample"] = lambda: [
         view.to(s.device) for view in default_collate([pairs[i] for i in range(b)])
     ]
-    if is_installed("kornia"):
-        augment = kornia_views(config, batch.shape[-1])
+    with contextlib.suppress(ImportError):
+        from kornia import augmentation as K
+
+        augment = nn.Sequential(
+            K.RandomResizedCrop(batch.shape[2:], v.scale, v.ratio, resample=v.interpolation),
+            K.RandomHorizontalFlip(p=v.flip),
+            K.ColorJitter(v.brightness, v.contrast, v.saturation, v.hue, p=v.jitter),
+            K.RandomGrayscale(p=v.grey),
+        )
         actions["kornia"] = lambda: augment(batch.repeat(2, 1, 1, 1).float() / 255)
     times = time_in_turn(actions, s, threads={alone: 1, "torchvision, per sample": 1})
-    rows = rival_rows(case, times, alone if alone in actions else "tase", b, "pairs/s")
-    return rows + ([] if is_installed("kornia") else [skipped_row(case, "kornia", "not installed")])
+    return rival_rows(f"views, batch {b}", times, alone if alone in actions else "tase", b, "pairs/s")
 
 
 # --- loss
@@ -252,22 +234,19 @@ def loss_rivals(b: int, device: torch.device) -> dict[str, tuple[Callable, float
     matrix = 4.0 * (2 * b) ** 2
     tau, weight = torch.linspace(0.1, 0.5, b, device=device), torch.linspace(0.5, 2, b, device=device)
 
-    def per_sample(z1: Tensor, z2: Tensor, chunk: int | None = None) -> Tensor:
-        return nt_xent(z1, z2, tau, weight, chunk=chunk).loss
+    def per_sample(chunk: int | None) -> Callable:
+        return lambda z1, z2: nt_xent(z1, z2, tau, weight, chunk=chunk).loss
 
     losses = {
-        "tase": (per_sample, 3 * matrix),
-        f"tase, chunks of {CHUNK_ROWS}": (
-            lambda z1, z2: per_sample(z1, z2, CHUNK_ROWS),
-            3 * matrix * min(1, CHUNK_ROWS / (2 * b)),
-        ),
+        "tase": (per_sample(None), 3 * matrix),
+        f"tase, chunks of {CHUNK_ROWS}": (per_sample(CHUNK_ROWS), 3 * matrix * min(1, CHUNK_ROWS / (2 * b))),
         "plain formula": (plain_formula, 8 * matrix),
     }
-    if is_installed("lightly"):
+    with contextlib.suppress(ImportError):
         from lightly.loss import NTXentLoss
 
         losses["lightly"] = (NTXentLoss(temperature=0.2), 6 * matrix)
-    if is_installed("pytorch_metric_learning"):
+    with contextlib.suppress(ImportError):
         from pytorch_metric_learning import losses as metric
 
         # It compares each of 2b positive pairs with all (2b)^2 negative ones.
@@ -278,11 +257,8 @@ def loss_rivals(b: int, device: torch.device) -> dict[str, tuple[Callable, float
 
 def bench_loss(s: BenchBudget, sizes: Iterable[int] = ()) -> list[BenchRow]:
     """Measure forward and backward of the loss of embeddings [b, 128], float32: time, and peak memory."""
-    packages = {"lightly": "lightly", "pytorch-metric-learning": "pytorch_metric_learning"}
-    rows = [skipped_row("loss", name, "not installed") for name, x in packages.items() if not is_installed(x)]
-    for b in sizes or ((64, 512, 1024) if s.quick else (128, 512, 2048, 8192, 32768)):
-        rows += _losses_at(s, b)
-    return rows
+    sizes = sizes or ((64, 512, 1024) if s.quick else (128, 512, 2048, 8192, 32768))
+    return [row for b in sizes for row in _losses_at(s, b)]
 
 
 def _losses_at(s: BenchBudget, b: int) -> list[BenchRow]:
@@ -290,13 +266,13 @@ def _losses_at(s: BenchBudget, b: int) -> list[BenchRow]:
     free, case, rows, actions = free_bytes(s.device), f"loss, batch {b:,}", [], {}
     for name, (function, needed) in loss_rivals(b, s.device).items():
         if why := too_large(needed, free):
-            rows.append(skipped_row(case, name, why))
+            rows.append({"case": case, "name": name, "skipped": why})
         else:
             actions[name] = lambda f=function: torch.autograd.grad(f(*z), z)
-    if not actions:
-        return rows
-    measured = rival_rows(case, time_in_turn(actions, s, 0.5), next(iter(actions)))
-    return [row | {"peak_bytes": peak_bytes(actions[row["name"]], s.device)} for row in measured] + rows
+    if actions:
+        for row in rival_rows(case, time_in_turn(actions, s, 0.5), next(iter(actions))):
+            rows.append(row | {"peak_bytes": peak_bytes(actions[row["name"]], s.device)})
+    return rows
 
 
 # --- k-means
@@ -313,11 +289,9 @@ def direction_mixture(n: int, d: int, device: torch.device, parts: int = 200) ->
 
 def cluster_inertia(x: Float[Tensor, "n d"], labels: Int64[Tensor, "n"]) -> float:
     """Sum the squared distances of unit rows to the means of their clusters: one yardstick for all."""
-    sums = x.new_zeros(int(labels.max()) + 1, x.shape[1], dtype=torch.float64)
-    for rows, found in zip(x.split(2**16), labels.split(2**16)):
-        sums.index_add_(0, found, rows.double())
-    # sum |x - mean|^2 = sum |x|^2 - sum_k n_k |mean_k|^2, and |x| = 1
-    return len(x) - float((sums.square().sum(1) / labels.bincount().clamp(min=1)).sum())
+    # sum |x - mean|^2 = sum |x|^2 - sum_k |sum of cluster k|^2 / n_k, and |x| = 1
+    clusters = (x[labels == cluster].double() for cluster in labels.unique())
+    return len(x) - float(sum(rows.sum(0).square().sum() / len(rows) for rows in clusters))
 
 
 def bench_kmeans(s: BenchBudget, sizes: Iterable[int] = (), k: int = 100) -> list[BenchRow]:
@@ -326,7 +300,7 @@ def bench_kmeans(s: BenchBudget, sizes: Iterable[int] = (), k: int = 100) -> lis
     for n in sizes or ((10_000,) if s.quick else (10_000, 100_000, 1_000_000)):
         case = f"k-means, {n:,} x 512"
         if why := too_large(3 * 4.0 * n * 512, free_bytes(s.device)):
-            rows.append(skipped_row(case, "all", why))
+            rows.append({"case": case, "name": "all", "skipped": why})
             continue
         x, found = direction_mixture(n, 512, s.device), {}
         times = time_in_turn(_clusterings(x, k, found), s)
@@ -341,20 +315,20 @@ def _clusterings(x: Float[Tensor, "n d"], k: int, found: dict[str, Tensor]) -> d
 
     start, array = x[:k].clone(), x.cpu().numpy()
 
-    def of_tase(moves: int) -> Tensor:
-        return spherical_kmeans(x, k, start, iterations=50, moves=moves)[0]
+    def of_tase(name: str, moves: int) -> None:
+        found[name] = spherical_kmeans(x, k, start, iterations=50, moves=moves)[0]
 
-    def of_sklearn(kind: type) -> Tensor:
+    def of_sklearn(name: str, kind: type) -> None:
         model = kind(k, init=start.cpu().numpy(), n_init=1, max_iter=50, random_state=0)
-        return torch.from_numpy(model.fit(array).labels_).long()
+        found[name] = torch.from_numpy(model.fit(array).labels_).long()
 
-    clusterings = {
-        "tase, Lloyd alone": lambda: of_tase(moves=0),
-        "tase": lambda: of_tase(moves=20),
-        "scikit-learn KMeans": lambda: of_sklearn(KMeans),
-        "scikit-learn MiniBatchKMeans": lambda: of_sklearn(MiniBatchKMeans),
+    rivals = {
+        "tase, Lloyd alone": (of_tase, 0),
+        "tase": (of_tase, 20),
+        "scikit-learn KMeans": (of_sklearn, KMeans),
+        "scikit-learn MiniBatchKMeans": (of_sklearn, MiniBatchKMeans),
     }
-    return {name: lambda name=name: found.update({name: clusterings[name]()}) for name in clusterings}
+    return {name: partial(cluster, name, option) for name, (cluster, option) in rivals.items()}
 
 
 # --- training: a step by its parts, an epoch, a run
@@ -520,10 +494,10 @@ def benchmark(
         try:
             rows = BENCH_SECTIONS[name](s)
         except (OSError, RuntimeError) as error:  # too little shared memory for workers, a device that is full
-            rows = [skipped_row("all", "all", f"{type(error).__name__}: {error}")]
+            rows = [{"case": "all", "name": "all", "skipped": f"{type(error).__name__}: {error}"}]
         report["sections"][name] = rows
         report["took"][name] = time.perf_counter() - started
-    report["machine"]["load_after"] = machine_load()
+    report["machine"]["load_after"] = psutil.getloadavg()[0]
     if out is not None:
         Path(out).mkdir(parents=True, exist_ok=True)
         save_json(Path(out) / "bench.json", report)
@@ -534,57 +508,45 @@ def benchmark(
 def machine_facts(device: torch.device) -> dict[str, Any]:
     """Return the device by name, threads, versions of all that is compared, the commit, and the load before."""
     found = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
-    processor = platform.processor() or platform.machine()
-    if (info := Path("/proc/cpuinfo")).exists():
-        named = [x.partition(":")[2].strip() for x in info.read_text().splitlines() if x.startswith("model name")]
-        processor = named[0] if named else processor
-    cores = {"processor": processor, "cores": os.cpu_count(), "load_before": machine_load()}
+    info = Path("/proc/cpuinfo")
+    named = re.findall(r"model name\s*: (.+)", info.read_text()) if info.exists() else []
+    processor = (named or [platform.processor() or platform.machine()])[0]
+    cores = {"processor": processor, "cores": os.cpu_count(), "load_before": psutil.getloadavg()[0]}
     return {**environment(device), **cores, "versions": {name: found.get(name) for name in RIVALS}}
 
 
-def machine_load() -> float | None:
-    """Return how many processes ran or waited for a core in the last minute; None where the system does not say."""
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+def machine_words(m: dict[str, Any]) -> list[str]:
+    """Return what the times depend on: device, threads, torch, commit."""
+    device = m["device"] if m["device_type"] == "cuda" else m["processor"]
+    return [device, f"{m['threads']} threads", f"torch {m['torch']}", commit_text(m["commit"])]
 
 
-def _duration(seconds: float) -> str:
-    unit, size = next(((u, x) for u, x in (("s", 1.0), ("ms", 1e-3)) if abs(seconds) >= x), ("us", 1e-6))
-    return f"{seconds / size:.3g} {unit}"
-
-
-def _row_cells(row: BenchRow) -> list[str]:
+def _row_line(row: BenchRow) -> str:
     """Return case, name, time and spread, and all else that is known."""
+    head = f"  {row['case']:26}{row['name']:30}"
     if "skipped" in row:
-        return [row["case"], row["name"], "skipped", row["skipped"]]
-    spread = f" ± {_duration(row['spread'])}" if row.get("spread") else ""
+        return f"{head}skipped: {row['skipped']}"
     notes = [f"{row['share']:.1%} of the step"] if "share" in row else []
-    if "ratio" in row:
-        about = f" ± {row['ratio_spread']:.2g}" if row.get("ratio_spread") else ""
-        notes.append("1" if row["name"] == row["against"] else f"{row['ratio']:.3g}{about} x {row['against']}")
-    if "rate" in row:
-        notes.append(f"{row['rate']:,.0f} {row['unit']}")
-    if "peak_bytes" in row:
-        notes.append(f"peak {row['peak_bytes'] / 2**20:,.1f} MiB")
-    if "inertia" in row:
-        notes.append(f"inertia {row['inertia']:,.1f}")
-    return [row["case"], row["name"], _duration(row["seconds"]) + spread, ", ".join(notes)]
+    if row.get("against", row["name"]) != row["name"]:
+        about = f" ± {row['ratio_spread']:.2g}" if "ratio_spread" in row else ""
+        notes.append(f"{row['ratio']:.3g}{about} x {row['against']}")
+    notes += [f"{row['rate']:,.0f} {row['unit']}"] if "rate" in row else []
+    notes += [f"peak {row['peak_bytes'] / 2**20:,.1f} MiB"] if "peak_bytes" in row else []
+    notes += [f"inertia {row['inertia']:,.1f}"] if "inertia" in row else []
+    spread = f" ± {1e3 * row['spread']:,.2f}" if "spread" in row else ""
+    return f"{head}{1e3 * row['seconds']:>12,.2f}{spread} ms  {', '.join(notes)}".rstrip()
 
 
 def bench_text(report: dict[str, Any]) -> str:
     """Return the report as text, a block per section; "2 x tase" means that it takes twice the time of tase."""
-    m, lines = report["machine"], []
-    gpu = f"{m['device']}, " if m["device_type"] == "cuda" else ""
-    lines.append(f"{gpu}{m['processor']}, {m['threads']} threads; torch {m['torch']}, commit {m['commit']}")
-    if m["load_before"] is not None:
-        busy = ": it was busy with other work, times and ratios are rough" if m["load_before"] > 1 else ""
-        lines.append(f"load of the machine before {m['load_before']:.1f}, after {m['load_after']:.1f}{busy}")
+    m = report["machine"]
+    busy = ": it was busy with other work, times and ratios are rough" if m["load_before"] > 1 else ""
+    lines = [", ".join(machine_words(m))]
+    lines.append(f"load of the machine before {m['load_before']:.1f}, after {m['load_after']:.1f}{busy}")
+    if missing := [name for name, version in m["versions"].items() if version is None]:
+        lines.append(f"not installed: {', '.join(missing)}")
     for section, rows in report["sections"].items():
-        lines += ["", f"{section} ({report['took'][section]:.1f} s)"]
-        cells, before = [_row_cells(row) for row in rows], None
-        widths = [max((len(c[i]) for c in cells), default=0) for i in range(3)]
-        for cell in cells:
-            first, before = ("" if cell[0] == before else cell[0]), cell[0]
-            lines.append(f"  {first:{widths[0]}}  {cell[1]:{widths[1]}}  {cell[2]:>{widths[2]}}  {cell[3]}".rstrip())
+        lines += ["", f"{section} ({report['took'][section]:.1f} s)", *map(_row_line, rows)]
     return "\n".join(lines)
 
 
@@ -601,40 +563,38 @@ def redraw_bench(folder: str | Path) -> list[Path]:
 
 def bench_figure(report: dict[str, Any]):
     """Draw times relative to a named row of the same case (log scale), and the step by parts: a matplotlib figure."""
+    import pandas
+
     from .figures.style import TEXT, footer, new_figure, style
 
-    rows = [row for found in report["sections"].values() for row in found if "seconds" in row]
-    ratios = [row for row in rows if row.get("against", row["name"]) != row["name"]]
-    parts = [row for row in rows if row["name"] in STEP_PARTS and "share" in row]
-    lines = len(ratios) + len({(row["case"], row["against"]) for row in ratios})  # a bar each, and a heading per group
-    heights = [lines] * bool(ratios) + [len({row["case"] for row in parts}) + 1] * bool(parts)
-    m = report["machine"]
-    origin = [m["device"] if m["device_type"] == "cuda" else m["processor"], f"{m['threads']} threads"]
-    origin += [f"torch {m['torch']}", m["commit"], *(["quick"] if report["quick"] else [])]
+    rows = pandas.DataFrame([row for found in report["sections"].values() for row in found if "seconds" in row])
+    rows = rows.reindex(columns=["case", "name", "ratio", "against", "share"])
+    ratios = rows[rows["against"].notna() & (rows["against"] != rows["name"])]
+    steps = rows[rows["name"].isin(STEP_PARTS)]
+    parts = steps.pivot(index="case", columns="name", values="share").reindex(steps["case"].unique())
+    bars = len(ratios) + len(ratios.groupby(["case", "against"]))  # and a heading for each group
+    drawings = [(_draw_ratios, ratios, bars)] * (bars > 0) + [(_draw_parts, parts, len(parts) + 1)] * (len(parts) > 0)
+    heights = [height for *_, height in drawings] or [1]
     with style():
-        figure = new_figure(TEXT, 1.2 + 0.17 * sum(heights) + 0.5 * bool(parts))
-        if heights:
-            panels = list(figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0])
-            if parts:
-                _draw_parts(panels.pop(), parts)
-            if ratios:
-                _draw_ratios(panels.pop(), ratios)
-        footer(figure, " · ".join(origin))
+        figure = new_figure(TEXT, 1.2 + 0.17 * sum(heights) + 0.5 * (len(parts) > 0))
+        panels = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+        for axes, (draw, data, _) in zip(panels, drawings):
+            draw(axes, data)
+        footer(figure, " · ".join(machine_words(report["machine"]) + ["quick"] * report["quick"]))
     return figure
 
 
-def _draw_ratios(axes, rows: list[BenchRow]) -> None:
+def _draw_ratios(axes, rows: pandas.DataFrame) -> None:
     """Draw a bar per row from 1 to its ratio, under a heading that names the case and what is 1."""
     from .figures.style import CLASS_COLOURS, INK
 
     names, ratios = [], []
     heading = {"transform": axes.get_yaxis_transform(), "va": "center", "weight": "bold", "fontsize": 7}
     heading["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-    for (case, against), group in groupby(rows, lambda row: (row["case"], row["against"])):
+    for (case, against), group in rows.groupby(["case", "against"], sort=False):
         axes.text(0.01, len(names), f"{case}: 1 = {against}", **heading)
-        group = list(group)
-        names += ["", *(row["name"] for row in group)]
-        ratios += [1.0, *(row["ratio"] for row in group)]
+        names += ["", *group["name"]]
+        ratios += [1.0, *group["ratio"]]
     colours = [CLASS_COLOURS[0] if x >= 1 else CLASS_COLOURS[1] for x in ratios]  # slower and faster than that
     drawn = axes.barh(range(len(names)), [x - 1 for x in ratios], left=1, color=colours, height=0.7)
     axes.bar_label(drawn, [f"{x:.3g}" if name else "" for name, x in zip(names, ratios)], padding=2, fontsize=7)
@@ -649,15 +609,11 @@ def _draw_ratios(axes, rows: list[BenchRow]) -> None:
     axes.invert_yaxis()
 
 
-def _draw_parts(axes, parts: list[BenchRow]) -> None:
-    """Draw the shares of a step as one stacked bar per network."""
+def _draw_parts(axes, shares: pandas.DataFrame) -> None:
+    """Draw the shares [case, part] of a step as one stacked bar per network."""
     from .figures.style import CLASS_COLOURS
 
-    cases = list(dict.fromkeys(row["case"] for row in parts))
-    left = dict.fromkeys(cases, 0.0)
-    for part, colour in zip(STEP_PARTS, CLASS_COLOURS):
-        shares = {row["case"]: max(0.0, row["share"]) for row in parts if row["name"] == part}
-        axes.barh(list(shares), list(shares.values()), left=[left[x] for x in shares], label=part, color=colour)
-        left |= {case: left[case] + share for case, share in shares.items()}
-    axes.set(xlim=(0, 1), xlabel="share of the training step")
+    colours = CLASS_COLOURS[: len(STEP_PARTS)]
+    shares[list(STEP_PARTS)].clip(lower=0).plot.barh(stacked=True, ax=axes, width=0.8, color=colours)
+    axes.set(xlim=(0, 1), xlabel="share of the training step", ylabel="")
     axes.legend(ncols=len(STEP_PARTS), loc="lower center", bbox_to_anchor=(0.4, 1.0), borderaxespad=0.2)

@@ -19,15 +19,11 @@ from typing import Any
 
 import numpy as np
 
-PT_MARK = b"sha256:"  # a .pt file ends with this and 64 hexadecimal digits; torch.load reads it nonetheless
+PT_MARK = b"sha256:"  # a .pt file ends with these 7 and 64 hexadecimal digits; torch.load reads it nonetheless
 
 
 class RunError(RuntimeError):
     """A run's folder or file cannot be used; the message says why and what to do."""
-
-
-class InUse(RunError):
-    """Another process holds the lock."""
 
 
 # -------------------------------------------------------------------------------------------------------------- writing
@@ -76,8 +72,8 @@ def tidy(folder: Path) -> None:
 def hold(path: str | Path, wait: float = 1.0) -> Iterator[None]:
     """Hold the lock file `path`; the system frees it when the process ends, however it ends.
 
-    Waits up to `wait` seconds (-1: without end): `is_held` takes the lock for a moment. Raises InUse, a RunError, if
-    another holder keeps it, and RunError if the file cannot be written.
+    Waits up to `wait` seconds: `is_held` takes the lock for a moment. Raises RunError if another holder keeps it, or if
+    the file cannot be written.
     """
     from filelock import FileLock, Timeout
 
@@ -87,7 +83,7 @@ def hold(path: str | Path, wait: float = 1.0) -> Iterator[None]:
             lock.acquire(timeout=wait)
         except Timeout as error:
             folder = Path(path).parent
-            raise InUse(f"{folder} is in use by another process; wait for it, or choose another folder") from error
+            raise RunError(f"{folder} is in use by another process; wait for it, or choose another folder") from error
     try:
         yield
     finally:
@@ -96,14 +92,16 @@ def hold(path: str | Path, wait: float = 1.0) -> Iterator[None]:
 
 def is_held(path: str | Path) -> bool | None:
     """Tell whether some process holds the lock file `path`; None if this user may not know (it cannot be written)."""
+    from filelock import FileLock, Timeout
+
     try:
         if Path(path).exists():
-            with hold(path, wait=0):
+            with FileLock(str(path), timeout=0):
                 pass
         return False
-    except InUse:
+    except Timeout:
         return True
-    except RunError:
+    except OSError:
         return None
 
 
@@ -215,14 +213,13 @@ def load_pt(path: str | Path, what: str = "file of tensors", device: Any = "cpu"
 
     with _reading(path, what):
         data = Path(path).read_bytes()
-        payload, mark, digest = data[: -64 - len(PT_MARK)], data[-64 - len(PT_MARK) : -64], data[-64:]
+        payload, mark, digest = data[:-71], data[-71:-64], data[-64:]
         if mark == PT_MARK:
-            if hashlib.sha256(payload).hexdigest().encode() != digest:
-                raise ValueError("the checksum is wrong")
+            intact = hashlib.sha256(payload).hexdigest().encode() == digest
         else:
-            payload = data
-            if zipfile.ZipFile(io.BytesIO(payload)).testzip():
-                raise ValueError("a CRC is wrong")
+            payload, intact = data, zipfile.ZipFile(io.BytesIO(data)).testzip() is None
+        if not intact:
+            raise ValueError("its checksum is wrong")
         return torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
 
 

@@ -54,11 +54,12 @@ from .distributed import (
     team,
     world,
 )
+from .files import read_lines
 from .guidance import Guidance, build_guidance
 from .losses import NTXent, nt_xent
 from .probes import knn_accuracy
 from .pseudo_labels import quality
-from .runs import Run, RunWriter, read_lines, steered
+from .runs import Run, RunWriter, steered
 from .streams import generator
 from .views import two_views
 

@@ -23,7 +23,8 @@ import tase.evaluation
 import tase.figures
 import tase.studies  # noqa: F401 (all in the process that is forked)
 from tase.__main__ import main
-from tase.runs import Run, load_checkpoint, load_json, load_npz, read_lines
+from tase.files import load_json, load_npz, read_lines
+from tase.runs import Run, load_checkpoint
 
 SIGNALS = (signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
 EVERY = 3  # record.checkpoint_every

@@ -1,6 +1,7 @@
 """The benchmark measures what it says: times that are known, memory that can be counted, work that can be computed."""
 
 import copy
+import importlib.util
 import json
 import time
 from pathlib import Path
@@ -120,8 +121,8 @@ def test_threads_are_those_wanted_and_put_back():
 
 
 def test_images_are_long_tailed_and_coloured():
-    images = bench.bench_images(500, 3, 16)
-    assert images.images.shape == (500, 3, 16, 16) and images.images.dtype == torch.uint8
+    images = bench.bench_images(500)
+    assert images.images.shape == (500, 3, 32, 32) and images.images.dtype == torch.uint8
     assert images.counts.sum() == 500 and images.counts[0] > 5 * images.counts[9].clamp(min=1)
     assert not torch.equal(images.images[:, 0], images.images[:, 1])
 
@@ -149,7 +150,7 @@ def test_the_estimates_of_memory_are_those_of_the_peak():
 def test_views_and_clusters_name_their_rivals():
     rows = {row["name"]: row for row in bench.bench_views(FAST, 16)}
     assert rows["torchvision, per sample"]["unit"] == "pairs/s"
-    assert "skipped" in rows["kornia"] or rows["kornia"]["rate"] > 0
+    assert ("kornia" in rows) == (importlib.util.find_spec("kornia") is not None)
     rows = {row["name"]: row for row in bench.bench_kmeans(FAST, [300], k=5)}
     ours, theirs = rows["tase, Lloyd alone"]["inertia"], rows["scikit-learn KMeans"]["inertia"]
     assert ours == pytest.approx(theirs, rel=0.02)

@@ -293,7 +293,7 @@ def test_a_source_of_files_is_decoded_and_cached(added, tmp_path):
 
 def test_a_source_that_is_broken_or_without_labels(added):
     added["noise"] = lambda data: (ImageSet(torch.zeros(3, 1, 2, 2, dtype=torch.uint8), torch.arange(3), ("a",)), None)
-    with pytest.raises(ConfigError, match="broken data of 'noise': 2 labels out of range"):
+    with pytest.raises(ConfigError, match="broken data of 'noise': labels out of range: the first is 1 of image 1"):
         load_images("noise")
     pixels = noise(9, ("a",)).images
     added["noise"] = lambda data: (ImageSet(pixels), None)
@@ -386,7 +386,7 @@ def test_fashion_that_is_missing_or_cut_off(fashion, tmp_path_factory):
         load_splits(small_fashion(tmp_path_factory.mktemp("empty")))
     whole = (fashion / "train-images-idx3-ubyte.gz").read_bytes()
     (fashion / "train-images-idx3-ubyte.gz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ConfigError, match="readable Fashion-MNIST"):
+    with pytest.raises(ConfigError, match="readable FashionMNIST"):
         load_splits(small_fashion(fashion))
 
 

@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from tase import figures, runs
+from tase import figures, files, runs
 from tase.config import ConfigError
 from tase.figures import sources
 from tase.figures.paper import power_law
@@ -40,13 +40,13 @@ def make_run(folder, method="tase", seed=0, classes=10, snapshots=4, labelled=Tr
         counts = counts.sum() // classes + (np.arange(classes) < counts.sum() % classes)
     names = [str(c) for c in range(classes)]
     (folder / "history").mkdir(parents=True)
-    runs.save_json(folder / "config.json", {"format": 1, "identity": config.identity, "config": config.to_dict()})
-    runs.save_json(folder / "environment.json", {"commit": "abc1234", "subset": f"{seed:08x}"})
+    files.save_json(folder / "config.json", {"format": 1, "identity": config.identity, "config": config.to_dict()})
+    files.save_json(folder / "environment.json", {"commit": "abc1234", "subset": f"{seed:08x}"})
     labels = np.repeat(np.arange(classes), counts)
     write_history(folder / "history", rng, labels, snapshots, labelled)
     if labelled:
         arrays = {"labels": labels, "counts": counts, "groups": groups, "classes": np.array(names)}
-        runs.save_npz(folder / "history" / "labels.npz", **arrays)
+        files.save_npz(folder / "history" / "labels.npz", **arrays)
     rows = [
         {"epoch": e, "loss": 5 - e / 50, "attraction": -2 - e / 50, "repulsion": 7.0, "lr": 0.3} for e in range(1, 41)
     ]
@@ -74,7 +74,7 @@ def write_history(folder, rng, labels, snapshots, labelled):
         }
         features = rng.normal(size=(len(arrays["feature_index"]), 8)).astype(np.float16)
         epoch = 10 * (t + 1)
-        runs.save_npz(folder / f"epoch_{epoch:06d}.npz", epoch=np.array(epoch), features=features, **arrays)
+        files.save_npz(folder / f"epoch_{epoch:06d}.npz", epoch=np.array(epoch), features=features, **arrays)
 
 
 def write_results(folder, config, rng, names, counts, groups):
@@ -88,10 +88,10 @@ def write_results(folder, config, rng, names, counts, groups):
         "geometry": {"spread": rng.uniform(30, 80, c).tolist(), "centre_angle": rng.uniform(60, 100, c).tolist()},
         "push": {"per_class": (counts / counts.sum()).tolist()},
     }  # fmt: skip
-    runs.save_json(folder / "results.json", results)
+    files.save_json(folder / "results.json", results)
     labels = np.repeat(np.arange(c), max(2, 60 // c))
     features = (rng.normal(size=(c, 16))[labels] + 0.3 * rng.normal(size=(len(labels), 16))).astype(np.float16)
-    runs.save_npz(folder / "features_test.npz", features=features, labels=labels)
+    files.save_npz(folder / "features_test.npz", features=features, labels=labels)
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +183,7 @@ def long_names(tmp_path_factory):
     here = [make_run(base / m, m) for m in ("simclr", "oracle", "tase")]
     here.append(make_run(base / "narrow", "tase", guidance__tau_max=0.3))
     for run in here:
-        runs.save_json(run.path / "results.json", run.results | {"classes": names})
+        files.save_json(run.path / "results.json", run.results | {"classes": names})
     return here
 
 
@@ -245,7 +245,7 @@ def test_classes_without_evaluation_are_left_out(tmp_path):
     results = run.results
     results["eval_classes"] = [7, 2, 5]
     results["protocols"]["linear"]["per_class"] = [70.0, 20.0, None]
-    runs.save_json(run.path / "results.json", results)
+    files.save_json(run.path / "results.json", results)
     data = sources.ranked([run], [run], lambda r: r.results["protocols"]["linear"]["per_class"])
     counts = np.array(results["counts"])
     expected = sorted((7, 2), key=lambda c: -counts[c])
@@ -310,7 +310,7 @@ def test_a_balanced_control_takes_its_groups_from_the_long_tail_of_its_seed(thre
     assert not borrowed and groups.tolist() == three[0].results["groups"]
     assert groups[np.argsort(-by, kind="stable")].tolist() == sorted(groups)
     flat = make_run(tmp_path / "flat", data__rho=1)
-    runs.save_json(flat.path / "results.json", flat.results | {"counts": [40] * 10})
+    files.save_json(flat.path / "results.json", flat.results | {"counts": [40] * 10})
     assert set(sources.order_of(flat, [flat])[1]) == {-1}
 
 
@@ -603,7 +603,7 @@ def make_study(folder, figure="bars", rows=("simclr", "tase"), columns=("",), re
     saved = {"name": "made", "question": "?", "reference": reference, "reference_column": "", "figure": figure}
     saved |= {"outside": [], "rows": list(rows), "columns": list(columns), "extras": extras, "presets": ["digits-lt"]}
     saved |= {"seeds": [0, 1, 2], "on": "test", "overrides": {}, "left_out": [], "failed": [], "axes": {}}
-    runs.save_json(folder / "study.json", saved | about)
+    files.save_json(folder / "study.json", saved | about)
     return folder
 
 

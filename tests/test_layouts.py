@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import tase
-from tase import layouts, runs
+from tase import files, layouts
 from tase.config import ConfigError
 from tase.layouts import (
     aligned_layouts,
@@ -103,8 +103,8 @@ def test_only_new_snapshots_are_laid_out(run, monkeypatch):
 def test_a_changed_snapshot_and_all_after_it_are_laid_out_again(run):
     first = snapshot_layouts(run, points=60)
     path = sorted((run.path / "history").glob("epoch_*.npz"))[1]
-    arrays = runs.load_npz(path)
-    runs.save_npz(path, **arrays | {"features": arrays["features"][::-1].copy()})
+    arrays = files.load_npz(path)
+    files.save_npz(path, **arrays | {"features": arrays["features"][::-1].copy()})
     second = snapshot_layouts(tase.Run(run.path), points=60)
     np.testing.assert_array_equal(first.xy[0], second.xy[0])
     assert all(not np.array_equal(a, b) for a, b in zip(first.xy[1:], second.xy[1:]))
@@ -137,7 +137,7 @@ def test_the_last_layout_is_cached_and_made_again_when_features_change(run):
     np.testing.assert_array_equal(run_layout(run, points=40)[0], xy)
     np.testing.assert_array_equal(run_layout(run.slim(run.path.parent / "slim"))[0], xy)
     features, labels = run.test_features
-    runs.save_npz(run.path / "features_test.npz", features=features[::-1].astype(np.float16), labels=labels[::-1])
+    files.save_npz(run.path / "features_test.npz", features=features[::-1].astype(np.float16), labels=labels[::-1])
     assert not np.array_equal(run_layout(run, points=40)[0], xy)
 
 

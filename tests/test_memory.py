@@ -101,12 +101,13 @@ def test_encoding_reads_a_batch_at_a_time(images, reads):
     torch.testing.assert_close(tase.encode(module, whole(images), batch=16, rows=slice(5, 30)), expected[5:30])
 
 
-def test_batches_and_the_trained_run_are_the_same_both_ways(tiny, trained, tmp_path, capsys, reads):
+def test_batches_and_the_trained_run_are_the_same_both_ways(tiny, trained, tmp_path, reads):
     config = tase.override(trained[2].config, {"optim.image_memory": 1e-9})
     sets = tase.load_splits(config).train
-    assert isinstance(Training(config, sets).images, Mapped) and not isinstance(Training(tiny(), sets).images, Mapped)
+    mapped = Training(config, sets)
+    assert isinstance(mapped.images, Mapped) and not isinstance(Training(tiny(), sets).images, Mapped)
+    assert mapped.placed == "405 images, 25.3 KiB: fetched batch by batch to cpu"
     assert_same_run(train(config, tmp_path / "run"), trained[2])
-    assert "405 images, 25.3 KiB: fetched batch by batch to cpu" in capsys.readouterr().err
     assert max(n for n, _ in reads) <= 405 and sum(n == 64 for n, _ in reads) == 8 * (405 // 64)
 
 

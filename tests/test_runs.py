@@ -175,7 +175,7 @@ def test_a_writer_needs_only_plain_methods(tmp_path, tiny, trained):
         proxy.snapshot(0, tau=np.ones(len(images), np.float32))
         proxy.log({"epoch": 1, "loss": 2.0})
         proxy.checkpoint({"identity": writer.config.identity, "epoch": 1})
-        proxy.encoder(tase.training.initial_network(writer.config, 1, 8), 1, 8)
+        proxy.encoder(tase.models.initial_network(writer.config, 1, 8), 1, 8)
         proxy.status("finished", epoch=8)
         assert proxy.restored()["epoch"] == 1 and proxy.finished(images)
     run = tase.Run(tmp_path / "run")
@@ -270,7 +270,7 @@ def test_the_encoder_is_the_trained_backbone(trained):
     images = run.images
     h = tase.encode(run.encoder(), images.images)
     assert torch.allclose(h, torch.from_numpy(run.features()), atol=2e-2)  # kept as float16
-    fresh = tase.training.initial_network(run.config, 1, 8)
+    fresh = tase.models.initial_network(run.config, 1, 8)
     assert not torch.allclose(tase.encode(fresh.backbone, images.images), h, atol=0.1)
 
 

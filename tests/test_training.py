@@ -16,8 +16,9 @@ from torch import nn
 import tase
 from tase import training
 from tase.config import METHODS, ConfigError
+from tase.files import RunError, load_npz, read_lines, save_json
 from tase.guidance import Guidance, Method
-from tase.runs import RunError, load_checkpoint, load_npz, read_lines, save_json
+from tase.runs import load_checkpoint
 from tase.training import Training, TrainingError, learning_rate, train, train_epoch
 
 

@@ -22,26 +22,3 @@ from .folders import Listing, decode_folder, list_folder, read_image
 from .sets import GROUPS, ImageSet, Mapped, Splits, batches, group_classes, place
 from .sources import facts, load_images, missing_data
 from .splits import class_counts, few_shot_draws, load_splits, rank_in_class, rule_counts, tail_counts
-
-__all__ = [
-    "GROUPS",
-    "ImageSet",
-    "Listing",
-    "Mapped",
-    "Splits",
-    "batches",
-    "class_counts",
-    "decode_folder",
-    "facts",
-    "few_shot_draws",
-    "group_classes",
-    "list_folder",
-    "load_images",
-    "load_splits",
-    "missing_data",
-    "place",
-    "rank_in_class",
-    "read_image",
-    "rule_counts",
-    "tail_counts",
-]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -38,7 +39,6 @@ SUFFIXES = frozenset(
 )
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "TGA", "JPEG2000", "ICO")  # none that runs a program
 VERSION = 1  # of the pixels that decoding gives; part of the cache's key
-MAX_PIXELS = 2 * 89_478_485  # Pillow's bound: a small file can claim any size ("decompression bomb")
 BIG_PIXELS = 2**24  # larger files are decoded one at a time, to bound the memory
 DECODE_CHUNK = 512  # files that are handed to the threads together
 WHITE = (255, 255, 255)
@@ -90,12 +90,7 @@ def list_folder(root: Path) -> Listing:
     be trained on and tested. A folder without sub-folders that hold images has no labels. Files without the suffix of
     an image are skipped. Raises ConfigError where a folder cannot be read or there is no image at all.
     """
-    found, others = _walk(root)
-    paths = _without_links(root, found)
-    if len(paths) < len(found):
-        log.info("%s: %d files are links to others of them and are left out", root, len(found) - len(paths))
-    if others:
-        log.info("%s: %d files without the suffix of an image are skipped", root, others)
+    paths = _image_paths(root)
     if not paths:
         raise ConfigError(f"data.root = {str(root)!r} holds no image files ({', '.join(sorted(SUFFIXES))})")
     nested = [path for path in paths if "/" in path]
@@ -109,13 +104,14 @@ def list_folder(root: Path) -> Listing:
     return Listing(root, tuple(nested), torch.tensor([ids[name] for name in folders]), classes)
 
 
-def _walk(root: Path) -> tuple[dict[str, str], int]:
-    """Map each image file's path, relative to `root` with '/', to the file that it leads to; count the other files."""
+def _image_paths(root: Path) -> list[str]:
+    """Return the path of each image file, relative to `root` with '/', sorted."""
 
     def stop(error: OSError):
         raise ConfigError(f"data.root: {error.filename} cannot be read: {error.strerror}") from error
 
-    found, others, seen = {}, 0, set()
+    top, seen, others = os.path.realpath(root), set(), 0
+    found: dict[str, list[tuple[bool, str]]] = {}  # file -> the paths that lead to it, and whether by a link
     for folder, subs, names in os.walk(root, onerror=stop, followlinks=True):
         place = os.path.realpath(folder)
         if place in seen:  # a link back to a folder above, or a second way to the same one
@@ -123,23 +119,17 @@ def _walk(root: Path) -> tuple[dict[str, str], int]:
             continue
         seen.add(place)
         subs[:] = [sub for sub in subs if not sub.startswith(".")]
-        inside = os.path.relpath(folder, root).replace(os.sep, "/")
-        prefix = "" if inside == "." else f"{inside}/"
+        inside = os.path.relpath(folder, root)
         for name in names:
-            if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith("."):
-                file = os.path.join(place, name)
-                found[prefix + name] = os.path.realpath(file) if os.path.islink(file) else file
-            else:
+            if os.path.splitext(name)[1].lower() not in SUFFIXES or name.startswith("."):
                 others += 1
-    return found, others
-
-
-def _without_links(root: Path, found: dict[str, str]) -> list[str]:
-    """Return one path for each file, sorted: its own where it lies below `root`, else the first that leads to it."""
-    top = os.path.realpath(root)
-    chosen = {found[path]: path for path in sorted(found, reverse=True)}
-    chosen |= {file: path for path, file in found.items() if file == os.path.join(top, *path.split("/"))}
-    return sorted(chosen.values())
+                continue
+            path, file = os.path.normpath(os.path.join(inside, name)), os.path.join(place, name)
+            file = os.path.realpath(file) if os.path.islink(file) else file
+            found.setdefault(file, []).append((file != os.path.join(top, path), path.replace(os.sep, "/")))
+    links = sum(map(len, found.values())) - len(found)
+    log.info("%s: left out %d links to other files, %d files without the suffix of an image", root, links, others)
+    return sorted(min(ways)[1] for ways in found.values())  # the file's own name, else the first link's
 
 
 # --------------------------------------------------------------------------------------------------------------- cache
@@ -159,13 +149,15 @@ def decode_folder(
     `on_bad_image` is strict (they are logged if it is skip), if the cache cannot be written, or if nothing is readable.
     """
     folder, shape = _folder_of(files, size, fit, cache), (len(files), 3, size, size)
-    if _unreadable(folder, shape) is None:
-        with _writable(folder):
+    if (bad := _unreadable(folder, shape)) is None:
+        try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{folder}.lock"):
-                if _unreadable(folder, shape) is None:  # no other process has decoded them meanwhile
-                    _decode(files, folder, shape, fit)
-    bad = _unreadable(folder, shape)
+                if (bad := _unreadable(folder, shape)) is None:  # no other process has decoded them meanwhile
+                    bad = _decode(files, folder, size, fit)
+        except OSError as e:
+            why = f"{folder} cannot be written: {e.strerror or e}; set data.cache to another folder"
+            raise ConfigError(f"data.cache: {why}") from e
     _report_unreadable(files, bad, on_bad_image)
     good = torch.ones(len(files), dtype=torch.bool)
     good[list(bad)] = False
@@ -213,20 +205,11 @@ def _report_unreadable(files: list[str], bad: dict[int, str], on_bad_image: str)
     log.warning("%d of %d image files cannot be read and are left out:\n%s", len(bad), len(files), rows)
 
 
-@contextlib.contextmanager
-def _writable(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        why = error.strerror or error
-        raise ConfigError(f"data.cache: {folder} cannot be written: {why}; set data.cache to another folder") from error
-
-
 # ------------------------------------------------------------------------------------------------------------ decoding
 
 
-def _decode(files: list[str], folder: Path, shape: tuple[int, ...], fit: str) -> None:
-    """Decode the files into `folder`.tmp, which becomes `folder` when all are there."""
+def _decode(files: list[str], folder: Path, size: int, fit: str) -> dict[int, str]:
+    """Decode the files into `folder`.tmp, which becomes `folder` when all are there; return the unreadable ones."""
     temporary = folder.with_name(f"{folder.name}.tmp")
     for stale in (folder, temporary):  # damaged, or of a process that was killed
         shutil.rmtree(stale, ignore_errors=True)
@@ -234,17 +217,17 @@ def _decode(files: list[str], folder: Path, shape: tuple[int, ...], fit: str) ->
     bad = {}
     try:
         with open(temporary / "images.u8", "wb") as out:
-            for row, (pixels, why) in enumerate(_decoded(files, shape[-1], fit)):
+            for row, (pixels, why) in enumerate(_decoded(files, size, fit)):
                 out.write(pixels.tobytes())  # not through a mapping: there a full disk is a crash, not an OSError
                 if why:
                     bad[row] = why
             out.flush()
             os.fsync(out.fileno())
-        facts = {"version": VERSION, "shape": shape, "fit": fit, "bad": bad}
-        (temporary / "finished.json").write_text(json.dumps(facts))
+        (temporary / "finished.json").write_text(json.dumps({"bad": bad}))
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    return bad
 
 
 def _decoded(files: list[str], size: int, fit: str) -> Iterator[tuple[UInt8[np.ndarray, "3 size size"], str]]:
@@ -259,24 +242,10 @@ def _decoded(files: list[str], size: int, fit: str) -> Iterator[tuple[UInt8[np.n
 
     # Pillow decodes outside the interpreter's lock, so threads are enough.
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    bar = tqdm(total=len(files), desc="decoding images", unit="img", leave=False)
-    with bar, _no_pixel_limit(), ThreadPoolExecutor(workers) as pool:
-        for start in range(0, len(files), DECODE_CHUNK):
-            for result in pool.map(one, files[start : start + DECODE_CHUNK]):
-                yield result
-                bar.update()
-
-
-@contextlib.contextmanager
-def _no_pixel_limit():
-    """Lift Pillow's own limit, a warning that threads cannot catch; `read_image` checks MAX_PIXELS before decoding."""
-    from PIL import Image
-
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
+    with ThreadPoolExecutor(workers) as pool:
+        chunks = (pool.map(one, files[i : i + DECODE_CHUNK]) for i in range(0, len(files), DECODE_CHUNK))
+        results = itertools.chain.from_iterable(chunks)
+        yield from tqdm(results, total=len(files), desc="decoding images", unit="img", leave=False)
 
 
 def read_image(file: str, size: int, fit: str = "crop") -> UInt8[np.ndarray, "size size 3"]:
@@ -284,15 +253,12 @@ def read_image(file: str, size: int, fit: str = "crop") -> UInt8[np.ndarray, "si
 
     crop: the shorter side becomes `size`, the middle is taken. letterbox: the longer side becomes `size`, the rest is
     white. Grey, palette, 16 bit and CMYK are converted, transparent pixels lie on white, the camera's rotation (EXIF)
-    is undone. Of a file with several pictures the first is taken. Raises OSError or ValueError where the file is no
-    whole image, or too large.
+    is undone. Of a file with several pictures the first is taken. Raises what Pillow raises where the file is no whole
+    image, or has over 179 million pixels (twice `Image.MAX_IMAGE_PIXELS`).
     """
     from PIL import Image, ImageOps
 
-    with Image.open(file, formats=FORMATS) as image:
-        pixels = image.width * image.height
-        if pixels > MAX_PIXELS:
-            raise ValueError(f"{image.width} x {image.height} pixels; the limit is {MAX_PIXELS}")
+    with Image.open(file, formats=FORMATS) as image:  # checks the size that the file claims ("decompression bomb")
         image.draft(None, (2 * size, 2 * size))  # JPEG: decode a half, quarter or eighth where that is enough
         with _one_big_file if image.width * image.height > BIG_PIXELS else contextlib.nullcontext():
             image.load()

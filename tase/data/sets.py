@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-import logging
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,8 +15,6 @@ from torch import Tensor
 
 GROUPS = ("head", "mid", "tail")
 LARGE = 2**30  # bytes; a larger subset of a set is not copied
-
-log = logging.getLogger("tase")
 
 
 def short_hash(*parts: bytes) -> str:
@@ -76,8 +73,14 @@ class ImageSet:
             raise ValueError(f"images must be uint8 [n, c, h, w], not {self.images.dtype} {list(self.images.shape)}")
         if self.paths is not None and len(self.paths) != len(self):
             raise ValueError(f"{len(self)} images but {len(self.paths)} paths")
-        if self.labels is not None:
-            check_labels(self.labels, len(self), len(self.classes))
+        if self.labels is None:
+            return
+        kind = f"{self.labels.dtype} {list(self.labels.shape)}"
+        if kind != f"torch.int64 [{len(self)}]":
+            raise ValueError(f"labels must be int64 [{len(self)}], one for each image, not {kind}")
+        for i in ((self.labels < 0) | (self.labels >= len(self.classes))).nonzero()[:1, 0].tolist():
+            allowed = f"with {len(self.classes)} classes labels go from 0 to {len(self.classes) - 1}"
+            raise ValueError(f"labels out of range: the first is {int(self.labels[i])} of image {i}, but {allowed}")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -108,19 +111,6 @@ class ImageSet:
             labels=None if self.labels is None else self.labels[index],
             paths=None if self.paths is None else tuple(self.paths[i] for i in index.tolist()),
             hash=short_hash(self.hash.encode(), index.numpy().astype("<i8").tobytes()),
-        )
-
-
-def check_labels(labels: Tensor, n: int, classes: int) -> None:
-    """Raise ValueError unless there are `n` int64 labels, all from 0 to `classes` - 1."""
-    if labels.dtype != torch.int64 or labels.shape != (n,):
-        raise ValueError(f"labels must be int64 [{n}], one for each image, not {labels.dtype} {list(labels.shape)}")
-    wrong = ((labels < 0) | (labels >= classes)).nonzero()[:, 0]
-    if len(wrong):
-        first = int(wrong[0])
-        raise ValueError(
-            f"{len(wrong)} labels out of range: the first is {int(labels[first])} of image {first}, "
-            f"but with {classes} classes labels go from 0 to {classes - 1}"
         )
 
 
@@ -184,17 +174,14 @@ def place(images: Tensor | Mapped, device: torch.device, memory: float = 0.0) ->
     """
     size, on_cpu = images.shape.numel(), device.type == "cpu"  # bytes
     budget = memory * 2**30 or (float("inf") if on_cpu else torch.cuda.mem_get_info(device)[0] / 2)
-    stays_mapped = isinstance(images, Mapped) and on_cpu and not memory
-    if size > budget or stays_mapped:
-        rows = images if isinstance(images, Mapped) else Mapped(images, torch.arange(len(images)))
-        placed, where = Mapped(rows.source, rows.index, device), f"fetched batch by batch to {device}"
+    mapped = images if isinstance(images, Mapped) else Mapped(images, torch.arange(len(images)))
+    if size > budget or (mapped is images and on_cpu and not memory):
+        placed, where = Mapped(mapped.source, mapped.index, device), f"fetched batch by batch to {device}"
     else:
         placed, where = _resident(images, device), f"resident on {device}"
     units = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "bytes"))
     amount, unit = next((size / n, unit) for n, unit in units if size >= n or n == 1)
-    facts = f"{len(images):,} images, {amount:,.1f} {unit}"
-    log.info("%s: %s", facts, where)
-    return placed, f"{facts}: {where}"
+    return placed, f"{len(images):,} images, {amount:,.1f} {unit}: {where}"
 
 
 def _resident(images: Tensor | Mapped, device: torch.device) -> Tensor:

@@ -26,7 +26,7 @@ import dataclasses
 import gzip
 import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,7 +62,7 @@ def facts(
     return attach
 
 
-def missing_data(what: str, places: list[Path], command: str, why: object = "") -> ConfigError:
+def missing_data(what: str, places: Iterable[str | Path], command: str, why: object = "") -> ConfigError:
     """Make the error for data that are not in `places`, with the command that gets them."""
     reason = f" ({why})" if why else ""
     return ConfigError(
@@ -179,19 +179,13 @@ def digits(data: DataConfig) -> tuple[ImageSet, None]:
 )
 def fashion_mnist(data: DataConfig) -> tuple[ImageSet, ImageSet]:
     """Read Fashion-MNIST (Xiao et al. 2017), 28x28: 60,000 and 10,000 images, from its four idx files."""
-    places = _data_places(data, DEBIAN_FASHION)
-    debian = "sudo apt install dataset-fashion-mnist        (Debian, Ubuntu), or\n  "
-    command = debian + _download_command("FashionMNIST", places[-1])
-    folders = [place / inner for place in places for inner in ("", "FashionMNIST/raw", "raw")]
-    folder = next((f for f in folders if _idx_file(f, "train-images-idx3-ubyte")), None)
-    if folder is None:
-        folder = _download("FashionMNIST", data, places, command) / "FashionMNIST/raw"
-    with _readable("Fashion-MNIST", folder, command):
-        parts = [
+    apt = "sudo apt install dataset-fashion-mnist        (Debian, Ubuntu), or\n  "
+    with _files_of("FashionMNIST", "train-images-idx3-ubyte*", data, DEBIAN_FASHION, apt) as folder:
+        pairs = [
             (_read_idx(folder, f"{part}-images-idx3-ubyte"), _read_idx(folder, f"{part}-labels-idx1-ubyte"))
             for part in ("train", "t10k")
         ]
-    train, test = (ImageSet(pixels[:, None], labels.long(), fashion_mnist.classes) for pixels, labels in parts)
+    train, test = (ImageSet(pixels[:, None], labels.long(), fashion_mnist.classes) for pixels, labels in pairs)
     return train, test
 
 
@@ -214,11 +208,8 @@ def _cifar(kind: str, data: DataConfig) -> tuple[ImageSet, ImageSet]:
     """Read the python version of CIFAR through torchvision, which verifies the files."""
     from torchvision import datasets
 
-    reader, places = getattr(datasets, kind), _data_places(data)
-    place = next((p for p in places if (p / reader.base_folder).is_dir()), None)
-    command = _download_command(kind, place or places[-1])
-    place = place or _download(kind, data, places, command)
-    with _readable(kind, place, command):
+    reader = getattr(datasets, kind)
+    with _files_of(kind, reader.base_folder, data) as place:
         parts = [reader(str(place), train=part) for part in (True, False)]
     train, test = (
         ImageSet(
@@ -231,49 +222,37 @@ def _cifar(kind: str, data: DataConfig) -> tuple[ImageSet, ImageSet]:
     return train, test
 
 
-def _data_places(data: DataConfig, *usual: Path) -> list[Path]:
-    """Return the folders to look in; data are downloaded to the last one."""
-    return [Path(data.root).expanduser()] if data.root else [*usual, Path("data"), cache_folder(data.cache)]
+@contextlib.contextmanager
+def _files_of(kind: str, marker: str, data: DataConfig, usual: Path | None = None, hint: str = "") -> Iterator[Path]:
+    """Find the folder of one of torchvision's data sets by a file in it, or download the set, for the files to be read.
 
-
-def _download_command(kind: str, place: Path) -> str:
-    return f'python -c "from torchvision.datasets import {kind}; {kind}({str(place)!r}, download=True)"'
-
-
-def _download(kind: str, data: DataConfig, places: list[Path], command: str) -> Path:
-    """Download a data set to the last of `places`; raises ConfigError if that fails, or if the user chose data.root."""
+    Raises ConfigError, with the command that gets the data, if they are not in the user's `data.root`, if the download
+    fails, or if the files that were found cannot be read.
+    """
     from torchvision import datasets
 
-    if data.root:
-        raise missing_data(kind, places, command)
+    places = [Path(data.root).expanduser()] if data.root else [usual, Path("data"), cache_folder(data.cache)]
+    places = [place for place in places if place]
+    folders = [place / inner for place in places for inner in ("", f"{kind}/raw", "raw")]
+    command = f'{hint}python -c "from torchvision.datasets import {kind}; {kind}({str(places[-1])!r}, download=True)"'
+    if not any(any(folder.glob(marker)) for folder in folders):
+        if data.root:
+            raise missing_data(kind, places, command)
+        try:
+            getattr(datasets, kind)(str(places[-1]), download=True)
+        except (OSError, RuntimeError) as error:
+            raise missing_data(kind, places, command, f"and the download failed: {error}") from error
+    folder = next(folder for folder in folders if any(folder.glob(marker)))
     try:
-        getattr(datasets, kind)(str(places[-1]), download=True)
-    except (OSError, RuntimeError) as error:
-        raise missing_data(kind, places, command, f"and the download failed: {error}") from error
-    return places[-1]
-
-
-@contextlib.contextmanager
-def _readable(what: str, folder: Path, command: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, EOFError, KeyError, RuntimeError, ValueError, zlib.error) as error:
-        raise missing_data(f"readable {what}", [folder], command, error) from error
-
-
-def _idx_file(folder: Path, name: str) -> Path | None:
-    return next((f for f in (folder / f"{name}.gz", folder / name) if f.is_file()), None)
+        yield folder
+    except (OSError, EOFError, LookupError, RuntimeError, ValueError, zlib.error) as error:
+        raise missing_data(f"readable {kind}", [folder], command, error) from error
 
 
 def _read_idx(folder: Path, name: str) -> UInt8[Tensor, "..."]:
     """Read LeCun's idx format: 0, 0, 8 (bytes), number of dimensions, their sizes (big-endian uint32), the data."""
-    path = _idx_file(folder, name)
-    if path is None:
-        raise FileNotFoundError(f"no {name} or {name}.gz")
-    with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-        raw = file.read()
-    if len(raw) < 4 or raw[:3] != b"\0\0\x08":
-        raise ValueError(f"{path.name} is no idx file of bytes")
+    zipped = folder / f"{name}.gz"
+    raw = gzip.decompress(zipped.read_bytes()) if zipped.is_file() else (folder / name).read_bytes()
     start = 4 + 4 * raw[3]
     shape = np.frombuffer(raw[4:start], ">u4")
     return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=start).reshape(shape).copy())
@@ -291,7 +270,7 @@ def imagenet100(data: DataConfig) -> tuple[Listing, Listing]:
             "python -c \"from torchvision.datasets import ImageNet as I; [I('FOLDER', s) for s in ('train', 'val')]\"\n"
             "  (unpacks the archives that image-net.org gives to registered users; then set data.root=FOLDER)"
         )
-        raise missing_data("folders train/ and val/ of ImageNet", [root if data.root else Path("''")], command)
+        raise missing_data("folders train/ and val/ of ImageNet", [data.root or "''"], command)
     return list_folder(root / "train"), list_folder(root / "val")
 
 
@@ -300,9 +279,8 @@ def folder(data: DataConfig) -> tuple[Listing, Listing | None]:
     root = Path(data.root).expanduser()
     if not data.root or not root.is_dir():
         command = "--set data.root=FOLDER   (one sub-folder for each class, or none)"
-        if "openclipart" in data.root:
-            command = "sudo apt install openclipart-png"
-        raise missing_data("folder of images", [root if data.root else Path("''")], command)
+        command = "sudo apt install openclipart-png" if "openclipart" in data.root else command
+        raise missing_data("folder of images", [data.root or "''"], command)
     tests = [root / name for name in ("test", "val") if (root / name).is_dir()]
     others = {p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")} - {"train", "test", "val"}
     if not tests or others or not (root / "train").is_dir():
@@ -325,12 +303,11 @@ def read_index_file(path: str | Path, n: int) -> Bool[Tensor, "n"]:
         raise ConfigError(f"data.list_file = {str(path)!r} cannot be read as .npy: {error}") from error
     whole = isinstance(array, np.ndarray) and array.ndim == 1 and array.dtype.kind in "iu" and len(array) > 0
     _check_list(whole, path, "does not hold one row of whole numbers")
-    index = torch.from_numpy(array.astype(np.int64))
-    low, high = int(index.min()), int(index.max())
+    low, high = int(array.min()), int(array.max())
     _check_list(low >= 0 and high < n, path, f"holds indices from {low} to {high}; the source has 0 to {n - 1}")
-    copies = torch.bincount(index, minlength=n)
-    repeated = (copies > 1).nonzero()[:, 0]
-    _check_list(len(repeated) == 0, path, f"repeats {len(repeated)} indices, the first is {repeated[:1].tolist()}")
+    copies = torch.bincount(torch.from_numpy(array.astype(np.int64)), minlength=n)
+    repeated = (copies > 1).nonzero()[:, 0].tolist()
+    _check_list(not repeated, path, f"repeats {len(repeated)} indices, the first is {repeated[:1]}")
     return copies > 0
 
 
@@ -343,17 +320,15 @@ def read_path_file(path: str | Path) -> tuple[list[str], list[int]]:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"data.list_file = {str(path)!r} cannot be read: {error}") from error
-    rows = [(number, line.strip().rpartition(" ")) for number, line in enumerate(lines, 1) if line.strip()]
+    rows = {number: line.strip().rpartition(" ") for number, line in enumerate(lines, 1) if line.strip()}
     _check_list(len(rows) > 0, path, "is empty")
-    for number, (name, _, label) in rows:
+    for number, (name, _, label) in rows.items():
         good = name and label.isascii() and label.isdigit()
         _check_list(bool(good), path, f"line {number} is not 'path label', with a label from 0")
-    paths = [name.strip() for _, (name, _, _) in rows]
-    labels = [int(label) for _, (_, _, label) in rows]
-    repeats = len(paths) - len(set(paths))
+    paths, labels = [name.strip() for name, _, _ in rows.values()], [int(label) for *_, label in rows.values()]
+    repeats, gaps = len(paths) - len(set(paths)), set(range(len(set(labels)))) - set(labels)
     _check_list(repeats == 0, path, f"repeats {repeats} paths")
-    gaps = sorted(set(range(max(labels) + 1)) - set(labels))[:5]
-    _check_list(not gaps, path, f"has labels up to {max(labels)}, but no image of {gaps}")
+    _check_list(not gaps, path, f"has labels up to {max(labels)}, but no image of {sorted(gaps)[:5]}")
     return paths, labels
 
 
@@ -367,15 +342,12 @@ def match_list(listing: Listing, list_file: str) -> tuple[Listing, Bool[Tensor, 
     rows = {path: row for row, path in enumerate(listing.paths)}
     # Lists often name the tree's top folder, which `listing.root` is.
     index = torch.tensor([rows.get(path, rows.get(path.partition("/")[2], -1)) for path in paths])
-    absent = (index < 0).nonzero()[:, 0].tolist()
-    _check_list(
-        not absent, list_file, f": {len(absent)} files are not in {listing.root}, e.g. {paths[(absent or [0])[0]]}"
-    )
+    absent = [path for path, row in zip(paths, index.tolist()) if row < 0]
+    _check_list(not absent, list_file, f": {len(absent)} files are not in {listing.root}, e.g. {absent[:1]}")
     pairs = torch.unique(torch.stack([torch.tensor(labels), listing.labels[index]], 1), dim=0)  # [C, 2] label, folder
     one_to_one = len(pairs) == len(pairs[:, 0].unique()) == len(pairs[:, 1].unique())
     _check_list(one_to_one, list_file, ": a label belongs to two folders, or a folder has two labels")
-    listed = torch.zeros(len(listing), dtype=torch.bool)
-    listed[index] = True
+    listed = torch.isin(torch.arange(len(listing)), index)
     kept = torch.isin(listing.labels, pairs[:, 1])
     return listing.of_classes(tuple(listing.classes[c] for c in pairs[:, 1].tolist())), listed[kept]
 

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from ..config import METHODS
-from ..layouts import layout, run_layout  # noqa: F401
+from ..layouts import layout, run_layout
 from ..runs import Run, RunError, kept_runs
 from .paper import control_pairs, dynamics, geometry, paired_accuracy, per_class_accuracy, push, tsne
-from .pictures import (  # noqa: F401
+from .pictures import (
     class_sizes,
     cluster_changes,
     cluster_confusion,
@@ -39,8 +39,8 @@ from .pictures import (  # noqa: F401
     training_curves,
 )
 from .sources import as_runs, by_method, is_balanced, results_of, snapshots_of
-from .study import draw_study, study_figure  # noqa: F401
-from .style import CLASS_COLOURS, GROUP_COLOURS, Figure, new_figure, save, style, theme  # noqa: F401
+from .study import draw_study, study_figure
+from .style import CLASS_COLOURS, GROUP_COLOURS, Figure, new_figure, save, style, theme
 
 
 def all_figures(

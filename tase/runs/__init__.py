@@ -15,53 +15,7 @@ If a file is damaged, the checkpoint before is taken, a snapshot is left out, wh
 anything else is a RunError.
 """
 
-from ..files import (
-    RunError,
-    load_json,
-    load_npz,
-    load_optional_json,
-    load_optional_npz,
-    read_lines,
-    save_json,
-    save_npz,
-    tidy,
-    write_atomic,
-)
+from ..files import RunError
 from .kept import keep_runs, kept_runs
-from .run import RESULTS, RUN_FORMAT, History, Run, commit_text, pending, request, steered
+from .run import RESULTS, RUN_FORMAT, History, Run, commit_text, request, steered
 from .writer import RunWriter, commit, environment, load_checkpoint, save_checkpoint
-
-
-def load_kept(path):
-    """Read a .json or .npz file that can be made again."""
-    return (load_optional_npz if path.suffix == ".npz" else load_optional_json)(path)
-
-
-__all__ = [
-    "RUN_FORMAT",
-    "History",
-    "RESULTS",
-    "Run",
-    "RunError",
-    "RunWriter",
-    "commit",
-    "commit_text",
-    "environment",
-    "keep_runs",
-    "kept_runs",
-    "load_checkpoint",
-    "load_json",
-    "load_kept",
-    "load_npz",
-    "load_optional_json",
-    "load_optional_npz",
-    "pending",
-    "read_lines",
-    "request",
-    "save_checkpoint",
-    "save_json",
-    "save_npz",
-    "steered",
-    "tidy",
-    "write_atomic",
-]

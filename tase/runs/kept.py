@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 import io
 import shutil
@@ -15,7 +14,7 @@ from ..files import RunError, write_atomic
 from .run import Run
 
 KEPT = "runs.zip"
-_folders: dict[str, Path] = {}  # where zips are unpacked, by the hash of their bytes
+_unpacked: dict[bytes, tempfile.TemporaryDirectory] = {}  # zips, by the hash of their bytes
 
 
 def keep_runs(runs: Iterable[Run], zip_path: str | Path, tables_only: bool = False) -> Path:
@@ -52,7 +51,7 @@ def kept_runs(path: str | Path) -> list[Run]:
     if not path.exists():
         raise RunError(f"{path} does not exist: kept runs are looked for in it")
     if path.is_file():
-        path = _unpacked(path)
+        path = _unpack(path)
     return [Run(config.parent) for config in sorted(path.glob("*/config.json"))]
 
 
@@ -75,18 +74,17 @@ def _digest(file: zipfile.ZipFile) -> bytes:
     return hashlib.sha256(repr(facts).encode()).hexdigest().encode()
 
 
-def _unpacked(path: Path) -> Path:
+def _unpack(path: Path) -> Path:
     data = path.read_bytes()
-    key = hashlib.sha256(data).hexdigest()
-    if key not in _folders:
-        folder = Path(tempfile.mkdtemp(prefix="tase-runs-"))
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    key = hashlib.sha256(data).digest()
+    if key not in _unpacked:
+        folder = tempfile.TemporaryDirectory(prefix="tase-runs-", ignore_cleanup_errors=True)
         try:
             with zipfile.ZipFile(io.BytesIO(data)) as file:
                 if file.comment != _digest(file):
                     raise RunError("its names or sizes are not those that were written")
-                file.extractall(folder)  # checks each file's CRC, and leaves no path that leads out of the folder
+                file.extractall(folder.name)  # checks each file's CRC, and leaves no path that leads out of the folder
         except Exception as error:
             raise RunError(f"{path} is damaged, or no zip of runs") from error
-        _folders[key] = folder
-    return _folders[key]
+        _unpacked[key] = folder
+    return Path(_unpacked[key].name)

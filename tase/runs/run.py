@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import uuid
 import warnings
@@ -63,21 +62,16 @@ class History:
         """Read the arrays of each snapshot but its features, which are large; a damaged one is left out, with a
         warning."""
         found = {}
-        for entry in sorted(os.scandir(self.folder), key=lambda e: e.name) if self.folder.exists() else ():
-            if entry.name.startswith("epoch_") and entry.name.endswith(".npz"):
-                arrays = self._snapshot(Path(entry.path), entry.stat().st_mtime_ns)
-                found |= {Path(entry.path): arrays} if arrays else {}
+        for path in sorted(self.folder.glob("epoch_*.npz")):
+            key = f"{path.name}:{path.stat().st_mtime_ns}"
+            if key not in self._cache:
+                try:
+                    self._cache[key] = load_npz(path, leave=("features",))
+                except RunError as error:
+                    warnings.warn(f"{error}; this snapshot is left out", stacklevel=4)
+                    self._cache[key] = {}
+            found |= {path: self._cache[key]} if self._cache[key] else {}
         return found
-
-    def _snapshot(self, path: Path, changed: int) -> dict[str, np.ndarray]:
-        key = f"{path.name}:{changed}"
-        if key not in self._cache:
-            try:
-                self._cache[key] = load_npz(path, leave=("features",))
-            except RunError as error:
-                warnings.warn(f"{error}; this snapshot is left out", stacklevel=4)
-                self._cache[key] = {}
-        return self._cache[key]
 
     def _each(self, name: str) -> list[np.ndarray]:
         try:
@@ -233,7 +227,7 @@ class Run:
     @property
     def pending(self) -> dict[str, Any]:
         """Fields of the last request to steer that no refresh has taken yet."""
-        return pending(self.path)
+        return not_taken(load_optional_json(self.path / "control.json"), self.events)
 
     def control(self, action: str = "run", **fields: Any) -> str:
         """Ask the run's training, in any process, to run, pause or stop; `tau_max=0.4` steers its guidance."""
@@ -377,22 +371,16 @@ def request(folder: str | Path, config: Config, action: str = "run", set: dict[s
     unknown action, and for fields that cannot be steered.
     """
     check_choice("action", action, ACTIONS)
-    changes = dict(set or {})
-    check_steering(config, [], changes)
-    changes = {**pending(folder), **changes}
+    waiting = not_taken(load_optional_json(Path(folder) / "control.json"), read_lines(Path(folder) / "events.jsonl"))
+    changes = {**waiting, **(set or {})}
     check_steering(config, [], changes)
     id = uuid.uuid4().hex[:8]
     save_json(Path(folder) / "control.json", {"id": id, "action": action, "set": changes})
     return id
 
 
-def pending(folder: str | Path) -> dict[str, Any]:
-    """Return the fields of the last request that no refresh has taken yet."""
-    events = read_lines(Path(folder) / "events.jsonl")
-    return not_taken(load_optional_json(Path(folder) / "control.json"), events)
-
-
 def not_taken(request: dict[str, Any], events: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the fields of a request that is not among the events, which is pending."""
     return {} if request.get("id") in {event.get("id") for event in events} else request.get("set") or {}
 
 

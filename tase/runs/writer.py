@@ -137,7 +137,7 @@ class RunWriter:
         self.folder, self.config, self.resume = Path(folder), config, resume
         self.events: list[dict[str, Any]] = []
         self._lock, self._begun = contextlib.ExitStack(), False
-        self._looked, self._request, self._refused = 0.0, {}, None
+        self._refused = None  # the id of a request that was invalid
 
     # ---- the folder is claimed, and let go
 
@@ -148,14 +148,11 @@ class RunWriter:
             with writing(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(hold(self.folder / ".lock"))
-                (self.folder / "history").mkdir(exist_ok=True)
             self._check_folder()  # another process may have held the lock until now
             lines = read_lines(self.folder / "events.jsonl")
             self.events = [event for event in lines if {"id", "epoch", "set"} <= event.keys()]
-            # Forget an old request to pause or stop: a training that is started is meant to run.
-            if self._look().get("action", "run") != "run":
-                save_json(self.folder / "control.json", {**self._look(), "action": "run"})
-                self._looked = 0.0  # what was read before must not be taken for a request now
+            if self.action() != "run":  # of a training before: one that is started is meant to run
+                save_json(self.folder / "control.json", {**self._request(), "action": "run"})
             self._lock = stack.pop_all()
         return self
 
@@ -170,7 +167,8 @@ class RunWriter:
                 raise RunError(
                     f"{self.folder} holds this run already; resume it (resume=True, --resume), or choose another folder"
                 )
-        elif self.folder.exists() and any(not _is_leftover(path) for path in self.folder.iterdir()):
+        # Hidden ones, its lock and a file half written, are also left by a run that was killed at its start.
+        elif self.folder.exists() and any(path.name[0] != "." for path in self.folder.iterdir()):
             raise RunError(f"{self.folder} holds other files; choose an empty or a new folder")
 
     def __exit__(self, kind, error, trace) -> None:
@@ -185,9 +183,8 @@ class RunWriter:
         """Leave the folder as it was found: nothing was written."""
         if not (self.folder / "config.json").exists():
             (self.folder / ".lock").unlink(missing_ok=True)
-            for path in (self.folder / "history", self.folder):
-                with contextlib.suppress(OSError):
-                    path.rmdir()
+            with contextlib.suppress(OSError):  # it has other hidden files
+                self.folder.rmdir()
 
     def finished(self, images: ImageSet) -> bool:
         """Tell whether the folder holds this run, finished; raises RunError if it was begun on other images."""
@@ -222,6 +219,8 @@ class RunWriter:
             identity = Run(self.folder).saved_identity
         saved = {"format": RUN_FORMAT, "identity": identity, "config": self.config.to_dict()}
         save_json(self.folder / "config.json", saved)
+        with writing(self.folder):
+            (self.folder / "history").mkdir(exist_ok=True)
         if not load_optional_json(self.folder / "environment.json"):
             facts = {**environment(device), "subset": images.hash, "images": len(images)}
             save_json(self.folder / "environment.json", facts)
@@ -269,20 +268,16 @@ class RunWriter:
         """The writer itself, also behind a proxy: rank 0 looks at requests after each step, without a broadcast."""
         return self
 
-    def _look(self, patience: float = 0.0) -> dict[str, Any]:
-        """Read the last request, unless that was done less than `patience` seconds ago."""
-        if time.monotonic() - self._looked >= patience:
-            self._request = load_optional_json(self.folder / "control.json")
-            self._looked = time.monotonic()
-        return self._request
+    def _request(self) -> dict[str, Any]:
+        return load_optional_json(self.folder / "control.json")
 
     def action(self) -> str:
-        """Return what is requested: run, pause or stop; reads the file a few times a second at most."""
-        return self._look(patience=0.3).get("action", "run")
+        """Return what is requested: run, pause or stop."""
+        return self._request().get("action", "run")
 
     def take(self, epoch: int, step: int) -> list[dict[str, Any]]:
         """Return the events of this refresh: those recorded for it, and the pending request if it is valid."""
-        request = self._look()
+        request = self._request()
         event = {"id": request.get("id"), "epoch": epoch, "step": step, "set": not_taken(request, self.events)}
         if event["set"] and self._is_valid(event):
             self.events.append(event)
@@ -299,8 +294,3 @@ class RunWriter:
                 warnings.warn(f"{self.folder / 'control.json'} is passed over: {error}", stacklevel=2)
             self._refused = event["id"]
             return False
-
-
-def _is_leftover(path: Path) -> bool:
-    """Tell whether a run that was killed before it had a configuration may have left this."""
-    return path.name in (".lock", "history") or (path.name[0] == "." and path.suffix == ".tmp")

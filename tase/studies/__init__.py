@@ -8,7 +8,6 @@ A folder of a study holds results.csv (one number a line), study.json (what it i
 with a run per configuration. The same call resumes after an interruption, and does nothing where all is done.
 """
 
-# ruff: noqa: F401 (the names of the room)
 from ..tables import Contrast, contrasts, name_of, shown
 from .declared import STUDIES, Cell, Multiple, Study, cross, each_method, over
 from .jobs import Job, Workers, cost

@@ -12,7 +12,7 @@ from conftest import TINY
 from harness import Subjects
 
 import tase
-from tase.runs import read_lines
+from tase.files import read_lines
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 KILLS = {"train": 30, "evaluate": 8, "cache": 12, "study": 10}
