@@ -269,10 +269,8 @@ def _with_relative_times(cells: pandas.DataFrame) -> pandas.DataFrame:
     import pandas
 
     speeds = cells[cells["metric"] == "images_per_second"]
-    typical = speeds[speeds["row"] == SIMCLR].groupby(["preset", "column"])["value"].median()
-    typical = pandas.Series(
-        [typical.get(place, float("nan")) for place in zip(speeds["preset"], speeds["column"])], speeds.index
-    )
+    typical = speeds[speeds["row"] == SIMCLR].groupby(["preset", "column"])["value"].median().rename("typical")
+    typical = speeds.join(typical, on=["preset", "column"])["typical"]
     times = speeds.assign(metric="relative_time", value=typical / speeds["value"]).dropna(subset=["value"])
     return pandas.concat([cells, times]) if len(times) else cells
 
