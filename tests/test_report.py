@@ -126,7 +126,9 @@ def test_two_runs_on_the_same_images_show_the_same_ones(run, trained):
 
 
 def test_slim_runs_have_the_map_that_was_kept_or_all_but_a_map(run, tmp_path):
-    bare = unpacked(payload([run.slim(tmp_path / "bare")]))
+    slim = run.slim(tmp_path / "bare")
+    shutil.rmtree(slim.path / "layouts", ignore_errors=True)  # of a report that was written before
+    bare = unpacked(payload([slim]))
     assert bare["runs"][0]["places"] == {} and bare["runs"][0]["near"] is None
     assert "no map" in " ".join(bare["runs"][0]["remarks"])
     assert len(bare["runs"][0]["tau"]) and bare["sets"][0]["tiles"]
