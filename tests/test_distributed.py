@@ -360,7 +360,8 @@ def test_a_batch_that_processes_cannot_share_evenly_is_an_error(batch, monkeypat
 
 
 def test_only_training_is_shared(monkeypatch, capsys):
-    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "x", "MASTER_PORT": "1"}.items():
+    launcher = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "x", "MASTER_PORT": "1"}
+    for name, value in launcher.items():
         monkeypatch.setenv(name, value)
     assert main(["info", "--preset", "digits-lt"]) == 2
     assert "not info: start it without torchrun" in capsys.readouterr().err
