@@ -2,7 +2,7 @@
 
     config = preset("digits-lt", method="tase", seed=0, overrides={"guidance.tau_max": 0.3})     # in presets.py
 
-The options of a method live in its guidance class (guidance.py); `config.guidance` holds those of the chosen method
+The options of a method live in its guidance class (guidance/); `config.guidance` holds those of the chosen method
 only. A configuration is checked when it is created and goes to and from JSON. Nothing here imports torch, so that a
 wrong field is reported at once.
 """
@@ -71,7 +71,7 @@ PROTOCOLS = Registry(
         "lt-few-svm": "tase.evaluation:lt_few_svm",
     },
 )
-METHODS = Registry("method")  # filled by guidance.py, which `import tase` loads
+METHODS = Registry("method")  # filled by guidance/, which `import tase` loads
 
 
 @dataclass(frozen=True)
