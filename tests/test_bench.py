@@ -27,7 +27,7 @@ def clock(monkeypatch):
     """The budget's clock, which stands still but for its ticks: how many rounds there are does not depend on load."""
     watch = SimpleNamespace(now=1.0)
     watch.tick = lambda seconds: setattr(watch, "now", watch.now + seconds)
-    monkeypatch.setattr(bench, "time", SimpleNamespace(perf_counter=lambda: watch.now))
+    monkeypatch.setattr(bench.measuring, "time", SimpleNamespace(perf_counter=lambda: watch.now))
     return watch
 
 
@@ -133,7 +133,7 @@ def test_the_plain_formula_is_our_loss():
 
 
 def test_losses_that_do_not_fit_are_skipped_with_the_reason(monkeypatch):
-    monkeypatch.setattr(bench, "free_bytes", lambda device: 6 * 2**20)
+    monkeypatch.setattr(bench.rivals, "free_bytes", lambda device: 6 * 2**20)
     rows = {row["name"]: row for row in bench.bench_loss(FAST, [256])}
     assert rows["plain formula"]["skipped"] == "needs about 0 GiB, over half of the 0 GiB free"
     assert rows["tase"]["peak_bytes"] > 0
@@ -196,7 +196,7 @@ def test_the_parts_are_the_work_of_the_step():
 
 
 def test_the_rows_of_a_step_add_up(monkeypatch):
-    monkeypatch.setattr(bench, "bench_networks", lambda s: (("conv4", 8, 1),))
+    monkeypatch.setattr(bench.rivals, "bench_networks", lambda s: (("conv4", 8, 1),))
     whole, *parts = bench.bench_step(FAST)
     assert whole["name"] == "whole step" and {row["name"] for row in parts} == set(bench.STEP_PARTS)
     assert sum(row["share"] for row in parts) == pytest.approx(1)
@@ -230,7 +230,7 @@ def test_guidance_runs_are_the_real_ones(monkeypatch):
 
 
 def test_report_table_and_figure(tmp_path, monkeypatch):
-    monkeypatch.setattr(bench, "bench_networks", lambda s: (("conv4", 8, 1),))
+    monkeypatch.setattr(bench.rivals, "bench_networks", lambda s: (("conv4", 8, 1),))
     said = []
     report = bench.benchmark(True, ["step", "loss"], tmp_path, device="cpu", say=said.append)
     assert said == ["bench: step ...", "bench: loss ..."]

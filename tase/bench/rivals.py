@@ -1,166 +1,44 @@
-"""Measure speed and memory against named rivals on this machine: `tase bench`.
-
-    report = benchmark(quick=True)              # sections of rows: time, spread, ratio to a named row, peak memory
-    print(bench_text(report))
-
-torch.utils.benchmark times tase and its rivals in turn, round by round, each round after a warm-up of its own. A ratio
-is the median over the rounds of one time / the other, so that a machine that slows down slows both. What is not
-installed is named and left out, what would not fit into half of the free memory is skipped with the reason. Images are
-scikit-learn's digits, enlarged and coloured.
-"""
+"""What is measured: views, loss, k-means, a training step by its parts, an epoch, a run; each against named rivals."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
-import importlib.metadata
-import itertools
 import os
-import platform
-import re
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-import psutil
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from . import training
-from .config import ViewsConfig, check_choice
-from .data import ImageSet, load_images
-from .distributed import choose_device
-from .files import load_json, save_json
-from .losses import nt_xent
-from .models import build
-from .presets import preset
-from .pseudo_labels import spherical_kmeans
-from .runs import commit_text, environment
-from .views import two_views
+from .. import training
+from ..config import ViewsConfig
+from ..losses import nt_xent
+from ..models import build
+from ..presets import preset
+from ..pseudo_labels import spherical_kmeans
+from ..views import two_views
+from .measuring import (
+    BenchBudget,
+    BenchRow,
+    bench_images,
+    free_bytes,
+    peak_bytes,
+    rival_rows,
+    time_in_turn,
+    timed_row,
+    too_large,
+)
 
-if TYPE_CHECKING:
-    import pandas
-    from torch.utils.benchmark import Measurement
-
-BenchRow = dict[str, Any]
 CHUNK_ROWS = 512  # of the chunked loss
 STEP_PARTS = ("views", "network", "loss", "optimiser", "rest")
-RIVALS = ("torchvision", "scikit-learn", "kornia", "lightly", "pytorch-metric-learning")
-
-
-# --- measuring
-
-
-@dataclasses.dataclass(frozen=True)
-class BenchBudget:
-    """Say where and how thoroughly to measure: the rounds of one case may take about `seconds`.
-
-    After `deadline` (by time.perf_counter) one round has to do.
-    """
-
-    device: torch.device
-    quick: bool = False
-    seconds: float = 20.0
-    rounds: int = 15
-    deadline: float = float("inf")
-
-
-def time_in_turn(
-    actions: dict[str, Callable[[], Any]], s: BenchBudget, share: float = 1.0, threads: dict[str, int] | None = None
-) -> dict[str, list[Measurement]]:
-    """Time every action once a round, for at most `share` of the budget; `threads` of some (the others: torch's).
-
-    Three rounds are made unless they take over twice the time.
-    """
-    from torch.utils.benchmark import Timer  # imported here: it looks for a compiler, and may warn
-
-    timers = {}
-    for name, action in actions.items():
-        number = (threads or {}).get(name, torch.get_num_threads())
-        timers[name] = Timer("action()", globals={"action": action}, num_threads=number)
-    times: dict[str, list[Measurement]] = {name: [] for name in actions}
-    order, begun, seconds = list(actions), time.perf_counter(), share * s.seconds
-    for turn in range(s.rounds):
-        first = turn % len(order)  # another one begins each round: none always follows the same neighbour
-        for name in order[first:] + order[:first]:
-            times[name].append(timers[name].blocked_autorange(min_run_time=seconds / s.rounds / len(order)))
-        now = time.perf_counter()
-        if now > s.deadline or now - begun > (seconds if turn >= 2 else 2 * seconds):
-            break
-    return times
-
-
-def timed_row(case: str, name: str, times: list[Measurement], **more: Any) -> BenchRow:
-    """Return a row: median and half of the interquartile range over all blocks of calls, number of rounds."""
-    (merged,) = times[0].merge(times)
-    return {"case": case, "name": name, "seconds": merged.median, "spread": merged.iqr / 2, "rounds": len(times)} | more
-
-
-def rival_rows(
-    case: str, times: dict[str, list[Measurement]], against: str, amount: float = 0, unit: str = ""
-) -> list[BenchRow]:
-    """Return a row per name; `ratio` is the median over the rounds of its time / the time of `against`."""
-    rows = []
-    for name, measured in times.items():
-        ratios = [a.median / b.median for a, b in zip(measured, times[against])]
-        low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75]).tolist()
-        row = timed_row(case, name, measured, ratio=middle, ratio_spread=(high - low) / 2, against=against)
-        rows.append(row | ({"rate": amount / row["seconds"], "unit": unit} if amount else {}))
-    return rows
-
-
-def too_large(needed: float, free: float) -> str:
-    """Return why so many bytes are not tried, or nothing if they fit into half of those that are free."""
-    if needed <= free / 2:
-        return ""
-    return f"needs about {needed / 2**30:,.0f} GiB, over half of the {free / 2**30:,.0f} GiB free"
-
-
-def free_bytes(device: torch.device) -> float:
-    """Return the bytes that can still be had: of the GPU, or of the machine and the container it runs in."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    free = psutil.virtual_memory().available
-    with contextlib.suppress(OSError, ValueError):  # no container, or "max": one without a limit
-        limit, used = (int((Path("/sys/fs/cgroup") / name).read_text()) for name in ("memory.max", "memory.current"))
-        free = min(free, limit - used)
-    return free
-
-
-def peak_bytes(action: Callable[[], Any], device: torch.device) -> int:
-    """Return how many bytes one call holds in tensors at most, beyond those that were there before."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        action()
-        return torch.cuda.max_memory_allocated(device) - before
-    with torch.autograd.profiler.profile(profile_memory=True) as profile:
-        action()
-    # Every allocation and release is an event of its own, with its size or minus its size.
-    events = sorted((e for e in profile.kineto_results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns())
-    return max(itertools.accumulate((event.nbytes() for event in events), initial=0))
-
-
-def bench_images(n: int) -> ImageSet:
-    """Make n real images [n, 3, 32, 32]: scikit-learn's digits, enlarged and coloured; ten classes, long-tailed."""
-    rng = torch.Generator().manual_seed(0)
-    digits = load_images("digits")
-    frequency = 0.6 ** torch.arange(10.0)
-    picked = torch.multinomial(frequency[digits.labels], n, replacement=True, generator=rng)
-    images = F.interpolate(digits.images[picked, :1].float(), (32, 32), mode="bilinear")
-    images = (images * (0.4 + 0.6 * torch.rand(n, 3, 1, 1, generator=rng))).byte()
-    labels = digits.labels[picked]
-    return ImageSet(images, labels, digits.classes, labels.bincount(minlength=10), name="digits, enlarged")
-
 
 # --- views
 
@@ -455,165 +333,3 @@ def bench_rivals(s: BenchBudget) -> list[BenchRow]:
         actions[method] = functools.partial(training.train_step, t, index)
         actions[method]()
     return rival_rows(f"{backbone}, batch {batch}", time_in_turn(actions, s), "simclr")
-
-
-# --- the report
-
-
-BENCH_SECTIONS: dict[str, Callable[[BenchBudget], list[BenchRow]]] = {
-    "views": bench_views,
-    "loss": bench_loss,
-    "kmeans": bench_kmeans,
-    "step": bench_step,
-    "loop": bench_loop,
-    "guidance": bench_guidance,
-    "rivals": bench_rivals,
-}
-
-
-def benchmark(
-    quick: bool = False,
-    only: Iterable[str] = (),
-    out: str | Path | None = None,
-    device: str = "auto",
-    say: Callable[[str], Any] = lambda line: None,
-) -> dict[str, Any]:
-    """Measure the sections (`only` some of BENCH_SECTIONS) and return the report; `out`: write bench.json and a figure.
-
-    `quick` uses small sizes and few rounds: under 45 s on two idle cores. Raises ConfigError for an unknown section or
-    device. A section that breaks is reported with its error and does not stop the others.
-    """
-    for name in only:
-        check_choice("bench section", name, BENCH_SECTIONS)
-    chosen = choose_device(dataclasses.replace(preset("digits-lt").optim, device=device))
-    s = BenchBudget(chosen, quick, 0.8, 7, time.perf_counter() + 36) if quick else BenchBudget(chosen)
-    report: dict[str, Any] = {"format": 1, "quick": quick, "machine": machine_facts(chosen), "sections": {}, "took": {}}
-    for name in only or BENCH_SECTIONS:
-        say(f"bench: {name} ...")
-        started = time.perf_counter()
-        try:
-            rows = BENCH_SECTIONS[name](s)
-        except (OSError, RuntimeError) as error:  # too little shared memory for workers, a device that is full
-            rows = [{"case": "all", "name": "all", "skipped": f"{type(error).__name__}: {error}"}]
-        report["sections"][name] = rows
-        report["took"][name] = time.perf_counter() - started
-    report["machine"]["load_after"] = psutil.getloadavg()[0]
-    if out is not None:
-        Path(out).mkdir(parents=True, exist_ok=True)
-        save_json(Path(out) / "bench.json", report)
-        redraw_bench(out)
-    return report
-
-
-def machine_facts(device: torch.device) -> dict[str, Any]:
-    """Return the device by name, threads, versions of all that is compared, the commit, and the load before."""
-    found = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
-    info = Path("/proc/cpuinfo")
-    named = re.findall(r"model name\s*: (.+)", info.read_text()) if info.exists() else []
-    processor = (named or [platform.processor() or platform.machine()])[0]
-    cores = {"processor": processor, "cores": os.cpu_count(), "load_before": psutil.getloadavg()[0]}
-    return {**environment(device), **cores, "versions": {name: found.get(name) for name in RIVALS}}
-
-
-def machine_words(m: dict[str, Any]) -> list[str]:
-    """Return what the times depend on: device, threads, torch, commit."""
-    device = m["device"] if m["device_type"] == "cuda" else m["processor"]
-    return [device, f"{m['threads']} threads", f"torch {m['torch']}", commit_text(m["commit"])]
-
-
-def _row_line(row: BenchRow) -> str:
-    """Return case, name, time and spread, and all else that is known."""
-    head = f"  {row['case']:26}{row['name']:30}"
-    if "skipped" in row:
-        return f"{head}skipped: {row['skipped']}"
-    notes = [f"{row['share']:.1%} of the step"] if "share" in row else []
-    if row.get("against", row["name"]) != row["name"]:
-        about = f" ± {row['ratio_spread']:.2g}" if "ratio_spread" in row else ""
-        notes.append(f"{row['ratio']:.3g}{about} x {row['against']}")
-    notes += [f"{row['rate']:,.0f} {row['unit']}"] if "rate" in row else []
-    notes += [f"peak {row['peak_bytes'] / 2**20:,.1f} MiB"] if "peak_bytes" in row else []
-    notes += [f"inertia {row['inertia']:,.1f}"] if "inertia" in row else []
-    spread = f" ± {1e3 * row['spread']:,.2f}" if "spread" in row else ""
-    return f"{head}{1e3 * row['seconds']:>12,.2f}{spread} ms  {', '.join(notes)}".rstrip()
-
-
-def bench_text(report: dict[str, Any]) -> str:
-    """Return the report as text, a block per section; "2 x tase" means that it takes twice the time of tase."""
-    m = report["machine"]
-    busy = ": it was busy with other work, times and ratios are rough" if m["load_before"] > 1 else ""
-    lines = [", ".join(machine_words(m))]
-    lines.append(f"load of the machine before {m['load_before']:.1f}, after {m['load_after']:.1f}{busy}")
-    if missing := [name for name, version in m["versions"].items() if version is None]:
-        lines.append(f"not installed: {', '.join(missing)}")
-    for section, rows in report["sections"].items():
-        lines += ["", f"{section} ({report['took'][section]:.1f} s)", *map(_row_line, rows)]
-    return "\n".join(lines)
-
-
-# --- the figure
-
-
-def redraw_bench(folder: str | Path) -> list[Path]:
-    """Redraw the figure of every bench.json under `folder`; returns the paths written."""
-    from .figures.style import save
-
-    found = sorted(Path(folder).rglob("bench.json"))
-    return [drawn for path in found for drawn in save(bench_figure(load_json(path)), path.with_suffix(""))]
-
-
-def bench_figure(report: dict[str, Any]):
-    """Draw times relative to a named row of the same case (log scale), and the step by parts: a matplotlib figure."""
-    import pandas
-
-    from .figures.style import TEXT, footer, new_figure, style
-
-    rows = pandas.DataFrame([row for found in report["sections"].values() for row in found if "seconds" in row])
-    rows = rows.reindex(columns=["case", "name", "ratio", "against", "share"])
-    ratios = rows[rows["against"].notna() & (rows["against"] != rows["name"])]
-    steps = rows[rows["name"].isin(STEP_PARTS)]
-    parts = steps.pivot(index="case", columns="name", values="share").reindex(steps["case"].unique())
-    bars = len(ratios) + len(ratios.groupby(["case", "against"]))  # and a heading for each group
-    drawings = [(_draw_ratios, ratios, bars)] * (bars > 0) + [(_draw_parts, parts, len(parts) + 1)] * (len(parts) > 0)
-    heights = [height for *_, height in drawings] or [1]
-    with style():
-        figure = new_figure(TEXT, 1.2 + 0.17 * sum(heights) + 0.5 * (len(parts) > 0))
-        panels = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
-        for axes, (draw, data, _) in zip(panels, drawings):
-            draw(axes, data)
-        footer(figure, " · ".join(machine_words(report["machine"]) + ["quick"] * report["quick"]))
-    return figure
-
-
-def _draw_ratios(axes, rows: pandas.DataFrame) -> None:
-    """Draw a bar per row from 1 to its ratio, under a heading that names the case and what is 1."""
-    from .figures.style import CLASS_COLOURS, INK
-
-    names, ratios = [], []
-    heading = {"transform": axes.get_yaxis_transform(), "va": "center", "weight": "bold", "fontsize": 7}
-    heading["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-    for (case, against), group in rows.groupby(["case", "against"], sort=False):
-        axes.text(0.01, len(names), f"{case}: 1 = {against}", **heading)
-        names += ["", *group["name"]]
-        ratios += [1.0, *group["ratio"]]
-    colours = [CLASS_COLOURS[0] if x >= 1 else CLASS_COLOURS[1] for x in ratios]  # slower and faster than that
-    drawn = axes.barh(range(len(names)), [x - 1 for x in ratios], left=1, color=colours, height=0.7)
-    axes.bar_label(drawn, [f"{x:.3g}" if name else "" for name, x in zip(names, ratios)], padding=2, fontsize=7)
-    axes.set_yticks(range(len(names)), names)
-    axes.tick_params(axis="y", length=0)
-    axes.axvline(1, color=INK, lw=0.8, zorder=0)
-    axes.set(xscale="log", xlabel="time / time of the one named in bold (right: slower)")
-    axes.set_xlim(0.5 * min(ratios), 2 * max(ratios))  # at least 0.5 to 2: a few percent shall look like it
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter("")  # within one decade these would overlap; the values stand at the bars
-    axes.margins(y=0.01)
-    axes.invert_yaxis()
-
-
-def _draw_parts(axes, shares: pandas.DataFrame) -> None:
-    """Draw the shares [case, part] of a step as one stacked bar per network."""
-    from .figures.style import CLASS_COLOURS
-
-    colours = CLASS_COLOURS[: len(STEP_PARTS)]
-    shares[list(STEP_PARTS)].clip(lower=0).plot.barh(stacked=True, ax=axes, width=0.8, color=colours)
-    axes.set(xlim=(0, 1), xlabel="share of the training step", ylabel="")
-    axes.legend(ncols=len(STEP_PARTS), loc="lower center", bbox_to_anchor=(0.4, 1.0), borderaxespad=0.2)
