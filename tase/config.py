@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.util
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, ClassVar, get_type_hints
 
 from .options import ConfigError, Field, Registry, Section, check, check_choice, option, parse_value, unknown
@@ -149,18 +152,40 @@ class ViewsConfig(Section):
     )
 
 
+@cache
+def architectures(library: str) -> frozenset[str]:
+    """Return the classification networks of torchvision or timm; empty where the library is not installed.
+
+    Read from its source: importing it would load torch, and take seconds.
+    """
+    found = importlib.util.find_spec(library)
+    files = sorted((Path(found.origin).parent / "models").glob("*.py")) if found else []
+    text = "\n".join(path.read_text(encoding="utf-8") for path in files)
+    return frozenset(re.findall(r"^@register_model\b.*\n(?:@.*\n)*def (\w+)\(", text, re.M))
+
+
+def check_architecture(backbone: str) -> None:
+    """Raise a ConfigError with the nearest name unless there is such a backbone; timm's may not be installed."""
+    library, colon, name = backbone.partition(":")
+    if not colon:
+        check_choice("model.backbone", backbone, ("resnet18", "resnet50", "conv4"))
+        return
+    check(library in ("torchvision", "timm"), "model.backbone", backbone, "torchvision:NAME or timm:NAME")
+    known = architectures(library)
+    if name not in known and (known or library != "timm"):
+        raise unknown(f"architecture of {library}", name, known)
+
+
 @dataclass(frozen=True)
 class ModelConfig(Section):
     NAME: ClassVar[str] = "model"
 
     backbone: str = option(
-        "resnet18",
-        "resnet18, resnet50, or conv4 (four convolutions, for a CPU)",
-        choices=("resnet18", "resnet50", "conv4"),
+        "resnet18", "resnet18, resnet50, conv4 (four convolutions, for a CPU), torchvision:NAME, or timm:NAME"
     )
     stem: str = option(
         "auto",
-        "first layers of a ResNet: cifar (3x3, no pooling), imagenet, or auto (cifar up to 64 px)",
+        "first layers of a network of convolutions: cifar (3x3, no pooling), imagenet, or auto (cifar up to 64 px)",
         choices=("auto", "cifar", "imagenet"),
     )
     channels: tuple[int, ...] = option((32, 64, 128, 128), "conv4: channels of its convolutions", low=1)
@@ -169,6 +194,7 @@ class ModelConfig(Section):
     head_dim: int = option(128, "dimension of the embedding z in which the loss is taken", low=2)
 
     def check_together(self) -> None:
+        check_architecture(self.backbone)
         alike = len(self.channels) == len(self.strides) > 0
         check(alike, "model.strides", self.strides, "as many as model.channels")
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .config import Config, ModelConfig
 from .data import batches
 from .files import load_pt, save_pt
+from .networks import build_backbone
 from .streams import generator
 
 
@@ -33,41 +34,10 @@ class Network(nn.Module):
         return self.projector(self.backbone(x))
 
 
-def conv4(channels: int, widths: tuple[int, ...], strides: tuple[int, ...]) -> nn.Module:
-    """Stack 3x3 convolutions with batch norm and ReLU, then the mean over positions: small enough for a CPU."""
-    layers: list[nn.Module] = []
-    for before, after, stride in zip((channels, *widths), widths, strides):
-        layers += [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-
-
-def resnet(name: str, channels: int, cifar_stem: bool) -> nn.Module:
-    """Take torchvision's ResNet without its classifier; small images get a 3x3 stem of stride 1 and no max-pool."""
-    from torchvision import models
-
-    net = getattr(models, name)(weights=None)
-    net.fc = nn.Identity()
-    kernel, stride, padding = (3, 1, 1) if cifar_stem else (7, 2, 3)
-    net.conv1 = nn.Conv2d(channels, 64, kernel, stride, padding, bias=False)
-    nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
-    if cifar_stem:
-        net.maxpool = nn.Identity()
-    return net
-
-
-def feature_dim(model: ModelConfig) -> int:
-    """Return the dimension d of the backbone's features."""
-    return {"resnet18": 512, "resnet50": 2048, "conv4": model.channels[-1]}[model.backbone]
-
-
 def build(model: ModelConfig, channels: int, size: int) -> Network:
     """Build a network for images of `channels` x `size` x `size` pixels, its weights from the global generator."""
-    if model.backbone == "conv4":
-        backbone = conv4(channels, model.channels, model.strides)
-    else:
-        cifar_stem = model.stem == "cifar" or (model.stem == "auto" and size <= 64)
-        backbone = resnet(model.backbone, channels, cifar_stem)
-    d = feature_dim(model)
+    backbone, about = build_backbone(model, channels, size)
+    d = about["feature_dim"]
     hidden = model.head_hidden or d
     projector = nn.Sequential(
         nn.Linear(d, hidden),

@@ -28,7 +28,8 @@ def unknown(what: str, name: object, known: Iterable[str]) -> ConfigError:
     leaf = str(name).rpartition(".")[2]
     near = [by_leaf[n] for n in difflib.get_close_matches(leaf, by_leaf, n=1, cutoff=0.75)]
     near = near or difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-    hint = f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(known)}"
+    listed = ", ".join(known[:60]) + (f" and {len(known) - 60} more" if len(known) > 60 else "")
+    hint = f"; did you mean '{near[0]}'?" if near else f"; known: {listed}"
     return ConfigError(f"unknown {what} '{name}'{hint}")
 
 

@@ -191,7 +191,7 @@ def train_step(t: Training, index: Tensor, images: Tensor | None = None) -> NTXe
     view1, view2 = two_views(images, t.config.views, t.generators["views"], own.start, b)  # [b / world, c, s, s]
     view1, view2 = guide.views(index[own], view1, view2, t.generators["views"], own.start, b)
     view1, view2 = (v.contiguous(memory_format=torch.channels_last) for v in (view1, view2))
-    with t.autocast:
+    with t.autocast, own_draws(t):
         z1, z2 = guide.embed(t.forward, view1, view2)  # [b / world, d]
     # An anchor is held against the views of the whole batch, in float32, as their gradients are summed.
     columns = gather(torch.stack([z1, z2], 1).float(), b).unbind(1) if world() > 1 else None  # [b, d] each
@@ -208,6 +208,20 @@ def train_step(t: Training, index: Tensor, images: Tensor | None = None) -> NTXe
     guide.after_step(index, out)
     _account(t, index, out)
     return out
+
+
+@contextlib.contextmanager
+def own_draws(t: Training) -> Iterator[None]:
+    """Give dropout and stochastic depth draws of run, step and process alone: a resumed run has the same.
+
+    They can only draw from the global generator, which is as before afterwards.
+    """
+    if ":" not in t.config.model.backbone:  # no such layers
+        yield
+        return
+    with torch.random.fork_rng([t.device] if t.device.type == "cuda" else []):
+        torch.manual_seed(generator(t.config.seed, f"layers at step {t.step} of process {rank()}").initial_seed())
+        yield
 
 
 def whole(out: NTXent, b: int) -> NTXent:

@@ -5,17 +5,19 @@ import torch
 from torch import nn
 
 import tase
-from tase.models import build, encode, feature_dim, load_backbone, resized, save_backbone
+from tase.models import build, encode, load_backbone, resized, save_backbone
 
 
-@pytest.mark.parametrize(("name", "size", "stem"), [("resnet18", 32, 3), ("resnet18", 96, 7), ("resnet50", 32, 3)])
-def test_resnets_have_a_small_stem_for_small_images(name, size, stem):
+@pytest.mark.parametrize(
+    ("name", "size", "stem", "d"), [("resnet18", 32, 3, 512), ("resnet18", 96, 7, 512), ("resnet50", 32, 3, 2048)]
+)
+def test_resnets_have_a_small_stem_for_small_images(name, size, stem, d):
     model = tase.override(tase.preset("cifar10-lt"), {"model.backbone": name}).model
     network = build(model, 3, size)
     assert network.backbone.conv1.kernel_size == (stem, stem)
     assert isinstance(network.backbone.maxpool, nn.Identity) == (stem == 3)
     x = torch.rand(2, 3, size, size)
-    assert network.backbone(x).shape == (2, feature_dim(model)) and network(x).shape == (2, 128)
+    assert network.backbone(x).shape == (2, d) and network(x).shape == (2, 128)
 
 
 def test_the_head_is_the_protocols():

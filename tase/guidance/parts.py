@@ -13,7 +13,7 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..config import check, option
+from ..config import ConfigError, check, option
 from ..lazy import torch
 from .base import Guidance
 
@@ -51,6 +51,8 @@ class SDCLR(Guidance):
         norms = {name: copy.deepcopy(m) for name, m in layers.items() if isinstance(m, norm)}
         self.norms = torch.nn.ModuleDict({name.replace(".", "/"): m for name, m in norms.items()})  # no dots there
         self.weights = {f"{name}.weight": m.weight for name, m in layers.items() if isinstance(m, torch.nn.Conv2d)}
+        if not self.weights:
+            raise ConfigError("method 'sdclr' prunes convolutions, and this network has none: choose another backbone")
         self.masks = {name: torch.ones_like(w, dtype=torch.bool) for name, w in self.weights.items()}
         return torch.nn.ModuleList(m for m in (self.norms, super().modules(network)) if m is not None)
 
