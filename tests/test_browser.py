@@ -25,7 +25,7 @@ ARTEFACTS = ROOT / "test-artefacts"
 PARAMETERS = {"optim.epochs": 40, "optim.warmup_epochs": 2, "guidance.refresh": 5}
 # JupyterLab's and Chromium's own: a page asks for news, a favicon, a font; none of them is ours.
 FOREIGN = re.compile(
-    r"favicon|net::ERR_|Failed to load resource|GroupMarkerNotSet|GL Driver|WebGL|plugin|deprecated",
+    r"favicon|net::ERR_|Failed to load resource|GroupMarkerNotSet|GL Driver|plugin|deprecated",
     re.I,
 )
 

@@ -8,6 +8,7 @@ import re
 
 import pytest
 from test_browser import ARTEFACTS, FOREIGN, Page, browser, folder, lab, until  # noqa: F401 (fixtures)
+from test_report import planted
 
 import tase
 
@@ -292,22 +293,27 @@ def test_reduced_motion_is_respected(report):
     assert seen <= {0, 2, 4, 6, 8}
 
 
-def test_it_is_drawn_without_webgl(browser, files):  # noqa: F811
-    context = browser.new_context(offline=True)
-    page = context.new_page()
-    page.add_init_script(
-        "const get = HTMLCanvasElement.prototype.getContext; HTMLCanvasElement.prototype.getContext ="
-        " function (kind, ...rest) { return kind === 'webgl2' ? null : get.call(this, kind, ...rest); };"
-    )
-    page.goto(f"file://{files[1]}")
-    page.wait_for_function("window.tase?.frames > 0")
-    drawn = page.evaluate(
-        "() => { const c = window.tase.maps[0].points; window.tase.maps[0].draw();"
-        " const pixels = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;"
-        " return pixels.filter((v, i) => i % 4 === 3 && v > 99).length; }"
-    )
-    assert drawn > 500
-    context.close()
+def test_points_are_drawn_where_they_are_in_their_colours(report):
+    """The pixel in the middle of each point that touches no other, selected and not."""
+    shown = report(device_scale_factor=2)
+    pixel = """(r) => { const m = window.tase.maps[0], p = m.screen(), c = m.points.getContext('2d');
+        return [...c.getImageData(2 * p[2 * r], 2 * p[2 * r + 1], 1, 1).data].slice(0, 3); }"""
+    alone = """t.maps.slice(0, 1).map((m) => { const p = m.screen(), rows = [...m.state.keys()];
+        return rows.filter((r) => p[2 * r] > 20 && rows.every((o) => o === r || !(Math.hypot(p[2 * r] - p[2 * o],
+        p[2 * r + 1] - p[2 * o + 1]) < 1.5 * m.size))); })[0]"""
+    rows = shown.get(alone)
+    assert len(rows) > 5
+    shown.get(f"t.select(0, {rows})")
+    shown.page.wait_for_timeout(200)
+    colours = shown.get("t.colouring(t.data.runs[0]).colours")
+    for row in rows:
+        expected = colours[shown.get(f"t.data.sets[0].label[{row}]")]
+        assert max(abs(a - b) for a, b in zip(shown.page.evaluate(pixel, row), expected)) <= 2
+    shown.get("t.clear()")
+    shown.page.wait_for_timeout(200)
+    assert shown.page.evaluate(pixel, rows[0]) not in colours  # half transparent over the ground
+    drawn = "(p => p.filter((v) => v !== p[0]).length)(new Uint32Array(t.maps[0].image.data.buffer))"
+    assert shown.get(drawn) > 500
 
 
 def test_without_a_map_all_else_is_there(browser, trained, tmp_path):  # noqa: F811
@@ -324,16 +330,25 @@ def test_without_a_map_all_else_is_there(browser, trained, tmp_path):  # noqa: F
     shown.close()
 
 
-def test_frames_and_the_first_picture(report, capsys):
-    shown = report(2)
-    first = shown.page.evaluate("performance.getEntriesByType('paint').map((e) => e.startTime)")
+def frames_per_second(shown, seconds=2):
     shown.page.locator(".tase-play").click()
     start, now = shown.get("t.frames"), shown.page.evaluate("performance.now()")
-    shown.page.wait_for_timeout(2000)
-    per_second = 1000 * (shown.get("t.frames") - start) / (shown.page.evaluate("performance.now()") - now)
-    with capsys.disabled():
-        print(f"\nreport: {per_second:.0f} frames a second playing (drawn in software), painted at {max(first):.0f} ms")
-    assert per_second > 10  # a shared machine without a graphics card
+    shown.page.wait_for_timeout(1000 * seconds)
+    return 1000 * (shown.get("t.frames") - start) / (shown.page.evaluate("performance.now()") - now)
+
+
+def test_frames_and_the_first_picture(report, browser, tmp_path, capsys):  # noqa: F811
+    """Of two small runs, and of 100,000 points: on two shared cores without a graphics card."""
+    many = tase.report(
+        planted(tmp_path / "run", 0, 100_000, 3, side=8), out=tmp_path / "many.html", layout="pca", points=100_000
+    )
+    for name, shown in (("two runs", report(2)), ("100,000 points", Report(browser, many))):
+        drawn = shown.page.evaluate("performance.getEntriesByName('first picture')[0].startTime")
+        per_second = frames_per_second(shown)
+        with capsys.disabled():
+            print(f"\n{name}: {per_second:.0f} frames a second playing, first picture after {drawn:.0f} ms")
+        assert per_second > 10  # the machine is shared; 37 and more on two cores of its own
+    shown.close()
 
 
 # --------------------------------------------------------------------------------------------------- in a notebook

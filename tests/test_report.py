@@ -251,7 +251,7 @@ def test_the_command_line_writes_the_file_and_the_table(run, tmp_path, capsys):
     assert callable(tase.report)
 
 
-def planted(folder, seed, n=2000, snapshots=20):
+def planted(folder, seed, n=2000, snapshots=20, side=64):
     """A run of n photograph-like images, everything of it made up, with features of all in each snapshot."""
     rng = np.random.default_rng(seed)
     config = tase.preset("digits-lt")
@@ -266,7 +266,7 @@ def planted(folder, seed, n=2000, snapshots=20):
         each |= {"feature_index": np.arange(n), "features": features.astype(np.float16), "quality": np.array("{}")}
         save_npz(folder / "history" / f"epoch_{10 * t:06}.npz", **each)
     smooth = torch.rand(n, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    images = torch.nn.functional.interpolate(smooth, size=64, mode="bicubic").clamp(0, 1) * 255
+    images = torch.nn.functional.interpolate(smooth, size=side, mode="bicubic").clamp(0, 1) * 255
     run = tase.Run(folder)
     run.__dict__["splits"] = tase.Splits(tase.ImageSet((images + 8 * torch.randn(images.shape)).clamp(0, 255).byte()))
     return run

@@ -12,6 +12,8 @@ const STEP = 700; // milliseconds from one snapshot to the next while playing
 const BINS = 28; // of a histogram
 const PAGE = 48; // images of a selection before "show more"
 const NEAR = 6; // neighbours of an image at each snapshot, as payload.py packs them
+const MANY = 20000; // points: above it a map has one pixel for a pixel of the page
+const MARGIN = 64; // pixels round a map in which points are drawn that lie partly outside
 const NOWHERE = -32768; // place of an image that is not laid out
 const HIDDEN = 0, SHOWN = 1, CHOSEN = 2; // states of a point
 const TYPES = { i1: Int8Array, u1: Uint8Array, i2: Int16Array, u2: Uint16Array, i4: Int32Array, f4: Float32Array };
@@ -29,8 +31,9 @@ function unpack(buffer, start = 0) {
     const Type = TYPES[kind];
     const codes = new Type(buffer.slice(base + offset, base + offset + count * Type.BYTES_PER_ELEMENT));
     if (value.low === undefined) return codes;
-    const step = (value.high - value.low) / 65534;
-    return Float32Array.from(codes, (code) => (code === 65535 ? NaN : value.low + code * step));
+    const step = (value.high - value.low) / 65534, numbers = new Float32Array(count);
+    for (let i = 0; i < count; i++) numbers[i] = codes[i] === 65535 ? NaN : value.low + codes[i] * step;
+    return numbers;
   });
 }
 
@@ -56,6 +59,7 @@ const number = (x) => Math.round(x).toLocaleString("en");
 const fixed = (x, digits = 2) => (Number.isFinite(x) ? x.toFixed(digits) : "–");
 const rgb = (hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
 const css = (colour) => `rgb(${colour})`;
+const pack = ([r, g, b]) => (0xff000000 | (b << 16) | (g << 8) | r) >>> 0; // as a pixel lies in memory
 
 /** A colour for a share from 0 to 1: viridis without the end that cannot be seen on this ground. */
 function viridis(share, dark) {
@@ -80,30 +84,38 @@ const button = (text, onclick, attributes = {}) => h("button", { type: "button",
 
 // ------------------------------------------------------------------------------------------------------------ one map
 
-const VERTEX = `#version 300 es
-layout(location=0) in vec2 from; layout(location=1) in vec2 to;
-layout(location=2) in vec4 colour; layout(location=3) in float state;
-uniform float f, size, want; uniform vec4 view;
-out vec4 tint;
-void main() {
-  bool drawn = state == want && from.x > -0.9999 && to.x > -0.9999;
-  gl_Position = drawn ? vec4((mix(from, to, f) - view.xy) * view.zw, 0., 1.) : vec4(9., 9., 0., 1.);
-  gl_PointSize = want == 2. ? size * 1.45 : size;
-  tint = colour;
-}`;
-const FRAGMENT = `#version 300 es
-precision highp float;
-in vec4 tint;
-uniform float fade, size, want; uniform vec3 ink, soft;
-out vec4 o;
-void main() {
-  float r = length(gl_PointCoord - .5) * 2.;
-  vec3 c = want == 0. ? soft : want == 2. ? mix(tint.rgb, ink, smoothstep(.62, .74, r)) : tint.rgb;
-  float a = (want == 0. ? .16 : want == 2. ? 1. : fade) * (1. - smoothstep(1. - 2.2 / size, 1., r));
-  o = vec4(c * a, a);
-}`;
+/** A disc of `size` pixels as lists of pixels and how much they cover (0 to 256), at 4 x 4 places within a pixel. */
+function disc(size, share, stride) {
+  const half = Math.ceil(size / 2) + 1, places = [];
+  for (let k = 0; k < 16; k++) {
+    const offset = [], cover = [];
+    for (let y = -half; y <= half; y++) {
+      for (let x = -half; x <= half; x++) {
+        const away = Math.hypot(x + 0.375 - (k & 3) / 4, y + 0.375 - (k >> 2) / 4);
+        const part = Math.round(256 * share * Math.max(0, Math.min(1, size / 2 + 0.5 - away)));
+        if (part) offset.push(y * stride + x) && cover.push(part);
+      }
+    }
+    places.push({ offset: Int32Array.from(offset), cover: Int32Array.from(cover) });
+  }
+  return places;
+}
 
-/** The points of one run, drawn by WebGL2, or by canvas-2D where there is none; over them what is marked. */
+/** Lay a colour over the pixels around `at`: red and blue in one multiplication, green in another. */
+function blend(pixels, at, { offset, cover }, colour) {
+  const redBlue = colour & 0xff00ff, green = colour & 0xff00;
+  for (let k = 0; k < offset.length; k++) {
+    const i = at + offset[k], over = cover[k], under = 256 - over, d = pixels[i];
+    const rb = (Math.imul(d & 0xff00ff, under) + Math.imul(redBlue, over)) >>> 8;
+    const g = (Math.imul(d & 0xff00, under) + Math.imul(green, over)) >>> 8;
+    pixels[i] = 0xff000000 | (rb & 0xff00ff) | (g & 0xff00);
+  }
+}
+
+/**
+ * The points of one run, blended into pixels by the processor; over them what is marked. WebGL is no faster where it is
+ * drawn in software, and a page may have sixteen of its contexts only, which is few in a notebook.
+ */
 class PointMap {
   constructor(app, run) {
     this.app = app;
@@ -111,13 +123,13 @@ class PointMap {
     this.set = app.data.sets[run.set];
     this.m = this.set.index.length;
     this.state = new Uint8Array(this.m).fill(SHOWN);
-    this.colour = new Uint8Array(4 * this.m);
+    this.colour = new Uint32Array(this.m);
+    this.counts = [0, 0, 0]; // points in each state
     this.lasso = null; // pixels drawn so far
     this.pixels = new Float32Array(2 * this.m);
     this.pixelsOf = ""; // the time and view for which they hold
     this.build();
-    this.gl = this.points.getContext("webgl2", { antialias: true, premultipliedAlpha: true });
-    if (this.gl) this.prepare();
+    this.discs = new Map(); // those of the present size
     this.listen();
   }
 
@@ -145,49 +157,16 @@ class PointMap {
     return base * Math.min(2, Math.sqrt(this.app.view.zoom)) * Math.max(0.75, Math.min(1.3, this.width / 500));
   }
 
-  prepare() {
-    const { gl } = this;
-    const program = gl.createProgram();
-    for (const [kind, source] of [[gl.VERTEX_SHADER, VERTEX], [gl.FRAGMENT_SHADER, FRAGMENT]]) {
-      const shader = gl.createShader(kind);
-      gl.shaderSource(shader, source);
-      gl.compileShader(shader);
-      gl.attachShader(program, shader);
-    }
-    gl.linkProgram(program);
-    gl.useProgram(program);
-    gl.enable(gl.BLEND);
-    gl.blendFunc(gl.ONE, gl.ONE_MINUS_SRC_ALPHA);
-    const names = ["f", "size", "want", "view", "fade", "ink", "soft"];
-    this.uniform = Object.fromEntries(names.map((name) => [name, gl.getUniformLocation(program, name)]));
-    this.buffer = { place: gl.createBuffer(), colour: gl.createBuffer(), state: gl.createBuffer() };
-    for (let i = 0; i < 4; i++) gl.enableVertexAttribArray(i);
-    this.uploaded = null;
-  }
-
-  /** Colours and states to the graphics card; places only once: all snapshots lie there, and drawing picks two. */
-  upload() {
-    const { gl } = this;
-    if (!gl || !this.places) return;
-    const fill = (name, values) => {
-      gl.bindBuffer(gl.ARRAY_BUFFER, this.buffer[name]);
-      gl.bufferData(gl.ARRAY_BUFFER, values, gl.DYNAMIC_DRAW);
-    };
-    if (this.uploaded !== this.places) fill("place", this.places);
-    this.uploaded = this.places;
-    fill("colour", this.colour);
-    gl.vertexAttribPointer(2, 4, gl.UNSIGNED_BYTE, true, 0, 0);
-    fill("state", this.state);
-    gl.vertexAttribPointer(3, 1, gl.UNSIGNED_BYTE, false, 0, 0);
-  }
-
   resize() {
     ({ width: this.width, height: this.height } = this.box.getBoundingClientRect());
     this.ratio = window.devicePixelRatio || 1;
-    for (const canvas of [this.points, this.over]) {
-      canvas.width = Math.max(1, Math.round(this.width * this.ratio));
-      canvas.height = Math.max(1, Math.round(this.height * this.ratio));
+    this.grain = this.m > MANY ? 1 : this.ratio; // pixels of the canvas for one of the page
+    for (const [canvas, ratio] of [[this.points, this.grain], [this.over, this.ratio]]) {
+      canvas.width = Math.max(1, Math.round(this.width * ratio));
+      canvas.height = Math.max(1, Math.round(this.height * ratio));
     }
+    this.image = new ImageData(this.points.width + 2 * MARGIN, this.points.height + 2 * MARGIN);
+    this.discs.clear();
     this.pixelsOf = "";
   }
 
@@ -217,50 +196,40 @@ class PointMap {
   draw() {
     if (!this.places) return;
     const fade = this.app.selected(this.run.set).length ? 0.45 : Math.max(0.55, 0.92 - this.m / 1e5);
-    if (this.gl) this.drawGL(fade);
-    else this.draw2D(fade);
+    this.drawPoints(fade);
     this.drawMarks();
   }
 
-  drawGL(fade) {
-    const { gl, uniform, m } = this;
-    const { i, j, f } = between(this.run.epochs, this.app.epoch);
-    const { k, x, y } = this.scale();
-    gl.viewport(0, 0, this.points.width, this.points.height);
-    gl.clearColor(0, 0, 0, 0);
-    gl.clear(gl.COLOR_BUFFER_BIT);
-    gl.bindBuffer(gl.ARRAY_BUFFER, this.buffer.place);
-    gl.vertexAttribPointer(0, 2, gl.SHORT, true, 0, 4 * m * i);
-    gl.vertexAttribPointer(1, 2, gl.SHORT, true, 0, 4 * m * j);
-    gl.uniform1f(uniform.f, f);
-    gl.uniform1f(uniform.size, this.size * this.ratio);
-    gl.uniform1f(uniform.fade, fade);
-    gl.uniform4f(uniform.view, x, y, (2 * k) / this.width, (2 * k) / this.height);
-    gl.uniform3fv(uniform.ink, this.app.theme.ink.map((c) => c / 255));
-    gl.uniform3fv(uniform.soft, this.app.theme.soft.map((c) => c / 255));
-    for (const want of [HIDDEN, SHOWN, CHOSEN]) {
-      gl.uniform1f(uniform.want, want);
-      gl.drawArrays(gl.POINTS, 0, m);
-    }
+  drawPoints(fade) {
+    const { image, grain, m, state, colour } = this, { width, height } = image, p = this.screen();
+    const pixels = new Uint32Array(image.data.buffer), size = this.size * grain, { theme } = this.app;
+    pixels.fill(pack(theme.ground));
+    const pass = (want, look, shade) => {
+      const reach = Math.ceil(look.size / 2) + 1, places = this.discOf(look.size, look.share);
+      for (let r = 0; r < m; r++) {
+        const u = p[2 * r] * grain + MARGIN, v = p[2 * r + 1] * grain + MARGIN;
+        if (state[r] !== want || !(u > reach && v > reach && u < width - reach - 1 && v < height - reach - 1)) continue;
+        const a = Math.floor(u * 4), b = Math.floor(v * 4); // NaN, an image without a place, is left out above
+        blend(pixels, (b >> 2) * width + (a >> 2), places[((b & 3) << 2) | (a & 3)], shade ?? colour[r]);
+      }
+    };
+    if (this.counts[HIDDEN]) pass(HIDDEN, { size, share: 0.16 }, pack(theme.soft));
+    if (this.counts[SHOWN]) pass(SHOWN, { size, share: fade });
+    if (this.counts[CHOSEN]) pass(CHOSEN, { size: 1.45 * size, share: 1 }, pack(theme.ink));
+    if (this.counts[CHOSEN]) pass(CHOSEN, { size: size, share: 1 });
+    this.points.getContext("2d").putImageData(image, -MARGIN, -MARGIN);
   }
 
-  draw2D(fade) {
-    const c = this.points.getContext("2d");
-    const p = this.screen(), size = this.size;
-    c.setTransform(this.ratio, 0, 0, this.ratio, 0, 0);
-    c.clearRect(0, 0, this.width, this.height);
-    for (const want of [HIDDEN, SHOWN, CHOSEN]) {
-      c.globalAlpha = [0.16, fade, 1][want];
-      for (let r = 0; r < this.m; r++) {
-        if (this.state[r] !== want || Number.isNaN(p[2 * r])) continue;
-        c.fillStyle = want === HIDDEN ? css(this.app.theme.soft) : this.colourOf(r);
-        c.fillRect(p[2 * r] - size / 2, p[2 * r + 1] - size / 2, size, size);
-      }
-    }
+  discOf(size, share) {
+    const key = `${size} ${share}`;
+    if (this.discs.size > 8) this.discs.clear(); // of sizes passed while zooming
+    if (!this.discs.has(key)) this.discs.set(key, disc(size, share, this.image.width));
+    return this.discs.get(key);
   }
 
   colourOf(r) {
-    return css(this.colour.slice(4 * r, 4 * r + 3));
+    const c = this.colour[r];
+    return css([c & 255, (c >> 8) & 255, (c >> 16) & 255]);
   }
 
   /** Trails of the selection, lines to the neighbours of the image looked at, rings, and the lasso. */
@@ -364,12 +333,6 @@ class PointMap {
     };
     over.addEventListener("wheel", wheel, { passive: false });
     over.addEventListener("keydown", (e) => this.key(e));
-    this.points.addEventListener("webglcontextlost", (e) => e.preventDefault());
-    this.points.addEventListener("webglcontextrestored", () => {
-      this.prepare();
-      this.upload();
-      app.dirty();
-    });
   }
 
   at(e) {
@@ -629,9 +592,10 @@ class Explorer {
 
   /** Whether the ground is dark; in a notebook that is known only when the page has taken the widget in. */
   readTheme() {
-    const [r, g, b] = (getComputedStyle(this.root).backgroundColor.match(/[\d.]+/g) ?? [255, 255, 255]).map(Number);
-    const dark = 0.2126 * r + 0.7152 * g + 0.0722 * b < 110;
-    this.theme = dark ? { dark, ink: [240, 240, 240], soft: [150, 155, 165] } : { dark, ink: [25, 25, 30], soft: [150, 150, 155] };
+    const ground = (getComputedStyle(this.root).backgroundColor.match(/[\d.]+/g) ?? [255, 255, 255]).slice(0, 3).map(Number);
+    const dark = 0.2126 * ground[0] + 0.7152 * ground[1] + 0.0722 * ground[2] < 110;
+    const [ink, soft] = dark ? [[240, 240, 240], [150, 155, 165]] : [[25, 25, 30], [150, 150, 155]];
+    this.theme = { dark, ground, ink, soft };
     this.root.classList.toggle("dark", dark);
   }
 
@@ -702,10 +666,7 @@ class Explorer {
 
   /** All that changes with a snapshot, a colour, a filter or a selection; `moving`: leave out what can wait. */
   refresh(moving = false) {
-    for (const map of this.maps) {
-      this.paint(map);
-      map.upload();
-    }
+    for (const map of this.maps) this.paint(map);
     this.drawn = this.snapshots();
     this.drawLegend();
     this.drawFilters();
@@ -716,16 +677,18 @@ class Explorer {
   }
 
   /** Colours and states of a map's points. */
-  paint({ run, m, colour, state, caption }) {
-    const look = this.colouring(run), chosen = this.chosen[run.set], t = this.now(run);
+  paint({ run, m, colour, state, counts, caption }) {
+    const look = this.colouring(run), chosen = this.chosen[run.set], t = this.now(run), soft = pack(this.theme.soft);
     const limits = Object.entries(this.filters).map(([name, ends]) => [run[name], ...ends]);
+    const tones = look.colours?.map(pack) ?? [...Array(256).keys()].map((k) => pack(viridis(k / 255, this.theme.dark)));
+    counts.fill(0);
     for (let r = 0; r < m; r++) {
-      const tone = look.code ? look.colours[look.code(r)] || this.theme.soft : viridis(look.share(r) || 0, this.theme.dark);
-      colour.set(tone, 4 * r);
-      colour[4 * r + 3] = 255;
-      const passes = (!this.on.size || this.on.has(look.code(r))) &&
+      const k = look.code ? look.code(r) : Math.round(255 * Math.max(0, Math.min(1, look.share(r) || 0)));
+      colour[r] = tones[k] ?? soft;
+      const passes = (!this.on.size || this.on.has(k)) &&
         limits.every(([values, low, high]) => values[t * m + r] >= low && values[t * m + r] <= high);
       state[r] = !passes ? HIDDEN : chosen[r] ? CHOSEN : SHOWN;
+      counts[state[r]]++;
     }
     caption.textContent = `epoch ${run.epochs[t]}`;
   }
@@ -751,10 +714,10 @@ class Explorer {
 
   tick(now) {
     this.frame = null;
-    this.frames++;
     if (this.motion) this.advance(now);
     if (this.snapshots() !== this.drawn) this.refresh(this.playing);
     this.maps.forEach((map) => map.draw());
+    if (!this.frames++) performance.mark("first picture");
     const near = this.steps.findLastIndex((epoch) => epoch <= this.epoch + 1e-9);
     if (this.playing || !this.motion) this.slider.value = near;
     this.slider.setAttribute("aria-valuetext", `epoch ${this.steps[near]}`);
@@ -1330,7 +1293,8 @@ class Explorer {
 /** Called by the HTML file: the payload is gzip in base64. */
 async function openPage(el, text) {
   try {
-    const bytes = Uint8Array.from(atob(text.trim()), (c) => c.charCodeAt(0));
+    const coded = atob(text.trim()), bytes = new Uint8Array(coded.length);
+    for (let i = 0; i < coded.length; i++) bytes[i] = coded.charCodeAt(i);
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
     window.tase = new Explorer(el, unpack(await new Response(stream).arrayBuffer()), { report: true });
   } catch (error) {
