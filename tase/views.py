@@ -367,7 +367,7 @@ def rand_augment(
     u = torch.rand(total or len(x), operations, 6, generator=generator, device=source)[offset : offset + len(x)]
     which, applied, sign, share, *place = u.to(x.device).unbind(2)  # [n, operations] each
     magnitude = (low + (30 - low) * (strength * share[:, 0] if random_magnitude else strength)) / 30
-    first, last = torch.tensor([ends for *ends, _ in OPERATIONS.values()], device=x.device).unbind(1)
+    first, last = constant(tuple(tuple(ends) for *ends, _ in OPERATIONS.values()), x.dtype, x.device).unbind(1)
     for k in range(operations):
         op = (which[:, k] * len(OPERATIONS)).long().clamp_max(len(OPERATIONS) - 1)
         value = torch.lerp(first[op], last[op], magnitude)
@@ -392,7 +392,8 @@ def operate(
 
 def _where(mask: Bool[Tensor, "n"], function: Callable[..., Tensor], x: Tensor, *values: Tensor) -> Tensor:
     """Replace the rows of x in the mask by the function's; in place on a CPU."""
-    if x.device.type != "cpu":  # counting the rows would wait for the device: all are computed
+    # Counting the rows would wait for the device, and a compiled graph has no number of rows: all are computed.
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
         return torch.where(mask[:, None, None, None], function(x, *values), x)
     rows = mask.nonzero().squeeze(1)
     if len(rows):
@@ -417,8 +418,16 @@ def _warped(x: Float[Tensor, "n c s s"], op: Int64[Tensor, "n"], value: Float[Te
     return moved.view_as(x) * inside[:, None]
 
 
+@lru_cache(maxsize=32)
+def constant(values: tuple, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return numbers as a tensor on the device, copied there once: each copy would make the step wait for it."""
+    return torch.tensor(values, dtype=dtype, device=device)
+
+
 def _bright(x: Float[Tensor, "n c s s"]) -> Float[Tensor, "n 1 s s"]:
-    return (x * x.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True) if x.shape[1] == 3 else x.mean(1, keepdim=True)
+    if x.shape[1] != 3:
+        return x.mean(1, keepdim=True)
+    return (x * constant(LUMA, x.dtype, x.device)[:, None, None]).sum(1, keepdim=True)
 
 
 def _blend(x: Tensor, other: Tensor, factor: Float[Tensor, "n 1 1 1"]) -> Tensor:
@@ -447,7 +456,7 @@ def _posterize(x, value, place):
 
 
 def _sharpness(x, value, place):
-    kernel = x.new_tensor([[1, 1, 1], [1, 5, 1], [1, 1, 1]]).expand(x.shape[1], 1, 3, 3) / 13
+    kernel = constant(((1, 1, 1), (1, 5, 1), (1, 1, 1)), x.dtype, x.device).expand(x.shape[1], 1, 3, 3) / 13
     smooth = x.clone()
     smooth[..., 1:-1, 1:-1] = torch.nn.functional.conv2d(x, kernel, groups=x.shape[1])
     return _blend(x, smooth, value)
@@ -460,7 +469,7 @@ def _cutout(x, value, place):
     first = (place[:, :, None] * side - size / 2).clamp_min(0).floor()  # [n, 2, 1]
     pixel = torch.arange(side, device=x.device)
     covered = (pixel >= first) & (pixel <= (first + size).floor()) & (size > 0)  # [n, 2, s]
-    grey = x.new_tensor((125, 123, 114))[:, None, None] / 255
+    grey = constant((125, 123, 114), x.dtype, x.device)[:, None, None] / 255
     painted = grey if x.shape[1] == 3 else _bright(grey[None])[0]
     return torch.where((covered[:, 1, :, None] & covered[:, 0, None, :])[:, None], painted, x)
 
