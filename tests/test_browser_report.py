@@ -11,18 +11,24 @@ from test_browser import ARTEFACTS, FOREIGN, Page, browser, folder, lab, until  
 from test_report import planted
 
 import tase
+from tase.config import applicable
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")
 def files(trained, tmp_path_factory):
-    """Reports of one run and of two, by number of runs."""
+    """Reports of one run, of two and of five, by number of runs; the last are of methods that know more of a sample."""
     home = tmp_path_factory.mktemp("reports")
-    one, two = home / "one.html", home / "two.html"
-    tase.report(trained[2], out=one, progress=False)
-    tase.report(trained[2], trained[1], out=two, progress=False)
-    return {1: one, 2: two}
+    balanced, simclr, ours = trained
+    options = {"optim.epochs": 4, "model.channels": "8,8,8,8", "guidance.refresh": 2, "guidance.gh_classes": 5}
+    parts = (tase.preset("digits-lt", method, overrides=applicable(options, method)) for method in ("bcl-i", "gh"))
+    more = [tase.train(config, home / config.method, progress=False) for config in parts]
+    return {
+        1: tase.report(ours, out=home / "one.html", progress=False),
+        2: tase.report(ours, simclr, out=home / "two.html", progress=False),
+        5: tase.report(ours, simclr, *more, balanced, out=home / "five.html", layout="pca", progress=False),
+    }
 
 
 class Report:
@@ -282,6 +288,44 @@ def test_group_colours_stand_out_on_both_grounds(report):
         for colour in shown.get("(t.by = 'group', t.colouring(t.data.runs[0]).colours)"):
             low, high = sorted((luminance(colour), ground))
             assert (high + 0.05) / (low + 0.05) >= 3, (scheme, colour)
+
+
+def test_which_two_of_many_runs_are_shown(report):
+    shown = report(5)
+    names = shown.page.locator(".tase-run-map figcaption b")
+    assert names.all_inner_texts() == ["TASE", "SimCLR"]
+    shown.page.locator("input[type=search]").fill("tail")
+    chosen = shown.selected()
+    shown.page.get_by_label("Right").select_option(label="BCL-I · bcl-i")
+    assert names.all_inner_texts() == ["TASE", "BCL-I"] and shown.selected() == chosen
+    shown.page.get_by_label("Left").select_option(label="BCL-I · bcl-i")
+    assert names.all_inner_texts() == ["BCL-I", "TASE"]  # they change sides
+    shown.page.get_by_label("Right").select_option(label="SimCLR · balanced")  # of other images
+    assert names.all_inner_texts() == ["BCL-I", "SimCLR"] and shown.get("t.data.sets.length") == 2
+    assert "not linked" in shown.page.locator(".tase-remark").inner_text()
+    shown.page.locator(".tase-play").click()
+    until(lambda: shown.get("t.epoch > 0 && t.epoch < 8"), "it plays")
+
+
+def test_what_a_method_knows_of_each_sample_is_shown_over_time(report):
+    shown = report(5, width=1600)
+    shown.page.get_by_label("Right").select_option(label="BCL-I · bcl-i")
+    titles = shown.page.locator(".tase-curves figcaption").all_inner_texts()
+    assert {"strength", "loss memory"} <= set(titles)
+    shown.page.get_by_label("Colour", exact=True).select_option("strength")
+    assert shown.page.locator(".tase-legend h2").inner_text() == "strength"
+    soft, tones = shown.get("t.maps.map((m) => new Set(m.colour).size)")
+    assert soft == 1 and tones > 20  # TASE has none
+    shown.page.mouse.click(*shown.point(shown.placed()[0]))
+    assert "what its method knows besides" in shown.page.locator(".tase-why").inner_text()
+    shown.shot("bcl")
+    shown.page.get_by_label("Right").select_option(label="GH · gh")
+    shown.page.get_by_label("Colour", exact=True).select_option("surrogate")
+    entry = shown.page.locator(".tase-entries button").first
+    label = int(entry.locator("span").inner_text().removeprefix("surrogate "))
+    values = "t.data.runs[1].surrogate.slice(-t.maps[1].m)"
+    assert shown.get(f"[...{values}].filter((k) => k === {label}).length") == int(entry.locator("small").inner_text())
+    shown.shot("gh")
 
 
 def test_reduced_motion_is_respected(report):

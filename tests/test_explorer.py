@@ -44,6 +44,13 @@ def test_the_selection_is_a_table_at_the_epoch_shown(run):
     assert table["class"].tolist() == [h.classes[h.labels[i]] for i in (5, 300)]
 
 
+def test_the_selection_has_what_a_method_knows_besides(tiny, tmp_path):
+    run = tase.train(tiny("bcl-i", optim__epochs=3), tmp_path / "run", progress=False)
+    explorer = RunExplorer(run, layout="pca")
+    explorer.select([4, 9])
+    np.testing.assert_array_equal(explorer.selection["strength"], run.history.extra("strength")[-1][[4, 9]])
+
+
 def test_linked_runs_have_one_selection_and_others_their_own(run, trained):
     linked = RunExplorer(run, trained[1], layout="pca")
     linked.select([7])

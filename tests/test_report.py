@@ -119,10 +119,24 @@ def test_nearest_images_are_those_of_the_features(run):
 
 def test_two_runs_on_the_same_images_show_the_same_ones(run, trained):
     found = unpacked(payload([run, trained[1]], kinds=("pca",)))
-    assert found["linked"] and len(found["sets"]) == 1 and [r["set"] for r in found["runs"]] == [0, 0]
+    assert len(found["sets"]) == 1 and [r["set"] for r in found["runs"]] == [0, 0]
     assert len(found["runs"][0]["cluster"]) == len(found["runs"][1]["cluster"])
-    other = unpacked(payload([run, trained[0]], kinds=("pca",)))  # balanced: other images
-    assert not other["linked"] and len(other["sets"]) == 2
+    index, rare = found["sets"][0]["index"], [set(r["rare"]["rare"]) for r in found["runs"]]
+    assert rare[0] != rare[1] and rare[0] | rare[1] <= set(index.tolist())  # what each takes for rare
+    other = unpacked(payload([run, trained[0], trained[1]], kinds=("pca",)))  # balanced: other images
+    assert [r["set"] for r in other["runs"]] == [0, 1, 0] and len(other["sets"]) == 2
+
+
+def test_what_a_method_knows_besides_is_in_the_file(tiny, tmp_path):
+    runs = [tase.train(tiny(method, optim__epochs=3), tmp_path / method, progress=False) for method in ("bcl-i", "gh")]
+    found = unpacked(payload(runs, kinds=("pca",)))
+    index, (bcl, gh) = found["sets"][0]["index"], found["runs"]
+    strength = bcl["own"]["strength"].reshape(len(bcl["epochs"]), -1)
+    np.testing.assert_allclose(strength, runs[0].history.extra("strength")[:, index], atol=1e-4)
+    assert np.isnan(bcl["own"]["loss_memory"][: len(index)]).all()  # before the first step
+    surrogate = gh["own"]["surrogate"].reshape(len(gh["epochs"]), -1)
+    np.testing.assert_array_equal(surrogate, runs[1].history.extra("surrogate")[:, index])
+    assert set(bcl["own"]) == {"strength", "loss_memory"} and set(gh["own"]) == {"surrogate"}
 
 
 def test_slim_runs_have_the_map_that_was_kept_or_all_but_a_map(run, tmp_path):
@@ -156,7 +170,7 @@ def test_larger_sets_show_all_points_and_pictures_of_a_sample_with_all_that_are_
     monkeypatch.setattr("tase.widgets.payload.PICTURES", 120)
     found = unpacked(payload([run], kinds=("pca",)))
     place, index = found["sets"][0]["tiles"]["place"], found["sets"][0]["index"]
-    named = set(found["sets"][0]["rare"]["rare"])
+    named = set(found["runs"][0]["rare"]["rare"])
     assert (place >= 0).sum() >= 120 and named <= set(index[place >= 0].tolist())
 
 
@@ -182,8 +196,6 @@ def test_names_from_files_cannot_leave_their_place(run, tmp_path):
 
 
 def test_what_cannot_be_shown_is_refused_with_a_reason(run, tmp_path):
-    with pytest.raises(ConfigError, match="number of runs"):
-        tase.report(run, run, run, out=tmp_path / "r.html")
     with pytest.raises(ConfigError, match="layout"):
         tase.report(run, out=tmp_path / "r.html", layout="circle")
     shutil.rmtree(run.path / "history")
@@ -246,9 +258,8 @@ def test_the_command_line_writes_the_file_and_the_table(run, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == {"report": str(tmp_path / "r.html")}
     assert main(["rare", str(run.path), "--csv", str(tmp_path / "rare.csv"), "--quiet"]) == 0
     assert len((tmp_path / "rare.csv").read_text().splitlines()) == 406
-    assert main(["report", *[str(run.path)] * 3, "--quiet"]) == 2
-    assert "number of runs" in capsys.readouterr().err
-    assert callable(tase.report)
+    assert main(["report", str(run.path / "history"), "--quiet"]) == 2
+    assert "is no run" in capsys.readouterr().err
 
 
 def planted(folder, seed, n=2000, snapshots=20, side=64):

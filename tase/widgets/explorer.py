@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..config import Config, check, check_choice
+from ..config import Config, check_choice
 from ..files import RunError, write_atomic
 from ..layouts import LAYOUTS
 from ..runs import Run
@@ -60,23 +60,21 @@ def report(
     layout: str = "tsne",
     progress: bool = True,
 ) -> Path:
-    """Write a page that shows one run, or two side by side; returns its path.
+    """Write a page that shows one run, or two side by side, to be chosen among more; returns its path.
 
     At most `points` images are laid out, by `layout` (tsne, umap or pca), for all snapshots so that points move and do
     not jump. Below are the figures that `tase figures` has drawn in the run's folder. A run without labels, features
-    or images is shown with what it has, and says what is missing. Raises RunError where a run has no snapshot, and
-    ConfigError for more than two runs.
+    or images is shown with what it has, and says what is missing. Raises RunError where a run has no snapshot.
     """
     from tqdm.auto import tqdm
 
-    check(len(others) < 2, "number of runs", 1 + len(others), "one, or two to be shown side by side")
     check_choice("layout", layout, LAYOUTS)
     runs = [opened(r) for r in (run, *others)]
     kinds = ("pca",) if points > MOST_EMBEDDED or layout == "pca" else (layout, "pca")
     with tqdm(bar_format="{desc}", disable=not progress) as bar:
         data = payload(runs, points, kinds, progress=bar.set_description_str)
     page = PAGE.format(
-        title=escape(" and ".join(r.name for r in runs)),
+        title=escape(", ".join(r.name for r in runs)),
         css=(HERE / "front.css").read_text(),
         js=(HERE / "front.js").read_text(),
         figures="".join(small_figure(r, path) for r in runs for path in sorted((r.path / "figures").glob("*.png"))),
@@ -161,7 +159,10 @@ class RunExplorer:
 
     @property
     def selection(self) -> pandas.DataFrame:
-        """Table of the images selected: run, index, path, class, tau, w, cluster at the epoch shown."""
+        """Table of the images selected: run, index, path, class, tau, w, cluster at the epoch shown.
+
+        A method that knows more of each sample has columns for it, such as BCL's `strength`.
+        """
         import pandas
 
         selected = [*self.widget.selected, []]  # of runs on the same images the page has one list
@@ -184,6 +185,7 @@ class RunExplorer:
                 "tau": h.tau[t][index],
                 "w": h.weight[t][index],
                 "cluster": h.pseudo_label[t][index],
+                **{name: h.extra(name)[t][index] for name in run.config.guidance_class.SHOWN},
             }
         )
 

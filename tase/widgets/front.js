@@ -1,8 +1,7 @@
 // The run explorer and the report: one module, no dependency. `render` is what anywidget calls in a notebook, `openPage`
-// what the HTML file calls. One run or two, side by side; all that is shown comes from one block of bytes (payload.py).
+// what the HTML file calls. One run or two, side by side, of those in one block of bytes (payload.py).
 
 const QUANTITIES = { tau: "temperature τ", weight: "weight w", headness: "headness a", loss: "loss" };
-const COLOURINGS = { group: "group", label: "class", cluster: "cluster", ...QUANTITIES, trust: "trust" };
 const LAYOUTS = { tsne: "t-SNE", umap: "UMAP", pca: "PCA" };
 const CLASSES = [
   "#1f77b4", "#d97706", "#0f9d76", "#d1495b", "#b565c9", "#a0683c", "#d66fae", "#7f8894", "#929b12", "#38a9d6",
@@ -395,19 +394,33 @@ class PointMap {
 // ----------------------------------------------------------------------------------------------------- the whole of it
 
 class Explorer {
-  constructor(el, data, { kept = {}, changed = () => {}, report = false } = {}) {
-    Object.assign(this, { el, data, changed, report, frames: 0, playing: false, limit: PAGE });
-    const [first] = data.sets;
-    this.steps = [...new Set(data.runs.flatMap((run) => run.epochs))].sort((a, b) => a - b);
-    this.kinds = Object.keys(LAYOUTS).filter((kind) => data.runs.every((run) => run.places[kind]));
-    this.colourings = Object.keys(COLOURINGS).filter((by) =>
-      by === "trust" ? data.runs.every((run) => run.trust) : by in first ? first[by] : true
-    );
+  constructor(el, everything, { kept = {}, changed = () => {}, report = false } = {}) {
+    Object.assign(this, { el, everything, changed, report, frames: 0 });
+    this.open(kept);
+  }
+
+  /** Show one run or two (`kept.pair`), with what else was chosen before. */
+  open(kept) {
+    const { runs, sets, colours } = this.everything;
+    this.pair = kept.pair ?? [0, 1].slice(0, runs.length);
+    const shown = this.pair.map((i) => runs[i]), used = [...new Set(shown.map((run) => run.set))];
+    this.data = { colours, sets: used.map((s) => sets[s]),
+      runs: shown.map((run) => ({ ...run, ...run.own, set: used.indexOf(run.set) })) };
+    Object.assign(this, { playing: false, limit: PAGE, rows: null, ranges: null, cache: null, frame: null, motion: null });
+    this.steps = [...new Set(shown.flatMap((run) => run.epochs))].sort((a, b) => a - b);
+    this.kinds = Object.keys(LAYOUTS).filter((kind) => shown.every((run) => run.places[kind]));
+    // What a method knows besides of each sample, as BCL's strength: whole numbers (Int16Array) are labels.
+    const own = shown.flatMap((run) => Object.entries(run.own));
+    const titles = (kind) => Object.fromEntries(own.filter(([, v]) => v instanceof kind).map(([k]) => [k, k.replaceAll("_", " ")]));
+    this.quantities = { ...QUANTITIES, ...titles(Float32Array) };
+    this.labels = { cluster: "cluster", ...titles(Int16Array) };
+    const [first] = this.data.sets, titled = { group: "group", label: "class", ...this.labels, ...this.quantities };
+    this.colourings = Object.fromEntries(Object.entries(titled).filter(([by]) => (by in first ? first[by] : true)));
     this.restore(kept);
     this.hovered = { set: 0, row: -1 };
     this.still = matchMedia("(prefers-reduced-motion: reduce)");
     const address = (sheet) => URL.createObjectURL(new Blob([sheet], { type: "image/webp" }));
-    this.sheets = data.sets.map((set) => (set.tiles ? set.tiles.sheets.map(address) : []));
+    this.sheets = this.data.sets.map((set) => (set.tiles ? set.tiles.sheets.map(address) : []));
     this.build();
     this.listen();
     this.readTheme();
@@ -416,11 +429,20 @@ class Explorer {
     this.refresh();
   }
 
+  /** Show another run on one side; the one that is there already changes sides. */
+  showRun(side, i) {
+    const pair = this.pair.map((old, k) => (k === side ? i : old === i ? this.pair[side] : old));
+    const kept = { ...this.state(), pair, view: null };
+    this.close();
+    this.open(kept);
+    this.say(`${this.data.runs.map((run) => run.title).join(" and ")} are shown`);
+  }
+
   /** What the user has chosen, so that a page with newer data can go on from it. */
   state() {
-    const { epoch, chosen, looked, view, filters, on, query, by, kind, picked } = this;
+    const { epoch, chosen, looked, view, filters, on, query, by, kind, picked, pair } = this;
     const atEnd = epoch === this.steps.at(-1);
-    return { epoch: atEnd ? null : epoch, kind: picked ? kind : null, picked, chosen, looked, view, filters, on, query, by };
+    return { epoch: atEnd ? null : epoch, kind: picked ? kind : null, picked, chosen, looked, view, filters, on, query, by, pair };
   }
 
   restore(kept) {
@@ -436,7 +458,7 @@ class Explorer {
     this.filters = kept.filters || {}; // quantity -> [low, high]
     this.on = kept.on || new Set(); // codes of the legend that are shown; empty: all
     this.query = kept.query || "";
-    this.by = kept.by || (few ? "label" : sets[0].group ? "group" : "tau");
+    this.by = kept.by in this.colourings ? kept.by : few ? "label" : sets[0].group ? "group" : "tau";
   }
 
   close() {
@@ -459,7 +481,7 @@ class Explorer {
     this.why = section("why", "Why this temperature");
     this.curves = section("curves", "Over training time");
     this.gallery = section("gallery", "Images selected");
-    this.filterBox.append(...Object.entries(QUANTITIES).map(([name, title]) => this.filter(name, title)));
+    this.filterBox.append(...Object.entries(this.quantities).map(([name, title]) => this.filter(name, title)));
     const placed = this.maps.filter((map) => map.places);
     const maps = h("div", { class: "tase-maps" }, placed.map((map) => map.node));
     const side = h("aside", {}, this.why, this.legend, this.filterBox);
@@ -493,7 +515,7 @@ class Explorer {
 
   remarks() {
     const [set] = this.data.sets, m = set.index.length, said = [];
-    if (this.data.runs.length > 1 && !this.data.linked)
+    if (this.data.sets.length > 1)
       said.push("The runs were trained on different images: their selections are not linked.");
     if (m < set.total) said.push(`Shown are ${number(m)} of ${number(set.total)} images.`);
     if (!set.label) said.push("These images have no labels.");
@@ -512,7 +534,7 @@ class Explorer {
   bar() {
     const dropdown = (label, options, value, change) => {
       const entries = options.map(([key, text]) => h("option", { value: key, selected: key === value }, text));
-      const select = h("select", { onchange: () => change(select.value, select) }, entries);
+      const select = h("select", { "aria-label": label, onchange: () => change(select.value, select) }, entries);
       return h("label", {}, h("span", {}, label), select);
     };
     const colour = (by) => {
@@ -535,10 +557,13 @@ class Explorer {
     this.readout = h("output", { class: "tase-epoch" });
     this.search = h("input", { type: "search", placeholder: "number, file, class, cluster 3", value: this.query,
       "aria-label": "Search images", oninput: () => this.find(this.search.value) });
+    const { runs } = this.everything, names = runs.map((run, i) => [i, `${run.title} · ${run.name}`]);
+    const sides = this.pair.map((i, side) => dropdown(side ? "Right" : "Left", names, i, (k) => this.showRun(side, Number(k))));
     return h("div", { class: "tase-bar", role: "toolbar", "aria-label": "Time, colours and selection" },
       this.playButton,
       h("label", { class: "tase-time" }, this.slider, this.readout),
-      dropdown("Colour", this.colourings.map((by) => [by, COLOURINGS[by]]), this.by, colour),
+      runs.length > 2 ? sides : null,
+      dropdown("Colour", Object.entries(this.colourings), this.by, colour),
       this.kinds.length > 1 ? dropdown("Layout", this.kinds.map((k) => [k, LAYOUTS[k]]), this.kind, layout) : null,
       dropdown("Select", this.choices(), "", choose),
       h("label", { class: "tase-search" }, h("span", {}, "Search"), this.search),
@@ -548,7 +573,7 @@ class Explorer {
 
   /** Rare, common and double images; settings, accuracies and how far to believe it, for each run. */
   below() {
-    const { rare } = this.data.sets[0];
+    const { rare } = this.data.runs[0];
     const names = { rare: "Rarest", common: "Most common", duplicates: "Near-duplicates", blank: "Blank", clusters: "Clusters" };
     const keys = Object.keys(names).filter((key) => rare[key].length);
     this.listBox = h("div", { class: "tase-tiles", role: "tabpanel" });
@@ -562,7 +587,7 @@ class Explorer {
   }
 
   list(key) {
-    const { rare, index } = this.data.sets[0];
+    const [{ rare }] = this.data.runs, [{ index }] = this.data.sets;
     const tile = (image, named = true) => {
       const row = index.indexOf(image);
       return row < 0 ? null : this.tile(0, row, named ? this.shortName(0, row) : "");
@@ -632,7 +657,7 @@ class Explorer {
 
   /** A quantity of a row of a run, at the epoch shown or at snapshot t. */
   value(run, name, row, t = this.now(run)) {
-    return run[name][t * this.data.sets[run.set].index.length + row];
+    return run[name]?.[t * this.data.sets[run.set].index.length + row] ?? NaN;
   }
 
   /** How points are coloured: a code for each row with names and colours, or a share of a range of values. */
@@ -641,20 +666,22 @@ class Explorer {
     if (by === "group") return { code: (r) => set.group[r], names: set.groups, colours: this.groupColours.map(rgb) };
     const cycle = (names) => names.map((_, i) => rgb(CLASSES[i % CLASSES.length]));
     if (by === "label") return { code: (r) => set.label[r], names: set.classes, colours: cycle(set.classes) };
-    if (by === "cluster") {
-      const names = run.sizes[t].map((_, k) => `cluster ${k}`);
-      return { code: (r) => run.cluster[t * m + r], names, colours: cycle(names) };
+    if (by in this.labels) {
+      const values = run[by] ?? [], many = by === "cluster" ? run.sizes[t].length : 1 + values.reduce((a, b) => Math.max(a, b), -1);
+      const names = Array.from({ length: many }, (_, k) => `${this.labels[by]} ${k}`);
+      return { code: (r) => values[t * m + r] ?? -1, names, colours: cycle(names) };
     }
     const [low, high] = this.range(by);
-    return { share: (r) => (run[by][t * m + r] - low) / (high - low), low, high };
+    return { share: (r) => (this.value(run, by, r, t) - low) / (high - low), low, high };
   }
 
   /** Nearly all values of a quantity over all runs and epochs: the same colour is the same value everywhere. */
   range(by) {
     this.ranges ??= {};
     if (!this.ranges[by]) {
-      const low = Math.min(...this.data.runs.map((run) => quantile(run[by], 0.005)));
-      const high = Math.max(...this.data.runs.map((run) => quantile(run[by], 0.995)));
+      const runs = this.data.runs.filter((run) => run[by]);
+      const low = Math.min(...runs.map((run) => quantile(run[by], 0.005)));
+      const high = Math.max(...runs.map((run) => quantile(run[by], 0.995)));
       this.ranges[by] = high - low > 1e-6 ? [low, high] : [low - 0.05, high + 0.05];
     }
     return this.ranges[by];
@@ -679,11 +706,11 @@ class Explorer {
   /** Colours and states of a map's points. */
   paint({ run, m, colour, state, counts, caption }) {
     const look = this.colouring(run), chosen = this.chosen[run.set], t = this.now(run), soft = pack(this.theme.soft);
-    const limits = Object.entries(this.filters).map(([name, ends]) => [run[name], ...ends]);
+    const limits = Object.entries(this.filters).filter(([name]) => run[name]).map(([name, ends]) => [run[name], ...ends]);
     const tones = look.colours?.map(pack) ?? [...Array(256).keys()].map((k) => pack(viridis(k / 255, this.theme.dark)));
     counts.fill(0);
     for (let r = 0; r < m; r++) {
-      const k = look.code ? look.code(r) : Math.round(255 * Math.max(0, Math.min(1, look.share(r) || 0)));
+      const k = look.code ? look.code(r) : Math.round(255 * Math.max(0, Math.min(1, look.share(r)))); // NaN: not known
       colour[r] = tones[k] ?? soft;
       const passes = (!this.on.size || this.on.has(k)) &&
         limits.every(([values, low, high]) => values[t * m + r] >= low && values[t * m + r] <= high);
@@ -1002,7 +1029,8 @@ class Explorer {
   // ---- legend, filters, curves, gallery, why
 
   drawLegend() {
-    const look = this.colouring(this.data.runs[0]), title = COLOURINGS[this.by];
+    const having = Math.max(0, this.data.runs.findIndex((run) => run[this.by])); // all, but for what one method knows
+    const look = this.colouring(this.data.runs[having]), title = this.colourings[this.by];
     if (!look.code) {
       const stops = [0, 0.25, 0.5, 0.75, 1].map((share) => css(viridis(share, this.theme.dark)));
       const ramp = h("div", { class: "tase-ramp", style: `background:linear-gradient(to right,${stops})` });
@@ -1011,7 +1039,7 @@ class Explorer {
       return;
     }
     const counts = new Array(look.names.length).fill(0);
-    for (let r = 0; r < this.maps[0].m; r++) counts[look.code(r)]++;
+    for (let r = 0; r < this.maps[having].m; r++) counts[look.code(r)]++;
     const codes = [...counts.keys()].filter((k) => counts[k]);
     if (this.by !== "group") codes.sort((a, b) => counts[b] - counts[a]);
     const focus = this.legend.contains(document.activeElement) && document.activeElement.dataset.code;
@@ -1085,7 +1113,7 @@ class Explorer {
     const [low, high] = this.range(name), t = this.now(run), least = this.selected(run.set).length ? CHOSEN : SHOWN;
     const all = new Array(BINS).fill(0), some = new Array(BINS).fill(0);
     for (let r = 0; r < m; r++) {
-      const v = run[name][t * m + r];
+      const v = this.value(run, name, r, t);
       if (!Number.isFinite(v)) continue;
       const bin = Math.max(0, Math.min(BINS - 1, Math.floor(((v - low) / (high - low)) * BINS)));
       all[bin]++;
@@ -1132,8 +1160,9 @@ class Explorer {
   drawCurves() {
     this.cursors = [];
     const ink = "var(--t-ink)";
-    const figures = Object.entries(QUANTITIES).map(([name, title]) => {
+    const figures = Object.entries(this.quantities).map(([name, title]) => {
       const series = this.data.runs.flatMap((run, i) => {
+        if (!run[name]) return [];
         const set = this.data.sets[run.set], focus = this.focusOf(run.set);
         const rows = focus >= 0 ? [focus] : this.selected(run.set);
         const line = (values, colour, width) => ({ epochs: run.epochs, dashed: i > 0, values, colour, width });
@@ -1239,6 +1268,10 @@ class Explorer {
       run.trust ? ["trust", fixed(this.value(run, "trust", row)), "how far q may act"] : null,
       ["τ", fixed(tau, 3), same ? "the same for all images now" : this.tauText(run, tau, q)],
       ["w", fixed(weight, 3), same ? "" : `counts ${weight > 1 ? "more" : "less"} than the mean`],
+      ...Object.keys(run.own).map((name) => {
+        const label = name in this.labels, known = this.value(run, name, row);
+        return [(label ? this.labels : this.quantities)[name], label ? String(known) : fixed(known, 3), "what its method knows besides"];
+      }),
     ];
     const item = ([name, value, note]) => h("li", {}, h("span", {}, name), h("b", {}, value), h("small", {}, note));
     return h("ol", {}, steps.filter(Boolean).map(item));
@@ -1269,10 +1302,10 @@ class Explorer {
   /** Save the selection (or all that is shown) at the epoch shown as CSV. */
   saveCSV() {
     const [set] = this.data.sets, runs = this.data.runs.filter((run) => run.set === 0);
-    const names = ["cluster", ...Object.keys(QUANTITIES)];
-    const columns = runs.flatMap((run) => names.map((name) => [run, name]));
+    const names = Object.keys({ ...this.labels, ...this.quantities });
+    const columns = runs.flatMap((run) => names.filter((name) => run[name]).map((name) => [run, name]));
     const title = ([run, name]) => (runs.length > 1 ? `${run.name}:${name}` : name);
-    const text = ([run, name], r) => (name === "cluster" ? this.value(run, name, r) : fixed(this.value(run, name, r), 4));
+    const text = ([run, name], r) => (name in this.labels ? this.value(run, name, r) : fixed(this.value(run, name, r), 4));
     const cell = (value) => (/[",\n]/.test(value) ? `"${String(value).replaceAll('"', '""')}"` : value);
     const rows = this.selected(0).length || this.query ? this.selected(0) : this.visible();
     const lines = rows.map((r) => [

@@ -1,4 +1,4 @@
-"""What the front end shows of one or two runs, as one block of bytes.
+"""What the front end shows of runs, one or two of them at a time, as one block of bytes.
 
     data = payload([run, other], points=2000)        # for the explorer, and for the file that `page` writes
 
@@ -8,6 +8,7 @@ The block is a JSON header and the typed arrays it refers to: {"@": [offset, kin
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 from collections.abc import Callable, Sequence
@@ -77,37 +78,37 @@ def payload(
     progress: Callable[[str], None] = lambda text: None,
     wanted: Callable[[], bool] = lambda: True,
 ) -> bytes:
-    """Gather what the front end shows of one or two runs.
+    """Gather what the front end shows of runs.
 
     At most `points` images are laid out. Runs that were trained on the same images are linked: they show the same
     images. Raises RunError where a run has no snapshot.
     """
-    rare, linked = [listed(run) for run in runs], are_linked(runs)
-    places = _places(runs, kinds, points, progress, wanted)
-    shown = [_images_shown(run, found, points, lists) for run, found, lists in zip(runs, places, rare)]
-    if linked and len(runs) == 2:
-        shown = [np.intersect1d(*shown)] * 2
-    pack = Packer()
-    sets = [_shown_set(pack, run, index, lists) for run, index, lists in zip(runs, shown, rare)]
-    header = {
-        "linked": linked,
-        "sets": sets[:1] if linked else sets,
-        "runs": [
-            {"set": 0 if linked else i, **_run(pack, run, index, found)}
-            for i, (run, index, found) in enumerate(zip(runs, shown, places))
-        ],
-        "colours": {name: theme.groups for name, theme in THEMES.items()},  # of head, mid, tail
-    }
-    return pack.block(header)
+    rare, places = [listed(run) for run in runs], _places(runs, kinds, points, progress, wanted)
+    subsets = [_subset(run) for run in runs]
+    of_set = {subset: [i for i, own in enumerate(subsets) if own == subset] for subset in subsets}
+    pack, sets, found = Packer(), [], [{} for _ in runs]
+    for members in of_set.values():
+        named = np.unique(np.concatenate([_listed_images(rare[i]) for i in members]))
+        index = functools.reduce(np.union1d, [_images_shown(runs[i], places[i], points) for i in members], named)
+        for i in members:
+            found[i] = {"set": len(sets), "rare": rare[i], **_run(pack, runs[i], index, places[i])}
+        sets.append(_shown_set(pack, runs[members[0]], index, named))
+    colours = {name: theme.groups for name, theme in THEMES.items()}  # of head, mid, tail
+    return pack.block({"sets": sets, "runs": found, "colours": colours})
+
+
+def _subset(run: Run) -> str:
+    """What tells the images of a run from those of others."""
+    return run.environment.get("subset", run.name)
 
 
 def are_linked(runs: Sequence[Run]) -> bool:
     """Tell whether the runs were trained on the same images."""
-    return len({run.environment.get("subset", run.name) for run in runs}) == 1
+    return len({_subset(run) for run in runs}) == 1
 
 
 def _places(runs, kinds, points, progress, wanted) -> list[dict[str, Layouts]]:
-    """Layouts of each run by kind, the second run's turned to the first's; none where it keeps no features."""
+    """Layouts of each run by kind, turned to the first run's; none where it keeps no features."""
     found: list[dict[str, Layouts]] = [{} for _ in runs]
     for kind in kinds:
         for i, run in enumerate(runs):
@@ -120,13 +121,12 @@ def _places(runs, kinds, points, progress, wanted) -> list[dict[str, Layouts]]:
     return found
 
 
-def _images_shown(run: Run, found: dict[str, Layouts], points: int, lists: dict) -> Int64[np.ndarray, " m"]:
-    """Numbers of the images shown: those laid out (else a fixed sample), and all that are listed as rare or common."""
-    n = run.history.tau.shape[1]
+def _images_shown(run: Run, found: dict[str, Layouts], points: int) -> Int64[np.ndarray, " m"]:
+    """Numbers of the images laid out, else a fixed sample."""
     placed = next((layout.index for layout in found.values()), None)
     if placed is None:
-        placed = np.random.default_rng(0).permutation(n)[:points]
-    return np.union1d(placed, _listed_images(lists)).astype(np.int64)
+        placed = np.random.default_rng(0).permutation(run.history.tau.shape[1])[:points]
+    return placed.astype(np.int64)
 
 
 def _listed_images(lists: dict[str, Any]) -> Int64[np.ndarray, " r"]:
@@ -138,14 +138,16 @@ def _listed_images(lists: dict[str, Any]) -> Int64[np.ndarray, " r"]:
 # ----------------------------------------------------------------------------------------------------------- the images
 
 
-def _shown_set(pack: Packer, run: Run, index: Int64[np.ndarray, " m"], rare: dict) -> dict[str, Any]:
+def _shown_set(
+    pack: Packer, run: Run, index: Int64[np.ndarray, " m"], named: Int64[np.ndarray, " r"]
+) -> dict[str, Any]:
     """Numbers, classes, file names and pictures of the images shown."""
     h, (images, why) = run.history, images_of(run)
     group = group_of_samples(h, h.tau.shape[1])[index]
     return {
         "index": pack.whole(index, "i4"),
         "total": int(h.tau.shape[1]),
-        "tiles": None if images is None else _tiles(pack, images, index, _listed_images(rare)),
+        "tiles": None if images is None else _tiles(pack, images, index, named),
         "label": None if h.labels is None else pack.whole(h.labels[index], "i4"),
         "classes": list(h.classes),
         "counts": [] if h.labels is None else [int(c) for c in h.counts],
@@ -153,7 +155,6 @@ def _shown_set(pack: Packer, run: Run, index: Int64[np.ndarray, " m"], rare: dic
         "groups": list(GROUPS),
         "paths": None if images is None or images.paths is None else [str(images.paths[i]) for i in index],
         "remark": why,
-        "rare": rare,
     }
 
 
@@ -207,6 +208,7 @@ def _run(pack: Packer, run: Run, index: Int64[np.ndarray, " m"], found: dict[str
         **{name: pack.scaled(getattr(h, name)[:, index]) for name in ("tau", "weight", "headness", "loss")},
         "cluster": pack.whole(h.pseudo_label[:, index], "i2"),
         "q": pack.scaled(q[:, index]),
+        "own": _own_quantities(pack, run, index),
         "trust": None if trust is None else pack.scaled(trust[:, index]),
         "limits": limits,
         "sizes": [[round(float(x), 1) for x in sizes] for sizes in h.cluster_sizes],
@@ -216,6 +218,18 @@ def _run(pack: Packer, run: Run, index: Int64[np.ndarray, " m"], found: dict[str
         "remarks": _remarks(run, found),
         **about(run),
     }
+
+
+def _own_quantities(pack: Packer, run: Run, index: Int64[np.ndarray, " m"]) -> dict[str, Any]:
+    """What the run's method knows of each sample besides, by name: BCL's strength, say; whole numbers are labels."""
+    own = {}
+    for name in run.config.guidance_class.SHOWN:
+        try:
+            values = run.history.extra(name)[:, index]
+        except RunError:  # a run of an older version
+            continue
+        own[name] = pack.whole(values, "i2") if np.issubdtype(values.dtype, np.integer) else pack.scaled(values)
+    return own
 
 
 def _remarks(run: Run, found: dict[str, Layouts]) -> list[str]:
