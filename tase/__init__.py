@@ -35,7 +35,7 @@ _ROOM_OF = {
     "two_views": "views",
     "Network": "models",
     "encode": "models",
-    "load_backbone": "models",
+    "load_encoder": "models",
     "nt_xent": "losses",
     "PseudoLabels": "pseudo_labels",
     "spherical_kmeans": "pseudo_labels",

@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -176,6 +177,23 @@ def check_architecture(backbone: str) -> None:
         raise unknown(f"architecture of {library}", name, known)
 
 
+def encoder_file(place: str | os.PathLike) -> Path:
+    """Return the file with the weights of an encoder: of a run's folder, of encoder.json, or the file itself."""
+    path = Path(place)
+    if os.path.isdir(path):
+        return next((p for p in (path / "encoder.safetensors", path / "encoder.pt") if p.exists()), path / "encoder.pt")
+    return path.with_suffix(".safetensors") if path.suffix == ".json" else path
+
+
+def _pinned(file: str) -> str:
+    """Return FILE#HASH, 12 digits of the SHA-256 of its bytes: they decide the result, and not where they lie."""
+    if not file or re.search("#[0-9a-f]{12}$", file):
+        return file
+    path = encoder_file(os.path.expanduser(file))
+    check(os.path.isfile(path), "model.init", file, "a file of weights, or the folder of a finished run")
+    return f"{os.path.abspath(path)}#{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
+
+
 @dataclass(frozen=True)
 class ModelConfig(Section):
     NAME: ClassVar[str] = "model"
@@ -190,11 +208,26 @@ class ModelConfig(Section):
     )
     channels: tuple[int, ...] = option((32, 64, 128, 128), "conv4: channels of its convolutions", low=1)
     strides: tuple[int, ...] = option((2, 2, 2, 1), "conv4: their strides", low=1)
+    weights: str = option(
+        "", "published weights to start from: IMAGENET1K_V1 and such of torchvision, or a tag of timm's", before=""
+    )
+    init: str = option(
+        "", "weights to start from: a finished run, or its encoder, or a state dict (.pt, .safetensors)", before=""
+    )
+    freeze: tuple[str, ...] = option(
+        (), "patterns of the backbone's parameters that stay as they are: conv1.*,layer1.*", before=()
+    )
+    mean: tuple[float, ...] = option(
+        (), "taken from each channel, 0 to 1 (empty: as init or weights were trained with, else 0)", before=()
+    )
+    std: tuple[float, ...] = option((), "by which it is then divided (empty: likewise, else 1)", above=0, before=())
     head_hidden: int = option(0, "hidden width of the projection head (0: the backbone's)", low=0)
     head_dim: int = option(128, "dimension of the embedding z in which the loss is taken", low=2)
 
     def check_together(self) -> None:
         check_architecture(self.backbone)
+        check(not (self.init and self.weights), "model.init", self.init, "empty where model.weights is set")
+        object.__setattr__(self, "init", _pinned(self.init))
         alike = len(self.channels) == len(self.strides) > 0
         check(alike, "model.strides", self.strides, "as many as model.channels")
 
@@ -409,6 +442,7 @@ def _hash(flat: Mapping[str, Any], known: Mapping[str, Field]) -> str:
         joined = name in known and known[name].before is not None and value == _jsoned(known[name].before)
         if section in ("record", "evaluation") or name in _PLACES or joined:
             continue
+        value = value.rpartition("#")[2] if name == "model.init" else value  # its content, not its place
         if dot:
             tree.setdefault(section, {})[leaf] = value
         else:

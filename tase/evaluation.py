@@ -330,7 +330,8 @@ def _baseline_key(kind: str, features: Features, splits: Splits) -> str:
     parts += [data.few_shot_per_class, data.min_per_class, splits.train.groups.tolist(), config.evaluation.draws]
     parts += [config.views.size, config.views.flip > 0]
     parts += [features.on] if features.on != "test" else []
-    parts += [config.to_dict()["model"], config.seed] if kind == "untrained" else []
+    model = {name: value for name, value in config.to_dict()["model"].items() if value not in ("", [])}
+    parts += [model, config.seed] if kind == "untrained" else []
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 

@@ -397,6 +397,7 @@ def train(
     device, writer = choose_device(config.optim), RunWriter(out, config, resume)
     last = min(until or config.optim.epochs, config.optim.epochs)
     t = None
+    models.check_start(config.model)
     with team(device, config.optim.batch), rank_zero(writer) as writer:
         splits = load_splits(config)  # Ctrl-C ends this immediately; decoded images are kept in the cache
         if not writer.finished(splits.train):
@@ -504,7 +505,7 @@ def _finish(t: Training, writer: RunWriter) -> None:
     t.guidance.start_epoch(t.epoch)
     writer.checkpoint(t.state())
     writer.snapshot(t.epoch, **snapshot(t, refresh(t)))
-    writer.encoder(t.network, t.images.shape[1], t.size)
+    writer.encoder(t.network)
     writer.status("finished", epoch=t.epoch, step=t.step, **rank_zero(_expense)(t, writer.folder))
 
 

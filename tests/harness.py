@@ -130,8 +130,6 @@ def _content(path: Path):
         return load_npz(path)
     if path.name == "checkpoint.pt":
         return load_checkpoint(path.parent, Run(path.parent).config.identity)
-    if path.name == "encoder.pt":
-        return torch.load(path, weights_only=True)
     if path.name == "metrics.jsonl":
         return [{k: v for k, v in row.items() if k != "images_per_second"} for row in read_lines(path)]
     if path.name == "config.json":

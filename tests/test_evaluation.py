@@ -198,7 +198,7 @@ def test_unknown_protocols_and_unfinished_runs_are_named(trained, tmp_path):
         evaluate(trained[2], ["linar"])
     run = copy_of(trained[2], tmp_path)
     (run.path / "results.json").unlink()
-    (run.path / "encoder.pt").unlink()
+    (run.path / "encoder.safetensors").unlink()
     with pytest.raises(tase.RunError, match="not finished"):
         evaluate(run, progress=False)
 

@@ -1,16 +1,19 @@
 """Networks of torchvision and timm by name: one step and features at 32 pixels; stems, names, sizes, draws."""
 
 import copy
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
+from torchvision import models
 
 import tase
 from tase.config import ConfigError, ModelConfig, architectures
-from tase.models import build, encode
+from tase.models import build, check_start, encode, initial_network
 from tase.networks import build_backbone
 from tase.training import Training, own_draws, train_step
 
@@ -150,3 +153,170 @@ def test_a_wrong_name_is_reported_before_torch_is_loaded():
     words = ["train", "--preset", "digits-lt", "--set", "model.backbone=torchvision:resnet19"]
     ended = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
     assert ended.returncode == 0 and "did you mean 'resnet1" in ended.stderr
+
+
+# ----------------------------------------------------------------------------------------------------- trained weights
+
+
+@pytest.fixture
+def published_files(tmp_path, monkeypatch):
+    """publish(name): what torchvision would have fetched, drawn here, in a folder of the test."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+
+    def publish(name):
+        weights = models.get_model_weights(name)["IMAGENET1K_V1"]
+        torch.manual_seed(5)
+        full = models.get_model(name, weights=None)
+        path = tmp_path / "hub" / "checkpoints" / weights.url.rpartition("/")[2]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(full.state_dict(), path)
+        return full, path
+
+    return publish
+
+
+@pytest.mark.parametrize("name", ["shufflenet_v2_x0_5", "densenet121", "googlenet"])
+def test_published_weights_give_the_published_features(name, published_files):
+    full, _ = published_files(name)
+    if name == "densenet121":
+        full.classifier = nn.Identity()
+    else:
+        full.fc = nn.Identity()
+    network = initial_network(tiny_config(f"torchvision:{name}", **{"model.weights": "IMAGENET1K_V1"}), 3, 64).eval()
+    x = torch.rand(2, 3, 64, 64)
+    how = models.get_model_weights(name)["IMAGENET1K_V1"].transforms()
+    seen = (x - torch.tensor(how.mean)[:, None, None]) / torch.tensor(how.std)[:, None, None]
+    full.transform_input = True  # as googlenet does with published weights; others do not read it
+    with torch.no_grad():
+        torch.testing.assert_close(network.backbone(x), full.eval()(seen), rtol=1e-3, atol=1e-4)
+    if name != "googlenet":  # its mean is that of no colour
+        even = {"model.mean": "0.5", "model.std": "0.25", "model.weights": "IMAGENET1K_V1"}
+        grey, colour = (initial_network(tiny_config(f"torchvision:{name}", **even), c, 64).eval() for c in (1, 3))
+        with torch.no_grad():
+            expected = colour.backbone(x[:, :1].expand(-1, 3, -1, -1))
+            torch.testing.assert_close(grey.backbone(x[:, :1]), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_vision_transformers_positions_are_interpolated(tmp_path):
+    torch.manual_seed(0)
+    torch.save(models.vit_b_16(image_size=64).state_dict(), tmp_path / "vit.pth")
+    config = tiny_config("torchvision:vit_b_16", **{"model.init": str(tmp_path / "vit.pth")})
+    network = initial_network(config, 3, 32)
+    assert network.backbone.encoder.pos_embedding.shape == (1, 5, 768)
+    assert torch.equal(network.backbone.class_token, torch.load(tmp_path / "vit.pth")["class_token"])
+
+
+def weights_of(module):
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def test_a_run_starts_from_another_and_resumes_exactly_with_frozen_parts(trained, tiny, tmp_path):
+    fields = {"model__init": str(trained[1].path), "model__freeze": "0.*,1.*,3.weight", "optim__epochs": 3}
+    config = tiny("tase", **fields)
+    start, there = initial_network(config, 1, 8).backbone, weights_of(trained[1].encoder())
+    assert all(torch.equal(w, there[name]) for name, w in weights_of(start).items())
+    tase.train(config, tmp_path / "stopped", until=1, progress=False)
+    again = tase.train(config, tmp_path / "stopped", resume=True, progress=False)
+    whole = tase.train(config, tmp_path / "whole", progress=False)
+    now = weights_of(whole.encoder())
+    assert all(torch.equal(w, now[name]) for name, w in weights_of(again.encoder()).items())
+    same = {name for name in now if torch.equal(now[name], there[name])}
+    assert same == {"0.weight", "3.weight", *(f"1.{leaf}" for leaf in START_NORM)}  # the norm's statistics as well
+
+
+START_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+
+
+def test_sdclr_with_frozen_parts_keeps_their_norms(tiny):
+    t = Training(tiny("sdclr", model__freeze="*"), tase.load_splits(tiny("sdclr")).train)
+    before = weights_of(t.network.backbone)
+    t.network.train()
+    train_step(t, torch.arange(64))
+    assert all(torch.equal(w, before[name]) for name, w in weights_of(t.network.backbone).items())
+
+
+@pytest.mark.parametrize("save", ["plain", "nested", "safetensors", "checkpoint"])
+def test_weights_are_read_from_files_of_others(save, trained, tiny, tmp_path):
+    state = weights_of(trained[1].encoder())
+    path = tmp_path / ("weights.safetensors" if save == "safetensors" else "weights.pth")
+    if save == "safetensors":
+        save_file(state, path)
+    elif save == "checkpoint":
+        path = trained[1].path / "checkpoint.pt"
+    else:
+        prefixed = {f"module.backbone.{name}": w for name, w in state.items()}
+        torch.save(state if save == "plain" else {"state_dict": prefixed, "epoch": 3}, path)
+    start = initial_network(tiny("simclr", model__init=str(path)), 1, 8).backbone
+    assert all(torch.equal(w, state[name]) for name, w in weights_of(start).items())
+
+
+def test_a_file_of_another_network_is_one_line_with_the_key_and_both(trained, tiny, tmp_path):
+    init = str(trained[1].path)
+    wrong = [({"model__channels": "8,8,16,32"}, r"\(conv4\) does not fit conv4 \(1 channels, 8 pixels\): 9.weight is ")]
+    wrong += [
+        ({"model__backbone": "resnet18"}, r"\(conv4\) does not fit torchvision:resnet18 .*: conv1.weight is missi")
+    ]
+    for fields, message in wrong:
+        with pytest.raises(ConfigError, match=f"^model.init = .*{message}[^\n]*$"):
+            tase.train(tiny("simclr", model__init=init, **fields), tmp_path / "run", progress=False)
+        assert not (tmp_path / "run").exists() or not (tmp_path / "run" / "checkpoint.pt").exists()
+    state = {**weights_of(trained[1].encoder()), "10.weight": torch.zeros(16), "99.more": torch.zeros(1)}
+    torch.save(state, tmp_path / "more.pth")
+    with pytest.raises(ConfigError, match=r"does not fit conv4 .*\['99.more'\] is not in it"):
+        initial_network(tiny("simclr", model__init=str(tmp_path / "more.pth")), 1, 8)
+
+
+def test_the_identity_has_the_files_content_not_its_path(trained, tiny, tmp_path):
+    paths = [tmp_path / "a.safetensors", tmp_path / "b" / "c.safetensors"]
+    (tmp_path / "b").mkdir()
+    for path in paths:
+        shutil.copy(trained[1].path / "encoder.safetensors", path)
+    first, second = (tiny("simclr", model__init=str(path)) for path in paths)
+    other = tiny("simclr", model__init=str(trained[2].path))
+    assert first.identity == second.identity != other.identity != tiny("simclr").identity
+    assert tase.Config.from_dict(first.to_dict()) == first
+    shutil.copy(trained[2].path / "encoder.safetensors", paths[0])
+    with pytest.raises(ConfigError, match="model.init = .*a.safetensors.* that the run was configured with"):
+        tase.train(first, tmp_path / "run", progress=False)
+    paths[0].unlink()
+    with pytest.raises(ConfigError, match="a file that is there"):
+        tase.train(first, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model.init": "no/such.pt"}, "invalid model.init = 'no/such.pt': must be a file of weights, or the folder"),
+        ({"model.weights": "IMAGENET1K_V7"}, "unknown model.weights 'IMAGENET1K_V7'; did you mean 'IMAGENET1K_V"),
+        ({"model.backbone": "conv4", "model.weights": "V1"}, "none are published of conv4"),
+        ({"model.freeze": "layr1.*"}, "unknown parameter in model.freeze of torchvision:resnet18: 'layr1.*'; did you"),
+        ({"model.mean": "0.5,0.5"}, "invalid model.mean = .*: must be one value, or 3"),
+    ],
+)
+def test_wrong_starts_are_one_line(fields, message):
+    with pytest.raises(ConfigError, match=f"^[^\n]*{message}[^\n]*$"):
+        config = tiny_config("resnet18", **fields)
+        check_start(config.model)
+        initial_network(config, 3, 32)
+
+
+def test_damaged_weights_are_one_line(tiny, tmp_path):
+    (tmp_path / "a.pth").write_bytes(b"no weights")
+    (tmp_path / "a.safetensors").write_bytes(b"no weights")
+    for path in ("a.pth", "a.safetensors"):
+        with pytest.raises(ConfigError, match="^model.init = .* holds no weights that can be read: [^\n]*$"):
+            initial_network(tiny("simclr", model__init=str(tmp_path / path)), 1, 8)
+
+
+def test_weights_that_cannot_be_fetched_are_one_line(tmp_path, monkeypatch):
+    def offline(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub.download_url_to_file", offline)
+    config = tiny_config("torchvision:squeezenet1_1", **{"model.weights": "IMAGENET1K_V1"})
+    with pytest.raises(
+        ConfigError, match="^model.weights = 'IMAGENET1K_V1' of .* cannot be fetched: no route to host$"
+    ):
+        initial_network(config, 3, 32)

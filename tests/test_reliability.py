@@ -153,8 +153,8 @@ def same(a, b):
     return a == b
 
 
-FILES = "config.json environment.json status.json results.json features_test.npz encoder.pt checkpoint.pt".split()  # noqa: SIM905
-FILES += ["history/epoch_000004.npz", "history/labels.npz"]
+FILES = "config.json environment.json status.json results.json features_test.npz checkpoint.pt".split()  # noqa: SIM905
+FILES += ["encoder.safetensors", "encoder.json", "history/epoch_000004.npz", "history/labels.npz"]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -190,7 +190,7 @@ def test_every_flipped_bit_of_a_small_file_is_noticed(tmp_path):
             assert load_json(path) == value
 
 
-@pytest.mark.parametrize("name", ["encoder.pt", "history/epoch_000008.npz", "status.json"])
+@pytest.mark.parametrize("name", ["encoder.safetensors", "encoder.json", "history/epoch_000008.npz", "status.json"])
 def test_what_can_be_made_again_is(name, trained, tmp_path):
     folder = shutil.copytree(trained[2].path, tmp_path / "run")
     data = (folder / name).read_bytes()
@@ -238,8 +238,9 @@ class Evil:
 def test_nothing_from_others_is_executed(zipped, trained, tiny, tmp_path):
     run = tase.Run(shutil.copytree(trained[2].path, tmp_path / "run"))
     evil = Evil(tmp_path / "executed")
+    (run.path / "encoder.safetensors").unlink()
     torch.save({"meta": evil, "weights": {}}, run.path / "encoder.pt", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(RunError, match="damaged, or no backbone"):
+    with pytest.raises(RunError, match="damaged, or no encoder"):
         run.encoder()
     np.save(tmp_path / "list.npy", np.array([evil, evil], dtype=object), allow_pickle=True)
     (tmp_path / "raw.npy").write_bytes(pickle.dumps(evil))

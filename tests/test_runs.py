@@ -175,7 +175,7 @@ def test_a_writer_needs_only_plain_methods(tmp_path, tiny, trained):
         proxy.snapshot(0, tau=np.ones(len(images), np.float32))
         proxy.log({"epoch": 1, "loss": 2.0})
         proxy.checkpoint({"identity": writer.config.identity, "epoch": 1})
-        proxy.encoder(tase.models.initial_network(writer.config, 1, 8), 1, 8)
+        proxy.encoder(tase.models.initial_network(writer.config, 1, 8))
         proxy.status("finished", epoch=8)
         assert proxy.restored()["epoch"] == 1 and proxy.finished(images)
     run = tase.Run(tmp_path / "run")

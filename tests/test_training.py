@@ -168,9 +168,9 @@ def test_images_are_encoded_once_where_knn_and_refresh_meet(trained, tmp_path, m
 
 
 def test_a_finished_run_is_returned_as_it_is(trained):
-    before = (trained[2].path / "encoder.pt").stat().st_mtime_ns
+    before = (trained[2].path / "encoder.safetensors").stat().st_mtime_ns
     assert train(trained[2].config, trained[2].path, resume=True, progress=False).finished
-    assert (trained[2].path / "encoder.pt").stat().st_mtime_ns == before
+    assert (trained[2].path / "encoder.safetensors").stat().st_mtime_ns == before
 
 
 def test_a_run_does_not_go_on_with_other_images(tmp_path):

@@ -7,7 +7,7 @@
     history/           one snapshot of every sample's tau, weight, pseudo-label, headness, loss per refresh
     control.json       a request from outside to pause, stop or steer; events.jsonl: what was applied, and when
     checkpoint.pt      all that is needed to resume exactly; checkpoint.previous.pt is the one before
-    encoder.pt         the trained backbone
+    encoder.safetensors  the trained backbone's weights; encoder.json: how to build it (older runs: encoder.pt)
     results.json       what `evaluate` measured
     .lock              held by the process that trains in the folder
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..config import Config, ConfigError, check, check_choice, override, unknown
+from ..config import Config, ConfigError, check, check_choice, encoder_file, override, unknown
 from ..files import RunError, is_held, load_json, load_npz, load_optional_json, read_lines, save_json, save_npz
 
 if TYPE_CHECKING:
@@ -259,15 +259,15 @@ class Run:
         return self.splits.train
 
     def encoder(self, device: str = "cpu") -> nn.Module:
-        """Return the trained backbone in eval mode: float [b, c, s, s] in [0, 1] -> features [b, d]."""
-        from ..models import load_backbone
+        """Return the trained backbone in eval mode, as `load_encoder` does: images -> features [b, d]."""
+        from ..models import load_encoder
 
-        if not (self.path / "encoder.pt").exists():
+        if not encoder_file(self.path).exists():
             if self.finished and not (self.path / "checkpoint.pt").exists():
                 raise RunError(f"{self.path} is a slim copy: it keeps no encoder; train the run in another folder")
             raise RunError(f"{self.path} has no encoder yet: its training has not finished (train with resume=True)")
         try:
-            return load_backbone(self.path / "encoder.pt", device)
+            return load_encoder(self.path, device)
         except (RunError, ValueError) as error:
             raise RunError(f"{error}; training with resume=True makes it again from the checkpoint") from error
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..config import Config, ConfigError
+from ..config import Config, ConfigError, encoder_file
 from ..distributed import launched
 from ..files import (
     RunError,
@@ -31,7 +31,7 @@ from ..files import (
     writing,
 )
 from ..lazy import torch
-from ..models import Network, load_backbone, save_backbone
+from ..models import Network, load_encoder, save_encoder
 from .run import RUN_FORMAT, Run, check_steering, not_taken
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ class RunWriter:
         """Tell whether encoder and last snapshot are intact: the checkpoint, if it is there, can make them again."""
         last = self.folder / "history" / f"epoch_{self.config.optim.epochs:06d}.npz"
         try:
-            for path, load in ((self.folder / "encoder.pt", load_backbone), (last, load_npz)):
+            for path, load in ((encoder_file(self.folder), load_encoder), (last, load_npz)):
                 if path.exists():
                     load(path)
         except (RunError, ValueError) as error:
@@ -257,9 +257,9 @@ class RunWriter:
         """Read the checkpoint from which the run is to be resumed, if any."""
         return load_checkpoint(self.folder, self.config.identity) if self.resume else None
 
-    def encoder(self, network: Network, channels: int, size: int) -> None:
-        """Write the trained backbone, for images of so many channels and pixels a side."""
-        save_backbone(self.folder / "encoder.pt", network, self.config.model, channels, size)
+    def encoder(self, network: Network) -> None:
+        """Write the trained backbone."""
+        save_encoder(self.folder, network, self.config.model)
 
     # ---- requests from outside
 
