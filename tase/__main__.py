@@ -193,7 +193,7 @@ def _trust(args: argparse.Namespace) -> dict[str, Any]:
     import csv
 
     from .runs import Run
-    from .trust import run_trust
+    from .verdict import run_trust
 
     run, labels = Run(args.run_folder), None
     if args.labels == "own":

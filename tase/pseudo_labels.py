@@ -442,8 +442,11 @@ class PseudoLabels:
         self.spread, self.log_sizes = 0.0, None  # the latter, as p, of the last update only
 
     @torch.no_grad()
-    def update(self, features: Float[Tensor, "n d"]) -> None:
-        """Cluster fresh features, then set headness and q; raises ValueError if there are not n of them."""
+    def update(self, features: Float[Tensor, "n d"], quantity: Quantity | None = None) -> None:
+        """Cluster fresh features, then set headness and q; raises ValueError if there are not n of them.
+
+        `quantity`: where it has been estimated already, by other clusterings.
+        """
         if features.ndim != 2 or len(features) != self.n:
             raise ValueError(f"features must be [{self.n}, d], one row per image, not {list(features.shape)}")
         memory = self.memory if len(self.centres) else 0.0  # nothing to remember at the first update
@@ -457,7 +460,7 @@ class PseudoLabels:
             self.p, self.labels = F.one_hot(self.truth, len(self.centres)).to(h.dtype), self.truth
         self._add_noise()
         self.sizes = sizes_of(self.p)
-        quantity = self.estimate(h, self.p, self.centres, **self.options)
+        quantity = quantity or self.estimate(h, self.p, self.centres, **self.options)
         self.headness = torch.lerp(quantity.a.double(), self.headness, memory)
         self.log_sizes = quantity.log_sizes
         self.q, self.spread = clipped_rank(quantity._replace(a=self.headness), self.headness_map)

@@ -308,6 +308,7 @@ def refresh(t: Training) -> Tensor:
     guide.update(h, t.epoch)
     if world() > 1:  # k-means runs once, and all have its result
         t.guidance.load_state_dict(guide.state_dict())
+        t.guidance.found = rank_zero(lambda: t.guidance.found)()
         t.modules.load_state_dict(rank_zero(t.modules).state_dict())
     return h
 
@@ -329,6 +330,7 @@ def snapshot(t: Training, h: Tensor) -> dict[str, np.ndarray]:
         "headness": guide.headness.float(),
         "cluster_sizes": guide.cluster_sizes.float(),
         "log_sizes": guide.log_sizes,
+        **{name: torch.tensor(value) for name, value in guide.found.items()},
         **{name: getattr(guide, name) for name in guide.SHOWN},
         "loss": (t.loss_sum / t.loss_count).float(),
         "feature_index": kept,

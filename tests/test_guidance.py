@@ -151,12 +151,12 @@ def test_scale_by_tau():
     assert TASE(20, clusters=2).scale(torch.tensor([3, 7])) is None
 
 
-def test_equal_clusters_warn_and_give_the_middle():
+def test_equal_clusters_warn_and_do_not_guide():
     features = F.one_hot(torch.arange(40) % 4, 4).float()
     guide = TASE(40, clusters=4, assignment_confidence=1.0)
     with pytest.warns(UserWarning, match="say nothing about quantity"):
         guide.update(features, 0)
-    torch.testing.assert_close(guide.tau, torch.full((40,), 0.3))
+    torch.testing.assert_close(guide.tau, torch.full((40,), 0.2))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         simclr = Constant(40, clusters=4)

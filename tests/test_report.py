@@ -236,17 +236,17 @@ def test_double_images_are_found_among_many(unlabelled, monkeypatch):
 
 
 def test_trust_is_told_where_a_run_knows_it(run, monkeypatch):
-    trust = np.linspace(0, 1, 405)[None].repeat(len(run.history), 0)
-    monkeypatch.setattr(type(run.history), "trust", trust, raising=False)
-    assert sentences(run)[0].startswith("Trust 0.50")
-    found = unpacked(payload([run], kinds=("pca",)))
-    np.testing.assert_allclose(
-        found["runs"][0]["trust"][: len(found["sets"][0]["index"])], trust[0][found["sets"][0]["index"]], atol=1e-4
-    )
+    steps, t = len(run.history), run.trusted_at
+    monkeypatch.setattr(type(run.history), "trust", np.linspace(0, 1, steps), raising=False)
+    assert sentences(run)[0].startswith(f"Trust {t / (steps - 1):.2f} at epoch {run.history.epoch[t]}: ")
+    assert unpacked(payload([run], kinds=("pca",)))["runs"][0]["trust"] == pytest.approx(np.linspace(0, 1, steps), abs=0.01)
+    monkeypatch.setattr(type(run.history), "trust", np.full(steps, np.nan), raising=False)  # an older run
+    assert not sentences(run)[0].startswith("Trust")
+    assert unpacked(payload([run], kinds=("pca",)))["runs"][0]["trust"] is None
 
 
 def test_sentences_say_how_far_to_believe_it(trained):
-    assert "the same τ" in sentences(trained[1])[0]  # SimCLR
+    assert "the same τ" in sentences(trained[1])[1]  # SimCLR
     said = " ".join(sentences(trained[2]))
     assert "Rank correlation" in said and "8 epochs only" in said
 

@@ -9,7 +9,12 @@ import pytest
 import torch
 from test_pseudo_labels import gen, mixture
 
-from tase.trust import feature_trust, run_trust, walk_log_sizes
+import tase
+from tase.guidance import TASE
+from tase.pseudo_labels import quality
+from tase.runs import load_checkpoint
+from tase.trust import feature_trust, walk_log_sizes
+from tase.verdict import run_trust
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -54,3 +59,57 @@ def test_a_run_says_how_far_to_believe_it_and_labels_say_more(trained, tmp_path)
     words = [sys.executable, "-m", "tase", "trust", str(run.path), "--labels", str(file), "--json"]
     told = json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
     assert told == json.loads(json.dumps(judged))
+
+
+def test_no_trust_is_simclr_bit_for_bit_and_full_trust_is_tase(tmp_path, monkeypatch):
+    """What counts is found at the end of the warm-up, and held although later refreshes would say otherwise."""
+    said = iter([1.0, 0.0] + [1.0] * 20)
+
+    def found(*args, **kwargs):
+        return feature_trust(*args, **kwargs)._replace(trust=next(said))
+
+    def trained_as(name, method, **fields):
+        overrides = {"optim.epochs": 3, "guidance.refresh": 1, "guidance.warmup": 0.3}
+        config = tase.preset("digits-lt", method, 0, {**overrides, **{f"guidance.{k}": v for k, v in fields.items()}})
+        return tase.train(config, tmp_path / name, progress=False)
+
+    monkeypatch.setattr("tase.trust.feature_trust", found)
+    doubted = trained_as("doubted", "tase", trust=True)
+    simclr, plain = trained_as("simclr", "simclr"), trained_as("plain", "tase")
+    trusted = trained_as("trusted", "tase", trust=True)
+    assert doubted.history.trust.tolist() == [1, 0, 1, 1] and doubted.trusted_at == 1
+    for one, other, history in ((doubted, simclr, False), (trusted, plain, True)):
+        weights = [run.encoder().state_dict() for run in (one, other)]
+        assert all(torch.equal(a, weights[1][name]) for name, a in weights[0].items())
+        assert list(one.metrics.loss) == list(other.metrics.loss)
+        assert np.array_equal(one.history.tau, other.history.tau) and np.array_equal(
+            one.history.weight, other.history.weight
+        )
+        assert np.array_equal(one.history.headness, other.history.headness) or not history
+    assert np.ptp(plain.history.tau[-1]) > 0.1 and np.ptp(doubted.history.tau) == 0
+
+
+def test_trust_survives_a_stop(tmp_path):
+    """The held value is of the checkpoint, not of what the features say after it."""
+    config = tase.preset("digits-lt", "tase", 0, {"optim.epochs": 3, "guidance.refresh": 1, "guidance.trust": True})
+    whole = tase.train(config, tmp_path / "whole", progress=False)
+    tase.train(config, tmp_path / "cut", until=2, progress=False)
+    cut = tase.train(config, tmp_path / "cut", resume=True, progress=False)
+    assert np.array_equal(whole.history.tau, cut.history.tau)
+    assert np.array_equal(whole.history.shared, cut.history.shared) and not np.isnan(whole.history.shared).any()
+    a, b = (load_checkpoint(run.path, run.identity) for run in (whole, cut))
+    assert a["guidance"]["trusted"] == b["guidance"]["trusted"] == whole.history.trust[whole.trusted_at]
+
+
+def test_averaged_headness_follows_planted_sizes_better_than_one_clustering():
+    ranks = {}
+    for clusterings in (1, 4):
+        each = []
+        for seed in range(6):
+            x, y = mixture((200, 100, 50, 25, 12), noise=0.5, seed=seed)
+            guide = TASE(len(x), clusterings=clusterings, generator=gen(seed))
+            guide.update(x, epoch=0)
+            each.append(quality(guide.pseudo_label, guide.headness, y)["spearman_samples"])
+            assert guide.found["trust"] == 1
+        ranks[clusterings] = np.mean(each)
+    assert ranks[4] >= ranks[1] - 0.02 and ranks[4] > 0.6

@@ -42,7 +42,7 @@ from typing import TYPE_CHECKING
 from ..config import METHODS, Config, check
 from .base import Guidance, Method, compose
 from .parts import BCL, GH, SDCLR
-from .temperatures import MMTS, TASE, Constant, ISogCLRTau, TemperatureSchedule, temperature_and_weight
+from .temperatures import MMTS, TASE, Constant, ISogCLRTau, TemperatureSchedule, shrunken, temperature_and_weight
 
 if TYPE_CHECKING:
     import torch
@@ -62,6 +62,7 @@ __all__ = [
     "TemperatureSchedule",
     "build_guidance",
     "compose",
+    "shrunken",
     "temperature_and_weight",
 ]
 

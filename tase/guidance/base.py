@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..config import ESTIMATORS, check, option, unknown
@@ -79,6 +80,13 @@ class Guidance:
         memory: float = option(
             0.7, "share of a sample's headness that is kept from the refresh before", low=0, below=1, before=0.0
         )
+        clusterings: int = option(
+            1,
+            "independent clusterings whose headness is averaged, each with its own start and half of the dimensions "
+            "(1: only that of the pseudo-labels)",
+            low=1,
+            before=1,
+        )
         assignment_confidence: float = option(
             0.8, "mean of the largest responsibility, equation (3); 1: hard", above=0, high=1
         )
@@ -110,6 +118,7 @@ class Guidance:
         self.options = options or self._options(fields if labels is None else {**fields, "labels": "oracle"})
         self.n, self.epochs, self.groups, self.device = n, epochs, groups, torch.device(device)
         self.pseudo = pseudo or self._pseudo_labels(labels, generator)
+        self.found: dict[str, float] = {}
         self.tau: Float[Tensor, "n"] = torch.full((n,), 0.2, device=self.device)
         self.weight: Float[Tensor, "n"] = torch.ones(n, device=self.device)
 
@@ -172,7 +181,15 @@ class Guidance:
 
     def update(self, features: Float[Tensor, "n d"], epoch: int) -> None:
         """Take the backbone features of all images, at each refresh, before `epoch` is trained."""
-        self.pseudo.update(features)
+        from ..trust import CLUSTERINGS, feature_trust
+
+        c, averaged = self.options, self.options.clusterings > 1 and self.pseudo.truth is None
+        # A stream for each refresh: nothing to save, and the pseudo-labels are the same with and without it.
+        rng = self.own_generator(f"trust {epoch}")
+        estimate = partial(self.pseudo.estimate, **self.pseudo.options) if averaged else None
+        found = feature_trust(features, rng, c.space, estimate, c.clusterings if averaged else CLUSTERINGS)
+        self.found = {"trust": found.trust, "shared": found.shared, "agreement": found.agreement}
+        self.pseudo.update(features, found.quantity if averaged else None)
 
     def views(
         self,

@@ -137,6 +137,8 @@ class TASE(Constant):
 
     tau_i = tau_min + (tau_max - tau_min) q_i,    w_i = clip(exp(-gamma (a_i - mean a)), 1/w_max, w_max)
 
+    With `trust`, log tau_i - log tau_0 and log w_i are multiplied by the trust s that independent clusterings give at
+    the end of the warm-up (trust.py), and which is held, since guidance itself raises it; 0 is SimCLR.
     With `group_tau` (head, mid, tail) tau_i is that of the image's group in `groups`. Until epoch `warmup`,
     tau_i = tau_0 and w_i = 1; over the next `ramp` epochs both move in linearly (None: the options' shares of the run's
     `epochs`). True `labels` make it the oracle.
@@ -165,6 +167,12 @@ class TASE(Constant):
             above=0,
             before=(),
         )
+        trust: bool = option(
+            False,
+            "pull tau to tau_0 and w to 1 as far as independent clusterings, at the end of the warm-up, see no more of "
+            "some looks than balanced data show",
+            before=False,
+        )
         ramp: float = option(0.05, "share of the run over which tau and w move in after the warm-up", low=0, high=1)
 
         def check_together(self) -> None:
@@ -185,6 +193,9 @@ class TASE(Constant):
         check(min(self.warmup, self.ramp) >= 0, "warmup, ramp", (warmup, ramp), "numbers of epochs, at least 0")
         self.target_tau, self.target_weight = self.tau.clone(), self.weight.clone()
         self.order = torch.arange(n, device=self.device)
+        self.trusted = math.nan  # trust s, once the warm-up has ended
+        if c.trust:
+            self.SAVED = (*self.SAVED, "trusted")
         if c.shuffled:
             # A generator of its own: the control has the same clusters as the method it is compared with.
             own = torch.Generator().manual_seed(self.pseudo.generator.initial_seed())
@@ -199,14 +210,25 @@ class TASE(Constant):
     def update(self, features: Float[Tensor, "n d"], epoch: int) -> None:
         super().update(features, epoch)
         q, a = self.pseudo.q.to(self.device), self.pseudo.headness.to(self.device)
+        share = self._trusted_share(epoch)
         if self.pseudo.spread < 0.1:
-            message = "The clusters are all about as large and say nothing about quantity: q is 0.5 for every sample."
+            message = "The clusters are all about as large and say nothing about quantity: no guidance from them."
             warnings.warn(message, stacklevel=2)
+            share = 0.0
         tau, weight = temperature_and_weight(q, a, self.options)
         if self.options.group_tau:
             tau = tau.new_tensor(self.options.group_tau)[self.groups.to(self.device)]
+        tau, weight = shrunken(tau, weight, self.options.tau_0, share)
         self.target_tau, self.target_weight = tau[self.order].float(), weight[self.order].float()
         TASE.start_epoch(self, epoch)
+
+    def _trusted_share(self, epoch: int) -> float:
+        """Return the share of the guidance that acts: 1 without `trust`, and for true labels, which need none."""
+        if not self.options.trust or self.pseudo.truth is not None:
+            return 1.0
+        if math.isnan(self.trusted) and epoch >= self.warmup:
+            self.trusted = self.found["trust"]
+        return 0.0 if math.isnan(self.trusted) else self.trusted
 
     @staticmethod
     def loss_scale(options: Options, tau: Float[Tensor, "b"]) -> Float[Tensor, "b"] | None:
@@ -221,3 +243,14 @@ def temperature_and_weight(
     tau = c.tau_min + (c.tau_max - c.tau_min) * (1 - q if c.reversed else q)  # (5)
     weight = (-c.gamma * (a - a.mean())).exp().clamp(1 / c.w_max, c.w_max)  # (6)
     return tau, weight
+
+
+def shrunken(
+    tau: Float[Tensor, "n"], weight: Float[Tensor, "n"], tau_0: float, trust: float
+) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"]]:
+    """Pull the logs of tau toward log tau_0 and those of the weights toward 0; exact at trust 0 and 1."""
+    if trust == 1:
+        return tau, weight
+    if trust == 0:
+        return torch.full_like(tau, tau_0), torch.ones_like(weight)
+    return tau_0 * (tau / tau_0) ** trust, weight**trust

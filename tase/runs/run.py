@@ -41,6 +41,8 @@ PER_SAMPLE = {
     "headness": np.float32,
     "loss": np.float32,
 }
+# Numbers of each snapshot: what independent clusterings say (trust.py).
+PER_SNAPSHOT = ("trust", "shared", "agreement")
 ACTIONS = ("run", "pause", "stop")  # that control.json can ask for
 TRUE_CLASSES = ("labels", "counts", "groups")  # arrays of history/labels.npz
 
@@ -49,8 +51,9 @@ class History:
     """Per-sample quantities over training time, read from a run's snapshots; it grows while the run trains.
 
     `epoch` [s]; `tau`, `weight`, `pseudo_label`, `headness`, `loss` [s, n] (loss: mean since the snapshot before, NaN
-    if a sample was not drawn); `cluster_sizes[t]` [k]; `quality[t]`; `features(t)` [m, d] of the images
-    `feature_index(t)`. From the true labels, which judge and never train (but the oracle), or None without labels:
+    if a sample was not drawn); `trust`, `shared`, `agreement` [s], what independent clusterings say (NaN in runs of
+    older versions); `cluster_sizes[t]` [k]; `quality[t]`; `features(t)` [m, d] of the images `feature_index(t)`. From
+    the true labels, which judge and never train (but the oracle), or None without labels:
     `labels` [n], `counts` [C] training images per class, `groups` [C] 0 head, 1 mid, 2 tail; `classes`: their names.
     """
 
@@ -85,12 +88,14 @@ class History:
             if not rows:
                 raise RunError(f"{self.folder.parent} has no snapshot yet")
             return np.stack(rows).astype(PER_SAMPLE[name])  # [s, n]
+        if name in PER_SNAPSHOT:
+            return np.array([float(arrays.get(name, np.nan)) for arrays in self.snapshots().values()])
         if name in TRUE_CLASSES:
             return self._classes.get(name)
         raise AttributeError(f"a history has no '{name}'")
 
     def __dir__(self) -> list[str]:
-        return [*super().__dir__(), *PER_SAMPLE, *TRUE_CLASSES]
+        return [*super().__dir__(), *PER_SAMPLE, *PER_SNAPSHOT, *TRUE_CLASSES]
 
     def __len__(self) -> int:
         return len(self.snapshots())
@@ -287,6 +292,11 @@ class Run:
         saved = load_npz(path)
         return saved["features"].astype(np.float32), saved["labels"]
 
+    @property
+    def trusted_at(self) -> int:
+        """Index of the first snapshot after the warm-up, whose trust counts (the last one, before there is any)."""
+        return min(int((self.history.epoch < self.config.warmup).sum()), len(self.history) - 1)
+
     # ---- copies and descriptions
 
     def slim(self, out: str | Path, tables_only: bool = False) -> Run:
@@ -324,6 +334,10 @@ class Run:
         }
         for name, scores in ((self.results or {}).get("protocols") or {}).items():
             rows[name] = _score_text(scores, ("all", "head", "mid", "tail", "std"), ".1f")
+        trust = self.history.trust
+        if len(trust) and not np.isnan(trust[-1]):
+            t = self.trusted_at
+            rows["trust"] = f"{trust[t]:.2f} at epoch {self.history.epoch[t]}, {trust[-1]:.2f} at the last snapshot"
         for quality in self.history.quality[-1:]:
             rows |= {"clusters": _score_text(quality, tuple(quality), ".2f")} if quality else {}
         return rows

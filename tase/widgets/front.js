@@ -1265,7 +1265,7 @@ class Explorer {
       joined ? ["joined group", number(joined), joined > 1.5 * size ? "images: near clusters count together" : "images"] : null,
       ["headness a", fixed(a), `log of ${number(Math.exp(a))} images, its clusters' mean`],
       ["q", fixed(q), `0 up to a = ${fixed(low, 1)}, 1 from ${fixed(high, 1)}`],
-      run.trust ? ["trust", fixed(this.value(run, "trust", row)), "how far q may act"] : null,
+      run.trust ? ["trust", fixed(run.trust[t]), "of the whole run: 0, clusters look as balanced data do; 1, a clear tail"] : null,
       ["τ", fixed(tau, 3), same ? "the same for all images now" : this.tauText(run, tau, q)],
       ["w", fixed(weight, 3), same ? "" : `counts ${weight > 1 ? "more" : "less"} than the mean`],
       ...Object.keys(run.own).map((name) => {

@@ -196,7 +196,6 @@ def _run(pack: Packer, run: Run, index: Int64[np.ndarray, " m"], found: dict[str
     low, high = (getattr(options, name, None) for name in ("tau_min", "tau_max"))
     # The chain "why this tau" writes equation (5) only where it gives what was saved: not for methods that use others.
     fits = low is not None and bool(np.allclose(low + (high - low) * q[-1], tau[-1], atol=3e-3))
-    trust = getattr(h, "trust", None)
     return {
         "name": run.name,
         "preset": config.preset,
@@ -209,7 +208,7 @@ def _run(pack: Packer, run: Run, index: Int64[np.ndarray, " m"], found: dict[str
         "cluster": pack.whole(h.pseudo_label[:, index], "i2"),
         "q": pack.scaled(q[:, index]),
         "own": _own_quantities(pack, run, index),
-        "trust": None if trust is None else pack.scaled(trust[:, index]),
+        "trust": None if np.isnan(h.trust).any() else [round(float(s), 2) for s in h.trust],
         "limits": limits,
         "sizes": [[round(float(x), 1) for x in sizes] for sizes in h.cluster_sizes],
         "joined": [_joined_sizes(run, t) for t in range(len(h))],

@@ -15,6 +15,7 @@ from ..data import ImageSet
 from ..files import RunError
 from ..pseudo_labels import centred
 from ..runs import Run
+from ..verdict import trust_words
 from .base import images_of, opened
 
 if TYPE_CHECKING:
@@ -145,9 +146,9 @@ def sentences(run: Run) -> list[str]:
     """Say plainly how far to believe what this run calls rare: only what is known of it."""
     h, config = run.history, run.config
     tau, said = h.tau[-1], []
-    trust = getattr(h, "trust", None)  # of each image at each snapshot, where the run knows it
-    if trust is not None:
-        said.append(f"Trust {np.mean(trust[-1]):.2f}: how far a second clustering would say the same (1: entirely).")
+    t = run.trusted_at
+    if not np.isnan(h.trust[t]):
+        said.append(f"Trust {h.trust[t]:.2f} at epoch {h.epoch[t]}: {trust_words(h.trust[t])}.")
     if float(tau.std()) < 1e-4:
         said.append("This method gives every image the same τ: headness only shows what its clusters would say.")
     elif (tau > tau.max() - 1e-3).mean() > 0.5:

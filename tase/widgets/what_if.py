@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int64
 
 from ..config import Config
-from ..guidance import TASE, build_guidance, temperature_and_weight
+from ..guidance import TASE, build_guidance, shrunken, temperature_and_weight
 from ..pseudo_labels import Quantity, clipped_rank
 from ..runs import History, Run
 from .svg import group_of_samples
@@ -28,6 +28,7 @@ class SampleTable:
     tau: Float[np.ndarray, " n"]  # as saved
     weight: Float[np.ndarray, " n"]  # as saved
     group: Int64[np.ndarray, " n"]  # 0 head, 1 mid, 2 tail; -1 without labels
+    strength: float = 1.0  # of the guidance, for options with trust
 
 
 class WhatIf(NamedTuple):
@@ -60,6 +61,7 @@ def saved_samples(run: Run, t: int) -> SampleTable:
         tau=h.tau[t],
         weight=h.weight[t],
         group=group_of_samples(h, n),
+        strength=1.0 if np.isnan(h.trust[run.trusted_at]) else float(h.trust[run.trusted_at]),
     )
 
 
@@ -93,6 +95,8 @@ def apply_options(now: SampleTable, options: Any) -> WhatIf:
     """Compute tau and w of equations (4) to (6) from the saved headness, after the ramp."""
     q, spread = clipped_rank(now.quantity, options.headness_map)
     tau, weight = temperature_and_weight(q, now.quantity.a, options)
+    if options.trust:
+        tau, weight = shrunken(tau, weight, options.tau_0, now.strength)
     return WhatIf(tau.numpy(), weight.numpy(), float(spread))
 
 

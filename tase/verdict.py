@@ -1,0 +1,92 @@
+"""What a run says of itself, in words: how far its ranking of images, from common to rare, can be believed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from .runs import Run
+from .streams import generator
+from .trust import feature_trust
+
+
+def run_trust(run: Run, labels: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Say how far to believe a run's ranking of its images, from common to rare.
+
+    Without `labels`: trust s, shared variance c and agreement at the end of the warm-up (guidance itself raises them
+    later), `last`, s at the last snapshot, `at_ends`, the share of the images at the lowest and at the highest
+    temperature, and what they mean in words. With labels (file name or number of an image -> class, of 50 to 200 images
+    drawn at random) also the rank correlation of the run's headness with how often a class occurs among them, its 95 %
+    interval (bootstrap over images), and advice. Raises RunError for a run without features, ValueError for labels of
+    fewer than 20 of its images.
+    """
+    history, tau = run.history, run.history.tau[-1]
+    t = run.trusted_at
+    found, last = _found(run, t), _found(run, len(history) - 1)
+    ends = [float((tau < tau.min() + 1e-3).mean()), float((tau > tau.max() - 1e-3).mean())]
+    facts = {"epoch": int(history.epoch[t])} | {name: round(value, 3) for name, value in found.items()}
+    facts |= {"last": round(last["trust"], 3), "at_ends": [round(share, 3) for share in ends]}
+    facts["verdict"] = trust_words(found["trust"])
+    return facts if labels is None else {**facts, **_with_labels(history.headness[-1], _classes(run, labels))}
+
+
+def _found(run: Run, t: int) -> dict[str, float]:
+    """What independent clusterings say at snapshot t: as saved, or from its features, in runs of older versions."""
+    saved = {name: float(getattr(run.history, name)[t]) for name in ("trust", "shared", "agreement")}
+    if not np.isnan(saved["trust"]):
+        return saved
+    features = torch.from_numpy(run.history.features(t))
+    found = feature_trust(features, generator(run.config.seed, "trust"), run.config.guidance.space)
+    return {name: getattr(found, name) for name in saved}
+
+
+def trust_words(trust: float) -> str:
+    """Return the plain sentence for a run's trust s."""
+    if trust == 0:
+        return (
+            "clusters show no more of one look than balanced data usually do: no imbalance is seen. Treat this ranking "
+            "as unknown, and check it with labels (--labels)"
+        )
+    strength = "clearly" if trust == 1 else "somewhat"
+    return (
+        f"some looks are {strength} more common here than balanced data usually show; whether a look is a class of "
+        "yours, only labels can tell (--labels)"
+    )
+
+
+def _classes(run: Run, labels: Mapping[str, str]) -> dict[int, str]:
+    """Class by number of the image, from names or numbers of images."""
+    paths = getattr(run.images, "paths", None) or []
+    numbers = {str(path): i for i, path in enumerate(paths)}
+    numbers |= {str(path).rpartition("/")[2]: i for i, path in enumerate(paths)}
+    n = run.history.headness.shape[1]
+    numbers |= {str(i): i for i in range(n)}
+    known = {numbers[name]: label for name, label in labels.items() if name in numbers}
+    if len(known) < 20:
+        raise ValueError(f"labels of {len(known)} of the run's {n} images: 50 to 200 are needed to say anything")
+    return known
+
+
+def _with_labels(headness: Float[np.ndarray, " n"], classes: Mapping[int, str]) -> dict[str, Any]:
+    from scipy.stats import spearmanr
+
+    index = np.array(list(classes))
+    _, inverse, counts = np.unique(list(classes.values()), return_inverse=True, return_counts=True)
+    a, size = headness[index], counts[inverse]
+    rng, m = np.random.default_rng(0), len(index)
+    with np.errstate(invalid="ignore"):
+        draws = [spearmanr(a[i], size[i]).statistic for i in rng.integers(m, size=(1000, m))]
+    low, high = np.nanpercentile(draws, [2.5, 97.5])
+    advice = (
+        "headness follows the class sizes: its ranking can be used"
+        if low > 0.2
+        else "headness runs against the class sizes: do not use its ranking, nor TASE with these clusters"
+        if high < 0
+        else "headness does not surely follow the class sizes: do not rely on its ranking"
+    )
+    correlation = float(spearmanr(a, size).statistic)
+    return {"labelled": m, "correlation": correlation, "interval": [float(low), float(high)], "advice": advice}
