@@ -239,7 +239,9 @@ def test_trust_is_told_where_a_run_knows_it(run, monkeypatch):
     steps, t = len(run.history), run.trusted_at
     monkeypatch.setattr(type(run.history), "trust", np.linspace(0, 1, steps), raising=False)
     assert sentences(run)[0].startswith(f"Trust {t / (steps - 1):.2f} at epoch {run.history.epoch[t]}: ")
-    assert unpacked(payload([run], kinds=("pca",)))["runs"][0]["trust"] == pytest.approx(np.linspace(0, 1, steps), abs=0.01)
+    assert unpacked(payload([run], kinds=("pca",)))["runs"][0]["trust"] == pytest.approx(
+        np.linspace(0, 1, steps), abs=0.01
+    )
     monkeypatch.setattr(type(run.history), "trust", np.full(steps, np.nan), raising=False)  # an older run
     assert not sentences(run)[0].startswith("Trust")
     assert unpacked(payload([run], kinds=("pca",)))["runs"][0]["trust"] is None
