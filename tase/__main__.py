@@ -133,7 +133,7 @@ def _study(args: argparse.Namespace) -> dict[str, Any]:
             print(planned.describe(args.jobs))
         seconds, basis = studies.cost(planned.missing, args.jobs)
         return {"runs": len(planned.jobs), "missing": len(planned.missing), "seconds": seconds, "basis": basis}
-    how = {"progress": not args.quiet, "keep": args.keep}
+    how = {"progress": not args.quiet, "keep": args.keep, "executor": args.executor}
     found = studies.run_study(study, args.preset, _seed_range(args.seeds), out, args.jobs, **how, **where)
     return _told(found, args)
 
@@ -339,6 +339,8 @@ def _study_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--preset", nargs="+", default=[], help="one or more (default: the study's own, where it has some)")
     p.add_argument("--seeds", default="5", help="how many, or from-to: 5 is 0-4 (default 5)")
     p.add_argument("--jobs", type=int, default=1, help="runs at once, each with its share of the cores (default 1)")
+    engines = "local:N, submitit:partition=gpu,timeout_min=240 (Slurm), dask:tcp://HOST:PORT"
+    p.add_argument("--executor", metavar="ENGINE", help=f"do the runs on an engine: {engines}")
     p.add_argument("--out", help="the study's folder (default studies/NAME-PRESET)")
     p.add_argument("--runs", help="folder of the runs, which studies can share (default OUT/runs)")
     p.add_argument("--rows", nargs="+", default=[], metavar="ROW", help="only these rows (see --dry-run)")

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and the lock of a folder. Reading a file never executes what is in it.
+"""Files that are whole or not there, locks and claims. Reading a file never executes what is in it.
 
 A file is written to a temporary name and renamed, so a reader never sees half of one. Checksums show damage: a
 JSON object has its own, .pt files have one at their end, .npz files one of each array (their zip's CRC).
@@ -11,6 +11,9 @@ import hashlib
 import io
 import json
 import os
+import socket
+import tempfile
+import threading
 import warnings
 import zipfile
 from collections.abc import Callable, Container, Iterator
@@ -18,12 +21,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 PT_MARK = b"sha256:"  # a .pt file ends with these 7 and 64 hexadecimal digits; torch.load reads it nonetheless
+CLAIM_SECONDS = (
+    180.0  # without a sign of life, then another machine takes a claim over; NFS shows a time up to 60 s late
+)
 
 
 class RunError(RuntimeError):
     """A run's folder or file cannot be used; the message says why and what to do."""
+
+
+class InUse(RunError):
+    """Another process works there; it may be free later."""
 
 
 # -------------------------------------------------------------------------------------------------------------- writing
@@ -72,8 +83,8 @@ def tidy(folder: Path) -> None:
 def hold(path: str | Path, wait: float = 1.0) -> Iterator[None]:
     """Hold the lock file `path`; the system frees it when the process ends, however it ends.
 
-    Waits up to `wait` seconds: `is_held` takes the lock for a moment. Raises RunError if another holder keeps it, or if
-    the file cannot be written.
+    Waits up to `wait` seconds: `is_held` takes the lock for a moment. Raises InUse if another holder keeps it, and
+    RunError if the file cannot be written.
     """
     from filelock import FileLock, Timeout
 
@@ -83,7 +94,7 @@ def hold(path: str | Path, wait: float = 1.0) -> Iterator[None]:
             lock.acquire(timeout=wait)
         except Timeout as error:
             folder = Path(path).parent
-            raise RunError(f"{folder} is in use by another process; wait for it, or choose another folder") from error
+            raise InUse(f"{folder} is in use by another process; wait for it, or choose another folder") from error
     try:
         yield
     finally:
@@ -103,6 +114,113 @@ def is_held(path: str | Path) -> bool | None:
         return True
     except OSError:
         return None
+
+
+# --------------------------------------------------------------------------------------------------------------- claims
+
+
+class Claim:
+    """Hold the right to do something, among the processes of all machines that share a folder: `with Claim(path):`.
+
+    Claim number g is the file `path.g`. It is made with O_EXCL, which is atomic on NFS (version 3 and later) as well,
+    where a flock may not be. The highest number counts. Who finds that it was let go, that its process is gone (on the
+    same machine), or that it has shown no sign of life for CLAIM_SECONDS (on another one), makes number g + 1: exactly
+    one can. No number comes back, so that nobody takes a new claim for the old one that was found dead. Times are those
+    of the file system, never of two machines' clocks.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path, self.number, self._end = Path(path), 0, threading.Event()
+
+    def __enter__(self) -> Claim:
+        """Take the claim; raises InUse if another holds it, RunError if the folder cannot be written."""
+        latest = self._latest()
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if latest and not self._is_over(latest):
+                raise InUse(f"{self.path} is held by another process")
+            try:
+                descriptor = os.open(self._file(latest + 1), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+            except FileExistsError:
+                raise InUse(f"{self.path} is held by another process") from None
+            with open(descriptor, "w") as file:
+                own = psutil.Process()
+                json.dump({"host": _machine(), "pid": own.pid, "begun": own.create_time()}, file)
+        self.number, self._end = latest + 1, threading.Event()
+        threading.Thread(target=self._live, args=(self._end,), daemon=True).start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._end.set()
+        with contextlib.suppress(RunError):  # a full disk: it is free when this process has ended
+            write_atomic(self._file(self.number), b"{}")
+
+    @property
+    def owner(self) -> dict[str, Any] | None:
+        """Host and process that hold it now; None where it is free."""
+        latest = self._latest()
+        return (self._read(latest)[0] or {"host": "?"}) if latest and not self._is_over(latest) else None
+
+    @property
+    def lost(self) -> bool:
+        """Whether another has taken it over: this process was suspended, or could not reach the file system."""
+        return self._latest() != self.number
+
+    def remove(self) -> None:
+        """Remove all its files; for what is done, so that a claim has no meaning any more."""
+        for number in self._numbers():
+            self._file(number).unlink(missing_ok=True)
+
+    def _file(self, number: int) -> Path:
+        return self.path.with_name(f"{self.path.name}.{number}")
+
+    def _numbers(self) -> list[int]:
+        prefix, folder = f"{self.path.name}.", self.path.parent
+        names = os.listdir(folder) if folder.exists() else ()
+        ends = (name[len(prefix) :] for name in names if name.startswith(prefix))
+        return [int(end) for end in ends if end.isdigit()]
+
+    def _latest(self) -> int:
+        return max(self._numbers(), default=0)
+
+    def _read(self, number: int) -> tuple[dict[str, Any] | None, float]:
+        """Read who holds it ({}: it was let go, None: still being written) and the time of the last sign of life."""
+        with open(self._file(number)) as file:  # opened first: then NFS asks the server for the time
+            text, seen = file.read(), os.fstat(file.fileno()).st_mtime
+        with contextlib.suppress(ValueError):
+            return json.loads(text), seen
+        return None, seen
+
+    def _is_over(self, number: int) -> bool:
+        try:
+            owner, seen = self._read(number)
+        except FileNotFoundError:  # removed just now: look again
+            return False
+        if owner is not None and owner.get("host") in (None, _machine()):
+            return not (owner and _lives(owner["pid"], owner["begun"]))
+        with tempfile.NamedTemporaryFile(dir=self.path.parent, prefix=".now") as now:
+            return os.fstat(now.fileno()).st_mtime - seen > CLAIM_SECONDS
+
+    def _live(self, end: threading.Event) -> None:
+        """Show signs of life, several within the time after which others would take the claim over."""
+        while not end.wait(CLAIM_SECONDS / 9):
+            with contextlib.suppress(OSError):
+                os.utime(self._file(self.number))
+
+
+def _machine() -> str:
+    """Name the machine and, as containers may share its name, the space that its process numbers are from."""
+    space = Path("/proc/self/ns/pid")
+    return f"{socket.gethostname()}/{space.stat().st_ino}" if space.exists() else socket.gethostname()
+
+
+def _lives(pid: int, begun: float) -> bool:
+    """Tell whether the process of this machine that began at that time is still there."""
+    try:
+        process = psutil.Process(pid)
+        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - begun) < 5
+    except psutil.NoSuchProcess:
+        return False
 
 
 # ----------------------------------------------------------------------------------------------------------------- JSON

@@ -174,7 +174,11 @@ class RunWriter:
     def __exit__(self, kind, error, trace) -> None:
         if not self._begun:
             self._leave()
-        elif kind is not None and kind is not KeyboardInterrupt:
+        elif kind not in (
+            None,
+            KeyboardInterrupt,
+            SystemExit,
+        ):  # submitit ends a job of which the time is up by an exit
             with contextlib.suppress(RunError):  # a full disk, a folder that is gone: the first error is what is told
                 self.status("failed", error=f"{kind.__name__}: {error}")
         self._lock.close()

@@ -10,5 +10,6 @@ with a run per configuration. The same call resumes after an interruption, and d
 
 from ..tables import Contrast, contrasts, name_of, shown
 from .declared import STUDIES, Cell, Multiple, Study, cross, each_method, over
+from .engines import ENGINES, engine
 from .jobs import Job, Workers, cost
 from .study import Outcome, Plan, StudyError, plan, published, read_study, run_study

@@ -1,4 +1,8 @@
-"""The runs of a study as jobs: what is missing of each, doing it here or in worker processes, and what it costs."""
+"""The runs of a study as jobs: what is missing of each, doing it here or by an executor, and what it costs.
+
+Several commands may do the jobs of one folder, on machines that share it: who does a job holds its claim, the others
+leave it out and look at it again later.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,7 @@ from ..config import Config
 from ..data import class_counts
 from ..distributed import choose_device
 from ..evaluation import evaluate, lacking
-from ..files import RunError, load_optional_json, read_lines, save_json
+from ..files import Claim, InUse, RunError, is_held, load_optional_json, read_lines, save_json
 from ..guidance import build_guidance
 from ..pseudo_labels import quality
 from ..runs import Run
@@ -30,7 +34,9 @@ from ..training import interruptible, train
 
 ASSUMED = 1000  # images a second and job, where no run of the same network has finished: one CPU core, conv4, 28x28
 STOP_SECONDS = 60  # seconds that a stopped job has to write its checkpoint
-POLL = 0.05  # seconds between two looks at the jobs
+POLL, LOOK = 0.05, 0.5  # seconds between two looks at the futures, and at the folders of the runs
+TRIES = 3  # times that a job is submitted without getting any further
+HELD, STOPPED = "it is in use by another process", "stopped by a signal"
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,16 @@ class Job:
         """The finished run, or None."""
         run = Run(self.folder) if (self.folder / "config.json").exists() else None
         return run if run and run.finished else None
+
+    @property
+    def claim(self) -> Claim:
+        """The right to do it, as a file next to the run."""
+        return Claim(self.folder.parent / ".claims" / self.folder.name)
+
+    @property
+    def free(self) -> bool:
+        """Whether no process works on it: neither one of a study nor a training by itself."""
+        return self.claim.owner is None and not is_held(self.folder / ".lock")
 
     @property
     def epochs_left(self) -> int:
@@ -95,10 +111,25 @@ def _clustered(run: Run, config: Config) -> dict[str, float]:
 
 
 def do_job(job: Job, on_epoch: Callable[[Run], None] | None = None) -> str:
-    """Do a job, in any process; returns "", or in a line why it failed (the traceback is in a log next to the run)."""
+    """Do a job, in any process; returns "", HELD, or in a line why it failed (the traceback is in a log near the run).
+
+    The job is claimed first: of all that try, one does it.
+    """
     try:
-        job.do(on_epoch=on_epoch)
+        with job.claim as claim:
+
+            def after_epoch(run: Run) -> None:
+                if claim.lost:
+                    raise RunError("another machine has taken it over: this one was silent for too long")
+                if on_epoch:
+                    on_epoch(run)
+
+            if not job.done:  # another may have done it meanwhile
+                job.do(on_epoch=after_epoch)
+        claim.remove()
         return ""
+    except InUse:
+        return HELD
     except Exception as error:
         log = job.folder.parent / ".logs" / f"{job.folder.name}.txt"
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -110,7 +141,8 @@ def _do_in_worker(job: Job) -> str:
     try:
         return do_job(job)
     except KeyboardInterrupt as stop:
-        return str(stop) or "stopped"
+        wanted = load_optional_json(job.folder / "control.json").get("action") == "stop"
+        return str(stop) if wanted else STOPPED
 
 
 def do_all(jobs: Sequence[Job], at_once: int, bar: Any, executor: Any = None) -> list[str]:
@@ -121,34 +153,74 @@ def do_all(jobs: Sequence[Job], at_once: int, bar: Any, executor: Any = None) ->
     if executor is None and at_once > 1:
         with interruptible(), Workers(at_once) as workers:
             return do_all(jobs, at_once, bar, workers)
-    if executor is not None:
-        return _follow({job: executor.submit(_do_in_worker, job) for job in jobs}, bar)
-    failed = []
-    for job in jobs:
-        bar.set_postfix_str(str(job))
-        failed.append((job, do_job(job, on_epoch=lambda run: bar.update())))
-    return [f"{job}: {why}" for job, why in failed if why]
+    failed = _one_by_one(jobs, bar) if executor is None else _follow(jobs, executor, bar)
+    return [f"{job}: {why}" for job, why in failed.items() if not job.done]  # or another command has done it
 
 
-def _follow(futures: dict[Job, Any], bar: Any) -> list[str]:
-    """Wait for the jobs, reading their progress from their folders; returns what failed."""
-    left, failed = {job: job.epochs_left for job in futures}, []
-    waiting = dict(futures)
-    while waiting:
-        seen = list(waiting)
-        for job in [job for job, future in waiting.items() if future.done()]:
-            try:
-                why = waiting.pop(job).result()
-            except Exception as error:  # the executor's own: a killed process, a lost machine
-                why = str(error) or type(error).__name__
-            failed += [f"{job}: {why}"] if why else []
-        bar.set_postfix_str(f"{len(waiting)} runs to go", refresh=False)
-        for job in seen:
-            with contextlib.suppress(OSError, RunError):
-                before, left[job] = left[job], min(left[job], job.epochs_left)
-                bar.update(before - left[job])
-        time.sleep(POLL if waiting else 0)
+def _one_by_one(jobs: Sequence[Job], bar: Any) -> dict[Job, str]:
+    """Do the jobs in this process; those that others hold at the end, when they are free."""
+    failed, left = {}, list(jobs)
+    while left:
+        held = []
+        for job in left:
+            bar.set_postfix_str(str(job))
+            why = do_job(job, on_epoch=lambda run: bar.update())
+            held += [job] * (why == HELD)
+            failed |= {job: why} if why not in ("", HELD) else {}
+        time.sleep(LOOK if len(held) == len(left) else 0)
+        left = held
     return failed
+
+
+def _follow(jobs: Sequence[Job], executor: Any, bar: Any) -> dict[Job, str]:
+    """Submit the jobs and wait for them, reading their progress from their folders; returns what failed.
+
+    A job whose process or machine is lost or preempted is submitted again, and resumes, until it has been lost TRIES
+    times without progress. One that another command holds is submitted again when it is free.
+    """
+    left, tries, failed = {job: job.epochs_left for job in jobs}, dict.fromkeys(jobs, 0), {}
+    waiting, held, looked = {}, [], 0.0
+
+    def submit(job: Job) -> None:
+        try:
+            waiting[job] = executor.submit(_do_in_worker, job)
+        except Exception as error:  # its scheduler is gone, or refuses the job
+            failed[job] = str(error) or type(error).__name__
+
+    for job in jobs:
+        submit(job)
+    while waiting or held:
+        for job in [job for job, future in waiting.items() if future.done()]:
+            why, lost = _outcome(waiting.pop(job))
+            tries[job] += lost
+            if lost and tries[job] < TRIES:
+                submit(job)
+            elif why == HELD:
+                held.append(job)
+            elif why:
+                failed[job] = why
+        if time.monotonic() - looked > LOOK or not waiting:
+            looked = time.monotonic()
+            for job in [job for job in held if job.free]:
+                held.remove(job)
+                submit(job)
+            bar.set_postfix_str(f"{len(waiting)} runs to go" + f", {len(held)} in use" * bool(held), refresh=False)
+            for job in jobs:
+                with contextlib.suppress(OSError, RunError):
+                    before, left[job] = left[job], min(left[job], job.epochs_left)
+                    bar.update(before - left[job])
+                    tries[job] *= before == left[job]
+        time.sleep(POLL if waiting else LOOK if held else 0)
+    return failed
+
+
+def _outcome(future: Any) -> tuple[str, bool]:
+    """Return why a job failed, or "", and whether it was lost on the way and may be submitted again."""
+    try:
+        why = future.result()
+        return why, why == STOPPED
+    except Exception as error:  # the executor's own: a killed process, a lost machine
+        return str(error) or type(error).__name__, True
 
 
 # ------------------------------------------------------------------------------------------------------------ processes

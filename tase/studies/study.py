@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..config import Config, ConfigError, check, override
 from ..data import class_counts
 from ..evaluation import FILES, saved_results
-from ..files import RunError, load_json, save_json, tidy, write_atomic
+from ..files import RunError, load_json, load_optional_json, save_json, tidy, write_atomic
 from ..runs import Run, keep_runs, kept_runs
 from ..tables import (
     BASELINES,
@@ -26,6 +26,7 @@ from ..tables import (
     study_markdown,
 )
 from .declared import SIMCLR, Cell, Study
+from .engines import engine
 from .jobs import Job, cost, do_all
 
 if TYPE_CHECKING:
@@ -78,7 +79,17 @@ class Plan:
         lines += [f"  runs      {len(self.jobs)}, of which {len(missing)} are to be done"]
         took = f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.1f} minutes"
         lines += [f"  cost      about {took} of training, {at_once} at a time ({basis})"] if missing else []
+        lines += [line for job in missing if (line := _state_line(job))]
         return "\n".join(lines)
+
+
+def _state_line(job: Job) -> str:
+    """Say of a run that is to be done where it runs now, or why it failed; nothing where neither is so."""
+    status, owner = load_optional_json(job.folder / "status.json"), job.claim.owner
+    if owner:
+        where = f"{owner['host'].split('/')[0]}, process {owner.get('pid', '?')}"
+        return f"  running   {job}: epoch {status.get('epoch', 0)} of {job.config.optim.epochs} on {where}"
+    return f"  failed    {job}: {status.get('error', '')}" if status.get("state") == "failed" else ""
 
 
 def plan(
@@ -176,8 +187,9 @@ def run_study(
     unknown names and invalid values.
 
     With `jobs` > 1 runs go to worker processes of this machine; a script of your own then must call this under
-    `if __name__ == "__main__"`. An `executor` in their place is anything that has `submit(function, *args)` and whose
-    futures have `done()` and `result()`, and which sees the same file system (concurrent.futures, submitit, dask).
+    `if __name__ == "__main__"`. An `executor` in their place is the name of an engine, as `--executor` takes it, or
+    anything that has `submit(function, *args)` and whose futures have `done()` and `result()`, and which sees the same
+    file system. The same call may run several times at once, on machines that share the folder: each run is done once.
     """
     from tqdm.auto import tqdm
 
@@ -185,10 +197,13 @@ def run_study(
     check(jobs >= 1, "--jobs", jobs, "at least 1")
     planned = plan(study, presets, seeds, runs or out / "runs", overrides, on)
     missing, failed = planned.missing, []
+    total = sum(job.epochs_left for job in missing)
     if missing:
-        total = sum(job.epochs_left for job in missing)
-        with tqdm(total=total, desc=study.name, unit="epoch", disable=not progress, dynamic_ncols=True) as bar:
-            failed = do_all(missing, jobs, bar, executor)
+        with (
+            engine(executor, missing[0].folder.parent / ".logs") as opened,
+            tqdm(total=total, desc=study.name, unit="epoch", disable=not progress, dynamic_ncols=True) as bar,
+        ):
+            failed = do_all(missing, jobs, bar, opened)
     _write_tables(planned, out, overrides or {}, failed)
     if keep:
         kept = out / "runs.zip"
