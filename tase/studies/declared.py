@@ -301,6 +301,18 @@ _ALL = (
         contrast=("long tail", "balanced"),
     ),
     Study(
+        "trust",
+        "Should several clusterings be averaged, and should guidance act only as far as they share what they see?",
+        rows={
+            **each_method(SIMCLR, "tase"),
+            "tase, 4 clusterings": {"method": "tase", "guidance.clusterings": 4},
+            "tase, trust": {"method": "tase", "guidance.trust": True},
+            "tase, 4 clusterings, trust": {"method": "tase", "guidance.clusterings": 4, "guidance.trust": True},
+        },
+        columns={"long tail": {}, "balanced": {"data.balanced": True}},
+        contrast=("long tail", "balanced"),
+    ),
+    Study(
         "rivals",
         "What do SDCLR, BCL and GH give under one protocol, with each other and with TASE, and is it what they claim?",
         rows={
