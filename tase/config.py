@@ -185,12 +185,12 @@ def encoder_file(place: str | os.PathLike) -> Path:
     return path.with_suffix(".safetensors") if path.suffix == ".json" else path
 
 
-def _pinned(file: str) -> str:
+def pinned(field: str, file: str) -> str:
     """Return FILE#HASH, 12 digits of the SHA-256 of its bytes: they decide the result, and not where they lie."""
     if not file or re.search("#[0-9a-f]{12}$", file):
         return file
     path = encoder_file(os.path.expanduser(file))
-    check(os.path.isfile(path), "model.init", file, "a file of weights, or the folder of a finished run")
+    check(os.path.isfile(path), field, file, "a file of weights, or the folder of a finished run")
     return f"{os.path.abspath(path)}#{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
 
 
@@ -227,7 +227,7 @@ class ModelConfig(Section):
     def check_together(self) -> None:
         check_architecture(self.backbone)
         check(not (self.init and self.weights), "model.init", self.init, "empty where model.weights is set")
-        object.__setattr__(self, "init", _pinned(self.init))
+        object.__setattr__(self, "init", pinned("model.init", self.init))
         alike = len(self.channels) == len(self.strides) > 0
         check(alike, "model.strides", self.strides, "as many as model.channels")
 
@@ -442,7 +442,9 @@ def _hash(flat: Mapping[str, Any], known: Mapping[str, Field]) -> str:
         joined = name in known and known[name].before is not None and value == _jsoned(known[name].before)
         if section in ("record", "evaluation") or name in _PLACES or joined:
             continue
-        value = value.rpartition("#")[2] if name == "model.init" else value  # its content, not its place
+        value = (
+            value.rpartition("#")[2] if name in ("model.init", "guidance.features") else value
+        )  # its content, not its place
         if dot:
             tree.setdefault(section, {})[leaf] = value
         else:

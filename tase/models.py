@@ -179,6 +179,20 @@ def encode(
         module.train(was_training)
 
 
+def frozen_features(
+    file: str, images: UInt8[Tensor, "n c h w"], device: str | torch.device = "cpu", rows: slice | None = None
+) -> Float[Tensor, "n d"]:
+    """Compute the features of `guidance.features`, FILE#HASH: an encoder that does not train.
+
+    Raises ConfigError where the file is missing, altered, or takes images of other channels.
+    """
+    check_init(file, "guidance.features")
+    encoder = load_encoder(_init_path(file), device)
+    takes, given = encoder.about["channels"], images.shape[1]
+    check(takes == given, "guidance.features", file, f"an encoder of images of {given} channels (it takes {takes})")
+    return encode(encoder, images, encoder.about["image_size"], device=device, rows=rows)
+
+
 # ------------------------------------------------------------------------------------------------- saved and loaded
 
 
@@ -271,12 +285,12 @@ def read_weights(init: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return own or state, about
 
 
-def check_init(init: str) -> None:
-    """Raise ConfigError where the file of `model.init` is not there, or is not what it was."""
+def check_init(init: str, field: str = "model.init") -> None:
+    """Raise ConfigError where the file of `field`, FILE#HASH, is not there, or is not what it was."""
     path, _, digest = init.rpartition("#")
-    check(Path(path).is_file(), "model.init", path, "a file that is there: the run starts from its weights")
+    check(Path(path).is_file(), field, path, "a file that is there: the run needs its weights")
     now = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
-    check(now == digest, "model.init", path, f"the file that the run was configured with ({digest}, and it is {now})")
+    check(now == digest, field, path, f"the file that the run was configured with ({digest}, and it is {now})")
 
 
 def check_start(model: ModelConfig) -> None:

@@ -122,6 +122,7 @@ class Training:
         self.sums = torch.zeros(4, device=device)  # loss, attraction, repulsion, steps: of this epoch
         self.bad_step = torch.full((), 2**31 - 1, dtype=torch.int64, device=device)
         self.loss_sum, self.loss_count = torch.zeros(2, n, device=device)  # of each sample since the last snapshot
+        self.frozen: Tensor | None = None  # features of guidance.features
         self.encoded: tuple[int, Tensor] | None = None  # features of all images, and the step they are of
 
     @property
@@ -301,11 +302,21 @@ def features(t: Training, images: ImageSet | None = None) -> Tensor:
     return h
 
 
+def clustered_features(t: Training) -> Tensor:
+    """Return the features [n, d] that are clustered: the network's, or those of the encoder `guidance.features`."""
+    if not t.config.guidance.features:
+        return features(t)
+    if t.frozen is None:  # they never change
+        own = shard(len(t.images))
+        t.frozen = gather(models.frozen_features(t.config.guidance.features, t.images, t.device, own), len(t.images))
+    return t.frozen
+
+
 def refresh(t: Training) -> Tensor:
-    """Turn features of all images into pseudo-labels, tau and w; return the features [n, d]."""
+    """Turn features of all images into pseudo-labels, tau and w; return the network's features [n, d]."""
     h = features(t)
     guide = rank_zero(t.guidance)
-    guide.update(h, t.epoch)
+    guide.update(clustered_features(t), t.epoch)
     if world() > 1:  # k-means runs once, and all have its result
         t.guidance.load_state_dict(guide.state_dict())
         t.guidance.found = rank_zero(lambda: t.guidance.found)()

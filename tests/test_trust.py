@@ -1,6 +1,7 @@
 """Trust without labels: the right verdicts on planted data, none on shuffled features, advice with labels."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -10,9 +11,12 @@ import torch
 from test_pseudo_labels import gen, mixture
 
 import tase
-from tase.guidance import TASE
+from tase import models
+from tase.config import ConfigError
+from tase.guidance import TASE, build_guidance
 from tase.pseudo_labels import quality
 from tase.runs import load_checkpoint
+from tase.streams import generator
 from tase.trust import feature_trust, walk_log_sizes
 from tase.verdict import run_trust
 
@@ -113,3 +117,26 @@ def test_averaged_headness_follows_planted_sizes_better_than_one_clustering():
             assert guide.found["trust"] == 1
         ranks[clusterings] = np.mean(each)
     assert ranks[4] >= ranks[1] - 0.02 and ranks[4] > 0.6
+
+
+def test_a_frozen_encoder_can_give_the_features_that_are_clustered(trained, tmp_path):
+    """The same images and encoder: clusters as those of its last features, at each refresh; its bytes count."""
+    source = trained[1]
+    overrides = {"optim.epochs": 2, "guidance.refresh": 1, "guidance.features": str(source.path)}
+    config = tase.preset("digits-lt", "simclr", source.config.seed, overrides)
+    assert config.identity != tase.preset("digits-lt", "simclr", source.config.seed, {"optim.epochs": 2}).identity
+    run = tase.train(config, tmp_path / "run", progress=False)
+    guide = build_guidance(config, 405, generator=generator(config.seed, "clustering"))
+    guide.update(models.encode(source.encoder(), run.images.images), 0)
+    assert np.array_equal(run.history.pseudo_label[0], guide.pseudo_label.numpy())
+    assert (run.history.pseudo_label[0] == run.history.pseudo_label[-1]).mean() > 0.9
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(source.path / "encoder.safetensors", other)
+    moved = tase.preset("digits-lt", "simclr", source.config.seed, {**overrides, "guidance.features": str(other)})
+    assert moved.identity == config.identity  # the file's content, not its place
+    (other / "encoder.safetensors").write_bytes(b"cut")
+    with pytest.raises(ConfigError, match=r"guidance\.features.*that the run was configured with"):
+        tase.train(moved, tmp_path / "moved", progress=False)
+    with pytest.raises(ConfigError, match=r"guidance\.features.*channels"):
+        models.frozen_features(config.guidance.features, torch.zeros(2, 3, 16, 16, dtype=torch.uint8))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..config import ESTIMATORS, check, option, unknown
+from ..config import ESTIMATORS, check, option, pinned, unknown
 from ..lazy import torch
 from ..options import Section
 
@@ -70,6 +70,11 @@ class Guidance:
             choices=("auto", "sqrt", "centred", "plain"),
             before="centred",
         )
+        features: str = option(
+            "",
+            "a frozen encoder, or its run, whose features are clustered instead of the network's own",
+            before="",
+        )
         restarts: int = option(3, "k-means starts at the first refresh; later ones start from the old centres", low=1)
         estimator: str = option(
             "merged", f"how a sample's quantity is estimated: {', '.join(ESTIMATORS)}", choices=ESTIMATORS
@@ -100,6 +105,9 @@ class Guidance:
         refresh: int = option(
             0, "epochs between two clusterings, each a snapshot (0: 10; 20 on runs of 1000 and more)", low=0
         )
+
+        def check_together(self) -> None:
+            object.__setattr__(self, "features", pinned("guidance.features", self.features))
 
     def __init__(
         self,

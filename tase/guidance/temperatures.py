@@ -74,6 +74,7 @@ class MMTS(Guidance):
         mm_alpha: float = option(0.2, "twice the swing of the cosine", low=0)
 
         def check_together(self) -> None:
+            super().check_together()
             low = self.mm_range[0]
             positive = self.mm_alpha < 2 * low  # tau stays above 0
             check(positive, "guidance.mm_alpha", self.mm_alpha, f"below 2 u_min = {2 * low}, so that tau is above 0")
@@ -176,6 +177,7 @@ class TASE(Constant):
         ramp: float = option(0.05, "share of the run over which tau and w move in after the warm-up", low=0, high=1)
 
         def check_together(self) -> None:
+            super().check_together()
             allowed = f"at least guidance.tau_min = {self.tau_min}"
             check(self.tau_max >= self.tau_min, "guidance.tau_max", self.tau_max, allowed)
             count = len(self.group_tau)

@@ -225,6 +225,7 @@ _ALL = (
             ),
             "merged, sqrt, hard": {**_MERGED, "guidance.memory": 0.7, "guidance.assignment_confidence": 1.0},
             "merged, sqrt, no memory": {**_MERGED, "guidance.memory": 0.0},
+            "merged, sqrt, mean of 4": {**_MERGED, "guidance.memory": 0.7, "guidance.clusterings": 4},
         },
         columns=over("guidance.clusters", 10, 30, 100),
         base={"method": SIMCLR},

@@ -28,6 +28,7 @@ from ..distributed import choose_device
 from ..evaluation import evaluate, lacking
 from ..files import Claim, InUse, RunError, is_held, load_optional_json, read_lines, save_json
 from ..guidance import build_guidance
+from ..models import frozen_features
 from ..pseudo_labels import quality
 from ..runs import Run
 from ..training import interruptible, train
@@ -103,9 +104,13 @@ def _clustered(run: Run, config: Config) -> dict[str, float]:
         raise RunError(f"{run.path} has no true labels: the quality of clusters needs them")
     device, index = choose_device(config.optim), h.feature_index(0)
     guide = build_guidance(config, len(index), device=device, generator=torch.Generator().manual_seed(config.seed))
+    frozen = config.guidance.features
     for t, epoch in enumerate(h.epoch):
         kept = np.isin(h.feature_index(t), index)  # the last snapshot keeps the features of all images
-        guide.update(torch.from_numpy(h.features(t)[kept]).to(device), int(epoch))
+        if not frozen:
+            guide.update(torch.from_numpy(h.features(t)[kept]).to(device), int(epoch))
+        elif t == 0:  # the same at each refresh
+            guide.update(frozen_features(frozen, run.images.images[torch.from_numpy(index)], device), int(epoch))
     labels, counts = (torch.from_numpy(x).to(device) for x in (h.labels[index], h.counts))
     return quality(guide.pseudo_label, guide.headness, labels, counts)
 
