@@ -6,12 +6,16 @@ Screenshots are left in test-artefacts/.
 import csv
 import re
 
+import nbformat
 import pytest
+import torch
 from test_browser import ARTEFACTS, FOREIGN, Page, browser, folder, lab, until  # noqa: F401 (fixtures)
+from test_notebooks import script as _notebook_script
 from test_report import planted
 
 import tase
 from tase.config import applicable
+from tase.probes import anchor_push, class_shares
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -395,7 +399,90 @@ def test_frames_and_the_first_picture(report, browser, tmp_path, capsys):  # noq
     shown.close()
 
 
+# -------------------------------------------------------------------------------------------------- the toy's page
+
+
+@pytest.fixture
+def toy(browser, tmp_path):  # noqa: F811
+    context = browser.new_context(offline=True, color_scheme="dark", viewport={"width": 1280, "height": 700})
+    page, errors = context.new_page(), []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(f"file://{tase.widgets.temperature_toy().save(tmp_path / 'toy.html')}")
+    page.wait_for_function("window.toy?.round >= 300")
+    yield page
+    context.close()
+    assert not errors
+
+
+def test_the_toy_computes_the_librarys_loss(toy):
+    toy.evaluate("Object.assign(window.toy, { values: { tail: 0.07, head: 0.6, gamma: 0.8 }, scaled: true })")
+    found = toy.evaluate(
+        """() => { const t = window.toy, views = t.views(t.begin, t.random), s = t.settings();
+        return { views, tau: s.tau, weight: s.weight, scale: s.scale,
+            push: t.push(views), gradient: [...t.gradient(views)] }; }"""
+    )
+    angle = torch.tensor(found["views"], dtype=torch.float64).view(2, -1).requires_grad_()
+    tau, weight, scale = (torch.tensor(found[name], dtype=torch.float64) for name in ("tau", "weight", "scale"))
+    z1, z2 = (torch.stack([a.cos(), a.sin()], 1) for a in angle)
+    out = tase.nt_xent(z1, z2, tau=tau, weight=weight, scale=scale)
+    out.loss.backward()
+    torch.testing.assert_close(torch.tensor(found["gradient"]), angle.grad.sum(0).float(), atol=1e-6, rtol=1e-4)
+    counts = torch.tensor([60, 20, 6])
+    group = torch.repeat_interleave(torch.arange(3), counts)
+    push = anchor_push(out.positive_similarity, out.logsumexp, tau, weight) * scale
+    torch.testing.assert_close(torch.tensor(found["push"]), class_shares(push, group, 3).float(), atol=1e-5, rtol=1e-4)
+    assert abs(float(tau[0]) - 0.6) + abs(float(tau[-1]) - 0.07) < 1e-9
+
+
+def test_the_toys_sliders_answer_immediately(toy):
+    tail = toy.evaluate("window.toy.arcs()[2]")
+    assert abs(sum(toy.evaluate("window.toy.arcs()")) - 1) < 1e-9
+    slider = toy.get_by_label("γ of the weight")
+    assert (
+        toy.evaluate(
+            """async () => { const before = document.querySelector('.tase-bars').innerText, t = performance.now();
+        const input = document.querySelector('[aria-label="γ of the weight"]');
+        input.value = 1.5;
+        input.dispatchEvent(new Event('input'));
+        while (document.querySelector('.tase-bars').innerText === before) await new Promise(requestAnimationFrame);
+        return performance.now() - t; }"""
+        )
+        < 400
+    )  # some frames of a shared machine
+    toy.wait_for_function("window.toy.round >= 300")
+    assert toy.evaluate("window.toy.arcs()[2]") > tail + 0.1  # the weight gives the tail room
+    assert slider.input_value() == "1.5"
+    toy.get_by_label("anchor").select_option("of the mid")
+    assert "of the mid sees" in toy.locator("[role=status]").inner_text()
+    toy.locator("circle").nth(3).dispatch_event("click")  # points may lie on top of each other
+    assert "of the head sees" in toy.locator("[role=status]").inner_text()
+    assert "dark" in toy.locator(".tase-toy").get_attribute("class")
+    ARTEFACTS.mkdir(exist_ok=True)
+    toy.screenshot(path=ARTEFACTS / "toy_dark.png")
+
+
 # --------------------------------------------------------------------------------------------------- in a notebook
+
+
+def test_a_notebook_without_a_kernel_still_explores(browser, trained, tmp_path):  # noqa: F811
+    """As `make notebooks` leaves it, exported to HTML by nbconvert, and opened with the network off."""
+    nbconvert = pytest.importorskip("nbconvert")
+    script, book = _notebook_script(), nbformat.v4.new_notebook()
+    run = f"import tase\ntase.widgets.explore_run({str(trained[2].path)!r}, {str(trained[1].path)!r})"
+    book.cells = [nbformat.v4.new_code_cell(source) for source in (run, "tase.widgets.temperature_toy()")]
+    script.execute(book, tmp_path)
+    script.clean(book)
+    text, _ = nbconvert.HTMLExporter().from_notebook_node(book)
+    (tmp_path / "book.html").write_text(text)
+    page = browser.new_context(offline=True, viewport={"width": 1280, "height": 2000}).new_page()
+    page.goto(f"file://{tmp_path / 'book.html'}", wait_until="domcontentloaded")
+    explorer, toy = (page.frame_locator("iframe").nth(i) for i in (0, 1))
+    explorer.locator("input[type=search]").fill("tail")
+    until(lambda: "images match" in explorer.locator(".tase-gallery h2").first.inner_text(), "a selection")
+    until(lambda: explorer.locator(".tase-map").count() == 2, "both maps")
+    until(lambda: toy.locator(".tase-toy circle").count() == 87, "the toy")
+    page.screenshot(path=ARTEFACTS / "exported.png")
+    page.context.close()
 
 
 @pytest.fixture(scope="module")

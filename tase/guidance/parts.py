@@ -89,6 +89,8 @@ class BCL(Guidance):
     deviation, which cancels.) After the usual changes each view gets `bcl_operations` of RandAugment, each with
     probability M_i, of magnitude low + (30 - low) M_i, for BCL-D times u uniform per view (released: per image).
     The mean of M is 0.5, so half of the views get an operation that the baseline lacks: hence bcl-constant.
+    Released runs have weight decay 5e-4 for SimCLR and BCL-I but 1e-4 for SDCLR and BCL-D, so that their differences
+    hold both, and SDCLR prunes by the magnitudes that decay sets; here all have the preset's.
     """
 
     title = "BCL-I"

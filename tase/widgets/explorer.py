@@ -8,7 +8,8 @@ from __future__ import annotations
 import base64
 import gzip
 import io
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..config import Config, check_choice
+from ..figures.style import THEMES
 from ..files import RunError, write_atomic
 from ..layouts import LAYOUTS
 from ..runs import Run
@@ -38,18 +40,45 @@ PAGE = """<!doctype html>
 </head>
 <body class="tase-page">
 <main id="tase"><p class="tase-wait">Opening …</p></main>
-<section class="tase-figures">{figures}</section>
-<script id="tase-data" type="text/plain">{data}</script>
+{body}
 <script type="module">
 {js}
-openPage(document.getElementById("tase"), document.getElementById("tase-data").textContent);
 </script>
 </body>
 </html>
 """
+DATA = """<section class="tase-figures">{figures}</section>
+<script id="tase-data" type="text/plain">{data}</script>"""
+OPEN = 'openPage(document.getElementById("tase"), document.getElementById("tase-data").textContent);'
 
 
 # ---- the file
+
+
+class Page:
+    """A page that needs no kernel and no network: it shows itself in a notebook, and `save(path)` writes it."""
+
+    def __init__(self, title: str, script: str, body: str = "", height: int = 900):
+        front = {"css": (HERE / "front.css").read_text(), "js": (HERE / "front.js").read_text() + script}
+        self.html, self.height = PAGE.format(title=escape(title), body=body, **front), height
+
+    def save(self, path: str | Path) -> Path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, self.html.encode())
+        return Path(path)
+
+    def _repr_html_(self) -> str:
+        """The page in a frame, which also works in a notebook that was exported to HTML."""
+        style = f"width:100%;height:{self.height}px;border:0"
+        return f'<iframe srcdoc="{escape(self.html, quote=True)}" style="{style}" loading="lazy"></iframe>'
+
+
+def temperature_toy() -> Page:
+    """Make notebook 00's toy as a page: sliders for temperatures and weight move points on a circle immediately."""
+    colours = json.dumps({name: theme.groups for name, theme in THEMES.items()})
+    script = f"const GROUP_COLOURS = {colours};\n" + (HERE / "toy.js").read_text()
+    start = 'followNotebook();\nwindow.toy = new Toy(document.getElementById("tase"));'
+    return Page("What a temperature and a weight do", script + start, height=640)
 
 
 def report(
@@ -73,16 +102,15 @@ def report(
     kinds = ("pca",) if points > MOST_EMBEDDED or layout == "pca" else (layout, "pca")
     with tqdm(bar_format="{desc}", disable=not progress) as bar:
         data = payload(runs, points, kinds, progress=bar.set_description_str)
-    page = PAGE.format(
-        title=escape(", ".join(r.name for r in runs)),
-        css=(HERE / "front.css").read_text(),
-        js=(HERE / "front.js").read_text(),
-        figures="".join(small_figure(r, path) for r in runs for path in sorted((r.path / "figures").glob("*.png"))),
-        data=base64.b64encode(gzip.compress(data, 6, mtime=0)).decode(),
-    )
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(out, page.encode())
-    return Path(out)
+    return _run_page(runs, data).save(out)
+
+
+def _run_page(runs: Sequence[Run], data: bytes, with_figures: bool = True) -> Page:
+    """The page of runs for what `payload` has gathered."""
+    pictures = [(r, path) for r in runs for path in sorted((r.path / "figures").glob("*.png")) if with_figures]
+    figures = "".join(small_figure(*pair) for pair in pictures)
+    body = DATA.format(figures=figures, data=base64.b64encode(gzip.compress(data, 6, mtime=0)).decode())
+    return Page(", ".join(run.name for run in runs), OPEN, body)
 
 
 def small_figure(run: Run, path: Path) -> str:
@@ -194,7 +222,10 @@ class RunExplorer:
         return report(*self.runs, out=path, points=self.points, layout=self.layout, progress=False)
 
     def _repr_mimebundle_(self, **options: Any) -> Any:
-        return self.widget._repr_mimebundle_(**options)
+        """The widget, and for a page without a kernel the report in a frame, by the layout that is there."""
+        bundle, metadata = self.widget._repr_mimebundle_(**options)
+        still = _run_page(self.runs, self.widget.payload, with_figures=False)
+        return {**bundle, "text/html": still._repr_html_()}, metadata
 
 
 def _front() -> Any:

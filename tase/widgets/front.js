@@ -69,7 +69,7 @@ function viridis(share, dark) {
 
 /** An element with attributes, listeners (onclick ...) and children; text is set as text, never as HTML. */
 function h(tag, attributes = {}, ...children) {
-  const svg = ["svg", "path", "line", "text"].includes(tag);
+  const svg = ["svg", "path", "line", "text", "circle"].includes(tag);
   const node = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
   for (const [key, value] of Object.entries(attributes)) {
     if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
@@ -508,7 +508,7 @@ class Explorer {
     const sizes = new ResizeObserver(() => this.resize());
     this.maps.forEach((map) => sizes.observe(map.box));
     const themes = new MutationObserver(theme);
-    const attributeFilter = ["class", "theme", "data-jp-theme-light", "data-jp-theme-name"];
+    const attributeFilter = ["class", "style", "theme", "data-jp-theme-light", "data-jp-theme-name"];
     for (const node of [document.documentElement, document.body]) themes.observe(node, { attributes: true, attributeFilter });
     signal.addEventListener("abort", () => [sizes, themes].forEach((observer) => observer.disconnect()));
   }
@@ -1323,8 +1323,20 @@ class Explorer {
 
 // ------------------------------------------------------------------------------------------------ file and notebook
 
+/** Take on the colours of a notebook that shows this page in a frame. */
+function followNotebook() {
+  const above = window.frameElement?.ownerDocument.body, names = ["--jp-layout-color0", "--jp-ui-font-color0"];
+  const take = () => {
+    for (const name of names) document.documentElement.style.setProperty(name, getComputedStyle(above).getPropertyValue(name));
+  };
+  if (!above || !getComputedStyle(above).getPropertyValue(names[0])) return;
+  take();
+  new MutationObserver(take).observe(above, { attributes: true });
+}
+
 /** Called by the HTML file: the payload is gzip in base64. */
 async function openPage(el, text) {
+  followNotebook();
   try {
     const coded = atob(text.trim()), bytes = new Uint8Array(coded.length);
     for (let i = 0; i < coded.length; i++) bytes[i] = coded.charCodeAt(i);
