@@ -52,6 +52,8 @@ SOURCES = Registry(
         "cifar100": "tase.data.sources:cifar100",
         "imagenet100": "tase.data.sources:imagenet100",
         "folder": "tase.data.sources:folder",
+        "hf": "tase.data.archives:hf",
+        "wds": "tase.data.archives:wds",
     },
 )
 ESTIMATORS = Registry(
@@ -83,7 +85,10 @@ class DataConfig(Section):
     NAME: ClassVar[str] = "data"
 
     source: str = option("digits", f"where the images come from: {', '.join(SOURCES)}", choices=SOURCES)
-    root: str = option("", "folder of the data; empty: the source's usual place")
+    root: str = option("", "folder of the data; empty: the source's usual place; hf: a name on the hub, or ./FOLDER")
+    columns: tuple[str, ...] = option(
+        (), "hf: columns of images and labels; wds: the same, in .json (empty: the only ones)", before=()
+    )
     rule: str = option(
         "sdclr",
         "how the tail is made: sdclr, ldam, custom (n_max, rho, order), file (list_file), none",
@@ -126,6 +131,11 @@ class DataConfig(Section):
         file = self.rule != "file" or bool(self.list_file)
         check(file, "data.list_file", self.list_file, "a file where data.rule is 'file'")
         check(self.rule != "custom" or self.n_max > 0, "data.n_max", self.n_max, "at least 1 for data.rule 'custom'")
+
+
+def is_hub_name(root: str) -> bool:
+    """Tell whether `data.root` of source `hf` is a name on the hub: folders start with ./, ~ or /."""
+    return bool(root) and root[0] not in "./~" and not os.path.isabs(root)
 
 
 @dataclass(frozen=True)
@@ -440,7 +450,8 @@ def _hash(flat: Mapping[str, Any], known: Mapping[str, Field]) -> str:
     for name, value in flat.items():
         section, dot, leaf = name.partition(".")
         joined = name in known and known[name].before is not None and value == _jsoned(known[name].before)
-        if section in ("record", "evaluation") or name in _PLACES or joined:
+        named = name == "data.root" and flat["data.source"] == "hf" and is_hub_name(value)  # then it is no place
+        if section in ("record", "evaluation") or (name in _PLACES and not named) or joined:
             continue
         value = (
             value.rpartition("#")[2] if name in ("model.init", "guidance.features") else value

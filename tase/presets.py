@@ -87,6 +87,15 @@ PRESETS: Registry = Registry(
             "optim.weight_decay": 5e-4,
         },
         "cifar10-lt": {**_CIFAR, "data.source": "cifar10", "data.val_per_class": 500, "data.few_shot_per_class": 45},
+        "cifar10-lt-hub": {  # the same images from Hugging Face's hub, in another order: another draw of the tail
+            **_CIFAR,
+            "data.source": "hf",
+            "data.root": "uoft-cs/cifar10",
+            "data.image_size": 32,
+            "data.n_max": 4500,
+            "data.val_per_class": 500,
+            "data.few_shot_per_class": 45,
+        },
         "cifar100-lt": {**_CIFAR, "data.source": "cifar100", "data.val_per_class": 50, "data.few_shot_per_class": 4},
         "imagenet100-lt": {
             "data.source": "imagenet100",

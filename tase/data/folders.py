@@ -11,17 +11,20 @@ decodes and the others wait. Any folder below <cache>/images may be deleted at a
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
+import io
 import itertools
 import json
 import logging
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -51,6 +54,34 @@ _one_big_file = threading.Lock()
 # ------------------------------------------------------------------------------------------------------------- listing
 
 
+class Archive(Protocol):
+    """Larger files that hold images: sizes in bytes, the bytes of one, and a stamp that changes when the files do."""
+
+    sizes: Sequence[int]
+    stamp: Any
+
+    def read(self, row: int) -> bytes: ...
+
+
+class Packed(NamedTuple):
+    """An image in an archive, as `Listing.files` has it in the place of a path."""
+
+    name: str
+    archive: Archive
+    row: int
+
+    def __str__(self) -> str:
+        return self.name
+
+
+File = str | Packed
+
+
+def file_size(file: File) -> int:
+    """Return the bytes of an image file; raises OSError where it is not there."""
+    return file.archive.sizes[file.row] if isinstance(file, Packed) else os.stat(file).st_size
+
+
 @dataclass(frozen=True)
 class Listing:
     """Hold the image files below `root`, sorted by name, with the ids (None in a flat folder) and names of classes."""
@@ -59,18 +90,23 @@ class Listing:
     paths: tuple[str, ...]
     labels: Int64[Tensor, "n"] | None
     classes: tuple[str, ...]
+    archive: Archive | None = None  # what holds the images, if they are no files of their own
+    rows: Int64[Tensor, "n"] | None = None  # which of its images these are
 
     def __len__(self) -> int:
         return len(self.paths)
 
     @property
-    def files(self) -> list[str]:
+    def files(self) -> list[File]:
+        if self.archive is not None:
+            return [Packed(path, self.archive, row) for path, row in zip(self.paths, self.rows.tolist())]
         return [os.path.join(self.root, path) for path in self.paths]
 
     def keep(self, mask: Bool[Tensor, "n"]) -> Listing:
         """Return the files of the mask only; the classes stay."""
         paths = tuple(path for path, kept in zip(self.paths, mask.tolist(), strict=True) if kept)
-        return Listing(self.root, paths, None if self.labels is None else self.labels[mask], self.classes)
+        labels, rows = (None if values is None else values[mask] for values in (self.labels, self.rows))
+        return dataclasses.replace(self, paths=paths, labels=labels, rows=rows)
 
     def of_classes(self, classes: tuple[str, ...]) -> Listing:
         """Return the files of these classes only, numbered in this order; ConfigError if one has no files here."""
@@ -80,7 +116,7 @@ class Listing:
         ids = torch.full((len(self.classes),), -1)
         ids[[self.classes.index(name) for name in classes]] = torch.arange(len(classes))
         labels = ids[self.labels]
-        return Listing(self.root, self.paths, labels, classes).keep(labels >= 0)
+        return dataclasses.replace(self, labels=labels, classes=classes).keep(labels >= 0)
 
 
 def list_folder(root: Path) -> Listing:
@@ -141,7 +177,7 @@ def cache_folder(cache: str = "") -> Path:
 
 
 def decode_folder(
-    files: list[str], size: int, fit: str, on_bad_image: str, cache: Path
+    files: list[File], size: int, fit: str, on_bad_image: str, cache: Path
 ) -> tuple[UInt8[Tensor, "m 3 size size"] | Mapped, Bool[Tensor, "n"]]:
     """Return the readable files as colour images of `size` pixels, and the mask of the files that are readable.
 
@@ -166,13 +202,17 @@ def decode_folder(
     return take(pixels, good.nonzero()[:, 0]), good
 
 
-def known_unreadable(files: list[str], size: int, fit: str, cache: Path) -> list[int]:
+def known_unreadable(files: list[File], size: int, fit: str, cache: Path) -> list[int]:
     """Return the files that were unreadable when they were decoded; none if they have not been."""
     return list(_unreadable(_folder_of(files, size, fit, cache), (len(files), 3, size, size)) or ())
 
 
-def _folder_of(files: list[str], size: int, fit: str, cache: Path) -> Path:
+def _folder_of(files: list[File], size: int, fit: str, cache: Path) -> Path:
     digest = hashlib.sha256(f"{VERSION} {size} {fit}".encode())
+    if files and isinstance(files[0], Packed):
+        digest.update(repr(files[0].archive.stamp).encode())
+        digest.update("".join(f"{file}\0{file.row}\0{file_size(file)}\0" for file in files).encode())
+        files = []
     for file in files:
         try:
             stat = os.stat(file)
@@ -193,7 +233,7 @@ def _unreadable(folder: Path, shape: tuple[int, ...]) -> dict[int, str] | None:
         return None
 
 
-def _report_unreadable(files: list[str], bad: dict[int, str], on_bad_image: str) -> None:
+def _report_unreadable(files: list[File], bad: dict[int, str], on_bad_image: str) -> None:
     if not bad:
         return
     rows = "\n".join(f"  {files[row]}: {why}" for row, why in sorted(bad.items()))
@@ -208,7 +248,7 @@ def _report_unreadable(files: list[str], bad: dict[int, str], on_bad_image: str)
 # ------------------------------------------------------------------------------------------------------------ decoding
 
 
-def _decode(files: list[str], folder: Path, size: int, fit: str) -> dict[int, str]:
+def _decode(files: list[File], folder: Path, size: int, fit: str) -> dict[int, str]:
     """Decode the files into `folder`.tmp, which becomes `folder` when all are there; return the unreadable ones."""
     temporary = folder.with_name(f"{folder.name}.tmp")
     for stale in (folder, temporary):  # damaged, or of a process that was killed
@@ -230,14 +270,15 @@ def _decode(files: list[str], folder: Path, size: int, fit: str) -> dict[int, st
     return bad
 
 
-def _decoded(files: list[str], size: int, fit: str) -> Iterator[tuple[UInt8[np.ndarray, "3 size size"], str]]:
+def _decoded(files: list[File], size: int, fit: str) -> Iterator[tuple[UInt8[np.ndarray, "3 size size"], str]]:
     """Yield the pixels of each file, in order, decoded by threads; black with the reason for an unreadable file."""
 
-    def one(file: str) -> tuple[np.ndarray, str]:
+    def one(file: File) -> tuple[np.ndarray, str]:
         try:
             return read_image(file, size, fit).transpose(2, 0, 1), ""
         except Exception as error:  # a broken file can make a decoder raise anything
-            why = f"{type(error).__name__}: {error}".replace(file, os.path.basename(file))
+            why = f"{type(error).__name__}: {error}"
+            why = why.replace(file, os.path.basename(file)) if isinstance(file, str) else why.partition(" <_io")[0]
             return np.zeros((3, size, size), np.uint8), why
 
     # Pillow decodes outside the interpreter's lock, so threads are enough.
@@ -248,7 +289,7 @@ def _decoded(files: list[str], size: int, fit: str) -> Iterator[tuple[UInt8[np.n
         yield from tqdm(results, total=len(files), desc="decoding images", unit="img", leave=False)
 
 
-def read_image(file: str, size: int, fit: str = "crop") -> UInt8[np.ndarray, "size size 3"]:
+def read_image(file: File, size: int, fit: str = "crop") -> UInt8[np.ndarray, "size size 3"]:
     """Read one image file as `size` x `size` pixels of red, green and blue.
 
     crop: the shorter side becomes `size`, the middle is taken. letterbox: the longer side becomes `size`, the rest is
@@ -258,7 +299,8 @@ def read_image(file: str, size: int, fit: str = "crop") -> UInt8[np.ndarray, "si
     """
     from PIL import Image, ImageOps
 
-    with Image.open(file, formats=FORMATS) as image:  # checks the size that the file claims ("decompression bomb")
+    opened = io.BytesIO(file.archive.read(file.row)) if isinstance(file, Packed) else file
+    with Image.open(opened, formats=FORMATS) as image:  # checks the size that the file claims ("decompression bomb")
         image.draft(None, (2 * size, 2 * size))  # JPEG: decode a half, quarter or eighth where that is enough
         with _one_big_file if image.width * image.height > BIG_PIXELS else contextlib.nullcontext():
             image.load()

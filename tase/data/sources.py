@@ -36,7 +36,7 @@ from jaxtyping import Bool, UInt8
 from torch import Tensor
 
 from ..config import SOURCES, Config, ConfigError, DataConfig, check, override
-from .folders import Listing, cache_folder, decode_folder, known_unreadable, list_folder
+from .folders import Listing, cache_folder, decode_folder, file_size, known_unreadable, list_folder
 from .sets import ImageSet, short_hash
 
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
@@ -142,7 +142,7 @@ def _load_part(part: Part, data: DataConfig, name: str) -> tuple[ImageSet, Bool[
         kept = part.keep(good)
         images = ImageSet(pixels, kept.labels, kept.classes, paths=kept.paths)
         kind = f"{data.source} {name} {size} {data.fit} {list(pixels.shape)}"
-        rows = [f"{path}\0{os.stat(file).st_size}" for path, file in zip(kept.paths, kept.files, strict=True)]
+        rows = [f"{path}\0{file_size(file)}" for path, file in zip(kept.paths, kept.files, strict=True)]
         content = "\n".join(rows).encode("utf-8", "surrogateescape")
     else:
         images, good = part, torch.ones(len(part), dtype=torch.bool)
