@@ -293,6 +293,7 @@ class RecordConfig(Section):
     knn_every: int = option(10, "epochs between k-NN accuracies (0: never; they need labels)", low=0)
     snapshots: bool = option(True, "write tau, w and pseudo-labels of every sample at each refresh")
     features: int = option(2000, "images whose features are kept in each snapshot (all, in the last one)", low=0)
+    sample: int = option(50_000, "of more images than these, snapshots keep so many, always the same", low=1)
 
 
 # ------------------------------------------------------------------------------------------------------- configuration

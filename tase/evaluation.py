@@ -419,7 +419,7 @@ def evaluate(
         results["protocols"] |= _measured(features, todo, bar)
         results["geometry"] = results.get("geometry") or _geometry_of(features)
         bar.update()
-        results["push"] = results.get("push") or _push_of(run, run.splits.train, device)
+        results["push"] = results.get("push") or _push_of(run, run.images, device)
         bar.update()
         for kind in BASELINES:
             results["baselines"][kind] |= _baseline(kind, run, features, todo, force, bar)

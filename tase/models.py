@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from .config import Config, ConfigError, ModelConfig, check, encoder_file, override, unknown
@@ -162,14 +162,18 @@ def encode(
     size: int = 0,
     batch: int = 512,
     device: str | torch.device | None = None,
-    rows: slice | None = None,
+    rows: slice | Int64[Tensor, "m"] | None = None,
 ) -> Float[Tensor, "n d"]:
     """Compute features of all images, or of `rows`, without augmentation; the module in eval mode, and put back after.
 
     `size` is the side of the views in pixels (0: as the images); the result is float32 in autocast too.
     """
-    first, last, _ = (rows or slice(None)).indices(len(images))
-    parts = batches(images, (slice(i, min(i + batch, last)) for i in range(first, last, batch)))
+    if isinstance(rows, Tensor):
+        picked = rows.to(images.device).split(batch)
+    else:
+        first, last, _ = (rows or slice(None)).indices(len(images))
+        picked = [slice(i, min(i + batch, last)) for i in range(first, last, batch)]
+    parts = batches(images, picked)
     device = torch.device(device) if device is not None else next(module.parameters()).device
     was_training = module.training
     module.eval()

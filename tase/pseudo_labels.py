@@ -22,8 +22,9 @@ which guidance.estimator then finds it:
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -33,6 +34,7 @@ from torch.nn import functional as F
 
 from .config import ESTIMATORS, check
 
+STREAMED = 2**14  # rows at a time of the pass that assigns more images than are clustered
 # Elements of a block of rows: large enough for matrix products to be fast, small enough for a processor's cache.
 BLOCK = 2**20
 # k-means stops when no more than this share of the labels changes: none, of fewer than 10,000.
@@ -51,13 +53,13 @@ def rows_of(columns: int) -> int:
 # --- directions -------------------------------------------------------------------------------------------------------
 
 
-def centred(features: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-    """Remove the mean of the features, then scale each to unit length (0 for a sample at the mean); float32 at least.
+def centred(features: Float[Tensor, "n d"], mean: Float[Tensor, "d"] | None = None) -> Float[Tensor, "n d"]:
+    """Remove the mean (by default: theirs), then scale each to unit length (0 for a sample at it); float32 at least.
 
     Raises ValueError for values that are not finite.
     """
     x = features.to(torch.promote_types(features.dtype, torch.float32))
-    h = x - x.mean(0)
+    h = x - (x.mean(0) if mean is None else mean)
     length = torch.linalg.vector_norm(h, dim=1, keepdim=True)
     if not torch.isfinite(length.sum()):
         raise ValueError("features must be finite: some are NaN or infinite")
@@ -80,6 +82,14 @@ def directions(features: Float[Tensor, "n d"], space: str = "auto") -> Float[Ten
     if not torch.isfinite(low + x.max()):
         raise ValueError("features must be finite: some are NaN or infinite")
     return F.normalize(x if space == "plain" else x.sign() * x.abs().sqrt(), dim=1)
+
+
+def directions_as_of(sample: Float[Tensor, "m d"], space: str) -> Callable[[Tensor], Tensor]:
+    """Return the function that makes `directions` of any rows as the sample decides: its signs, its mean."""
+    if space == "centred" or (space == "auto" and sample.min() < 0):
+        mean = sample.float().mean(0)
+        return lambda rows: centred(rows, mean)
+    return lambda rows: directions(rows, "plain" if space == "plain" else "sqrt")
 
 
 def mean_directions(h: Float[Tensor, "n d"], labels: Int64[Tensor, "n"], k: int) -> Float[Tensor, "k d"]:
@@ -254,20 +264,36 @@ def responsibilities(
 
     1 is the hard assignment. A confidence that no temperature up to `warmest` gives is met as nearly as possible.
     """
+    gap = gaps(h, centres)
+    return tempered(gap, assignment_temperature(gap, confidence, warmest))
+
+
+def gaps(h: Float[Tensor, "n d"], centres: Float[Tensor, "k d"]) -> Float[Tensor, "n k"]:
+    """Return each sample's cosines to the centres, less the largest of them."""
     gap = h @ centres.T
+    return gap.sub_(gap.amax(1, keepdim=True))
+
+
+def tempered(gap: Float[Tensor, "n k"], temperature: float) -> Float[Tensor, "n k"]:
+    """Return softmax(gap / temperature), in place; 0 is the hard assignment."""
+    if temperature == 0:
+        return F.one_hot(gap.argmax(1), gap.shape[1]).to(gap.dtype)
+    p = gap.div_(temperature).exp_()
+    return p.div_(p.sum(1, keepdim=True))
+
+
+def assignment_temperature(gap: Float[Tensor, "n k"], confidence: float, warmest: float) -> float:
+    """Find the temperature at which the mean of the largest p is the confidence, by bisection of its logarithm."""
     if confidence >= 1:
-        return F.one_hot(gap.argmax(1), len(centres)).to(gap.dtype)
-    gap -= gap.amax(1, keepdim=True)
-    # Bisection of the log temperature: the mean of the largest p falls with it.
+        return 0.0
     low, high = math.log(min(1e-4, 1e-3 * warmest)), math.log(warmest)
     for _ in range(30):
         middle = (low + high) / 2
-        if _mean_largest(gap, math.exp(middle)) > confidence:
+        if _mean_largest(gap, math.exp(middle)) > confidence:  # it falls with the temperature
             low = middle
         else:
             high = middle
-    p = gap.div_(math.exp((low + high) / 2)).exp_()
-    return p.div_(p.sum(1, keepdim=True))
+    return math.exp((low + high) / 2)
 
 
 def _mean_largest(gap: Float[Tensor, "n k"], temperature: float) -> float:
@@ -348,6 +374,15 @@ def sizes_of(p: Float[Tensor, "n k"]) -> Float64[Tensor, "k"]:
     return p.sum(0, dtype=torch.float64)
 
 
+def values_behind(a: Float64[Tensor, "n"], p: Float[Tensor, "n k"]) -> Float64[Tensor, "k"]:
+    """Return the value of each cluster for which sum_k p_ik value_k is a_i, or nearest to it (least squares)."""
+    square, moment = p.new_zeros(p.shape[1], p.shape[1], dtype=torch.float64), 0.0
+    for rows, part in zip(a.split(rows_of(p.shape[1])), p.split(rows_of(p.shape[1]))):
+        square += part.double().T @ part.double()
+        moment = moment + part.double().T @ rows
+    return torch.linalg.pinv(square, hermitian=True) @ moment  # a cluster without samples has no value
+
+
 def _expected(p: Float[Tensor, "n k"], values: Float64[Tensor, "k"]) -> Float64[Tensor, "n"]:
     """sum_k p_ik values_k in float64, without a float64 copy of p."""
     return torch.cat([part.double() @ values for part in p.split(rows_of(p.shape[1]))])
@@ -400,9 +435,12 @@ class PseudoLabels:
 
     After an update: `labels` [n], `p` [n, k], `centres` [k, d], `sizes` n_k [k], and of equation (4) `headness` a [n],
     `q` [n] and `spread` hi - lo. Before: labels -1, headness 0, q 0.5, no sizes. True `labels`, where given, take the
-    clusters' place (the oracle, hard). `clusters` 0 means 100, at most a tenth of the images; other `options` go to the
-    estimator. Raises ConfigError for an unknown estimator and for more clusters than images.
+    clusters' place (the oracle, hard). Of more than `sample` images so many, drawn at each update, are clustered, and
+    all get their headness from the clusters; `p` is then None. `clusters` 0 means 100, at most a tenth of the images;
+    other `options` go to the estimator. Raises ConfigError for an unknown estimator and for more clusters than images.
     """
+
+    sample = 2**18  # at 512 features a clustering holds about 2 GiB
 
     SAVED = ("assigned", "labels", "headness", "q", "sizes", "centres", "spread")
 
@@ -442,14 +480,35 @@ class PseudoLabels:
         self.spread, self.log_sizes = 0.0, None  # the latter, as p, of the last update only
 
     @torch.no_grad()
-    def update(self, features: Float[Tensor, "n d"], quantity: Quantity | None = None) -> None:
+    def drawn(self, features: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "m d"], Int64[Tensor, "m"] | None]:
+        """Return the features that are clustered and whose they are: all (None), or of many a fresh draw."""
+        if self.n <= self.sample:
+            return features, None
+        g = self.generator
+        index = torch.randperm(self.n, generator=g, device=g.device)[: self.sample].sort().values
+        return features[index].to(self.device), index.to(self.device)
+
+    def update(
+        self,
+        features: Float[Tensor, "n d"],
+        quantity: Quantity | None = None,
+        drawn: tuple[Float[Tensor, "m d"], Int64[Tensor, "m"] | None] | None = None,
+    ) -> None:
         """Cluster fresh features, then set headness and q; raises ValueError if there are not n of them.
 
-        `quantity`: where it has been estimated already, by other clusterings.
+        Of more than `sample`, features may be any object of that length that gives rows by index and by slice.
+        `quantity`: where it has been estimated already, by other clusterings, of those `drawn` (None: draw now).
         """
-        if features.ndim != 2 or len(features) != self.n:
+        if len(features) != self.n or getattr(features, "ndim", 2) != 2:
             raise ValueError(f"features must be [{self.n}, d], one row per image, not {list(features.shape)}")
         memory = self.memory if len(self.centres) else 0.0  # nothing to remember at the first update
+        x, index = drawn or self.drawn(features)
+        quantity = self._of_all(x, quantity) if index is None else self._of_sample(features, x, index, quantity)
+        self.headness = torch.lerp(quantity.a.double(), self.headness, memory)
+        self.log_sizes = quantity.log_sizes
+        self.q, self.spread = clipped_rank(quantity._replace(a=self.headness), self.headness_map)
+
+    def _of_all(self, features: Float[Tensor, "n d"], quantity: Quantity | None) -> Quantity:
         h = directions(features.to(self.device), self.space)
         if self.truth is None:
             self._cluster(h)
@@ -458,12 +517,40 @@ class PseudoLabels:
         else:
             self.assigned, self.centres = self.truth, mean_directions(h, self.truth, int(self.truth.max()) + 1)
             self.p, self.labels = F.one_hot(self.truth, len(self.centres)).to(h.dtype), self.truth
-        self._add_noise()
+        sources = self._permuted()
+        if sources is not None:
+            self.p, self.labels = self.p[sources], self.labels[sources]
         self.sizes = sizes_of(self.p)
-        quantity = quantity or self.estimate(h, self.p, self.centres, **self.options)
-        self.headness = torch.lerp(quantity.a.double(), self.headness, memory)
-        self.log_sizes = quantity.log_sizes
-        self.q, self.spread = clipped_rank(quantity._replace(a=self.headness), self.headness_map)
+        return quantity or self.estimate(h, self.p, self.centres, **self.options)
+
+    def _of_sample(self, features: Any, x: Tensor, index: Tensor, quantity: Quantity | None) -> Quantity:
+        """Cluster the drawn rows and estimate their quantity; one pass over all then assigns them, without keeping p.
+
+        A cluster lends its members the log size that explains the headness of the drawn ones best.
+        """
+        part = copy.copy(self)
+        part.n, part.label_noise, part.memory, part.headness = len(index), 0.0, 0.0, self.headness[index]
+        part.truth, part.assigned = None if self.truth is None else self.truth[index], self.assigned[index]
+        if self.truth is not None:
+            part.clusters = int(self.truth.max()) + 1
+        part.update(x, quantity)
+        grown = math.log(self.n / len(index))
+        value = values_behind(part.headness, part.p) + grown  # of each cluster
+        self.centres, self.p, self.sizes = part.centres, None, torch.zeros_like(part.sizes)
+        self.labels, a = torch.empty_like(self.labels), torch.empty_like(self.headness)
+        as_directions = directions_as_of(x, self.space)
+        for first in range(0, self.n, STREAMED):
+            rows = slice(first, first + STREAMED)
+            if self.truth is None:
+                p = tempered(gaps(as_directions(features[rows].to(self.device)), self.centres), part.temperature)
+            else:
+                p = F.one_hot(self.truth[rows], len(value)).to(x.dtype)
+            self.labels[rows], a[rows] = p.argmax(1), _expected(p, value)
+            self.sizes += sizes_of(p)
+        self.assigned, sources = self.labels, self._permuted()
+        if sources is not None:
+            self.labels, a = self.labels[sources], a[sources]
+        return Quantity(a, None if part.log_sizes is None else part.log_sizes + grown)
 
     def _cluster(self, h: Float[Tensor, "n d"]) -> None:
         """Set `assigned` and `centres` by k-means from where the old clusters are now."""
@@ -479,16 +566,17 @@ class PseudoLabels:
     def _soft(self, h: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
         k = len(self.centres)
         apart = (1 - self.centres @ self.centres.T).sum().item() / max(1, k * (k - 1))
-        return responsibilities(h, self.centres, self.confidence, max(1e-6, WARMEST * apart))
+        gap = gaps(h, self.centres)
+        self.temperature = assignment_temperature(gap, self.confidence, max(1e-6, WARMEST * apart))
+        return tempered(gap, self.temperature)
 
-    def _add_noise(self) -> None:
-        """Permute the responsibilities of a share of the samples among each other."""
+    def _permuted(self) -> Int64[Tensor, "n"] | None:
+        """Return whose responsibilities each sample gets: a share of them swap; None where no two do."""
         some = round(self.label_noise * self.n)
         if some < 2:
-            return
+            return None
         order = torch.randperm(self.n, generator=self.generator, device=self.generator.device)[:some].to(self.device)
-        sources = torch.arange(self.n, device=self.device).index_copy_(0, order, order.roll(1))
-        self.p, self.labels = self.p[sources], self.labels[sources]
+        return torch.arange(self.n, device=self.device).index_copy_(0, order, order.roll(1))
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that the next update and a snapshot need, as tensors and numbers."""

@@ -124,6 +124,7 @@ class Training:
         self.loss_sum, self.loss_count = torch.zeros(2, n, device=device)  # of each sample since the last snapshot
         self.frozen: Tensor | None = None  # features of guidance.features
         self.encoded: tuple[int, Tensor] | None = None  # features of all images, and the step they are of
+        self.recorded: Tensor | None = None  # [m] the images that snapshots keep; None: all
 
     @property
     def step(self) -> int:
@@ -312,11 +313,30 @@ def clustered_features(t: Training) -> Tensor:
     return t.frozen
 
 
-def refresh(t: Training) -> Tensor:
-    """Turn features of all images into pseudo-labels, tau and w; return the network's features [n, d]."""
-    h = features(t)
+class EncodedRows:
+    """Features [n, d] of the training images that are computed whenever rows are read, and not kept."""
+
+    def __init__(self, t: Training):
+        self.t = t
+
+    def __len__(self) -> int:
+        return len(self.t.set)
+
+    def __getitem__(self, rows: slice | Tensor) -> Tensor:
+        t = self.t
+        with t.autocast:
+            return models.encode(t.network.backbone, t.images, t.config.views.size, device=t.device, rows=rows)
+
+
+def refresh(t: Training) -> Tensor | EncodedRows:
+    """Turn features of all images into pseudo-labels, tau and w; return the network's features [n, d].
+
+    Those of more images than are clustered are not kept: rank 0 encodes them where it needs them.
+    """
+    h = EncodedRows(t) if len(t.set) > t.guidance.pseudo.sample else features(t)
     guide = rank_zero(t.guidance)
-    guide.update(clustered_features(t), t.epoch)
+    guide.update(clustered_features(t) if t.config.guidance.features else h, t.epoch)
+    t.guidance.pseudo.p = None  # 4 k bytes a sample; the next refresh makes its own
     if world() > 1:  # k-means runs once, and all have its result
         t.guidance.load_state_dict(guide.state_dict())
         t.guidance.found = rank_zero(lambda: t.guidance.found)()
@@ -324,28 +344,35 @@ def refresh(t: Training) -> Tensor:
     return h
 
 
-def snapshot(t: Training, h: Tensor) -> dict[str, np.ndarray]:
-    """Return what is kept of every sample at a refresh; features of a fixed sample of images, of all at the end."""
+def snapshot(t: Training, h: Tensor | EncodedRows) -> dict[str, np.ndarray]:
+    """Return what is kept at a refresh of every sample, or of those in `t.recorded`.
+
+    Features are those of a fixed sample of images, of all at the end.
+    """
     guide, record = t.guidance, t.config.record
-    n = len(t.set)
-    kept = torch.arange(n)
+    every = torch.arange(len(t.set)) if t.recorded is None else t.recorded
+    n, own = len(every), slice(None) if t.recorded is None else every.to(t.device)
+    kept = torch.arange(n)  # places in what is recorded
     if t.epoch < t.config.optim.epochs and record.features < n:
         kept = torch.randperm(n, generator=generator(t.config.seed, "kept"))[: record.features].sort().values
     judged = {}
     if t.set.labels is not None:
-        judged = quality(guide.pseudo_label, guide.headness, t.set.labels, t.set.counts)
-    arrays = {
+        judged = quality(guide.pseudo_label[own], guide.headness[own], t.set.labels[every], t.set.counts)
+    of_each = {
         "tau": guide.tau.float(),
         "weight": guide.weight.float(),
         "pseudo_label": guide.pseudo_label.int(),
         "headness": guide.headness.float(),
+        **{name: getattr(guide, name) for name in guide.SHOWN},
+        "loss": (t.loss_sum / t.loss_count).float(),
+    }
+    arrays = {
+        **{name: a[own] for name, a in of_each.items()},
         "cluster_sizes": guide.cluster_sizes.float(),
         "log_sizes": guide.log_sizes,
         **{name: torch.tensor(value) for name, value in guide.found.items()},
-        **{name: getattr(guide, name) for name in guide.SHOWN},
-        "loss": (t.loss_sum / t.loss_count).float(),
         "feature_index": kept,
-        "features": h[kept.to(h.device)].half(),
+        "features": h[every[kept].to(t.device)].half(),
     }
     t.loss_sum.zero_(), t.loss_count.zero_()
     return {name: a.cpu().numpy() for name, a in arrays.items()} | {"quality": np.array(json.dumps(judged))}
@@ -435,6 +462,7 @@ def _start(config: Config, splits: Splits, writer: RunWriter, device: torch.devi
         t.restore(state)
         rank_zero(_warn_of_other_rounding)(t, writer.folder)
     writer.begin(t.device, splits.train)
+    t.recorded = writer.recorded(splits.train)
     writer.cut_back(t.epoch)
     return t
 
@@ -507,8 +535,9 @@ def _metrics(t: Training, splits: Splits, started: float) -> dict[str, Any]:
     }
     every, judge = t.config.record.knn_every, splits.val or splits.test
     if judge is not None and every and t.epoch % every == 0:
-        train_labels, labels = t.set.labels.to(t.device), judge.labels.to(t.device)
-        bank, judged = features(t), features(t, judge)
+        bank_set = t.set if t.recorded is None else t.set.subset(t.recorded)  # neighbours among many: of a sample
+        train_labels, labels = bank_set.labels.to(t.device), judge.labels.to(t.device)
+        bank, judged = features(t, None if bank_set is t.set else bank_set), features(t, judge)
         row["knn"] = rank_zero(knn_accuracy)(bank, train_labels, judged, labels, splits.eval_classes)
     return row
 

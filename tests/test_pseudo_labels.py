@@ -24,6 +24,7 @@ from tase.pseudo_labels import (
     quality,
     responsibilities,
     spherical_kmeans,
+    values_behind,
 )
 
 
@@ -434,3 +435,70 @@ def test_true_labels_can_be_ranked_by_crowding():
     by_size_.update(x), by_neighbours.update(x)
     assert by_size_.headness.unique().tolist() == pytest.approx([math.log(n) for n in (10, 30, 60)])
     assert by_neighbours.spread == pytest.approx(math.log(6))
+
+
+# --- more images than are clustered -----------------------------------------------------------------------------------
+
+
+class Rows:
+    """Features that can only be read by rows; remembers how many at a time."""
+
+    def __init__(self, x):
+        self.x, self.read = x, []
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, rows):
+        self.read.append(len(self.x[rows]))
+        return self.x[rows]
+
+
+@pytest.mark.parametrize("space", ["auto", "centred", "plain"])
+@pytest.mark.parametrize("estimator", ["merged", "density"])  # own sizes of clusters differ by chance alone
+def test_clusters_of_a_sample_are_those_of_all(estimator, space, monkeypatch):
+    from sklearn.metrics import adjusted_rand_score
+
+    monkeypatch.setattr("tase.pseudo_labels.STREAMED", 256)
+    x, truth = mixture((1200, 500, 200, 100), noise=0.1)
+    x = x.abs() if space == "auto" else x
+    made = [PseudoLabels(len(x), 16, estimator=estimator, space=space, generator=gen(seed)) for seed in (0, 0, 1)]
+    full, part, chance = made  # how much chance alone changes
+    part.sample, rows = 1000, Rows(x)
+    for _ in range(2):  # the second update starts from the clusters of the first
+        full.update(x), chance.update(x), part.update(rows)
+    assert max(rows.read) == 1000 and rows.read.count(256) == 14 and part.p is None
+    assert part.sizes.sum().item() == pytest.approx(2000, rel=1e-4)
+    off, by_chance = ((other.headness - full.headness).abs().mean() for other in (part, chance))
+    assert off < 1.5 * by_chance + 0.1
+    assert np.corrcoef(part.headness, full.headness)[0, 1] > 0.75
+    assert adjusted_rand_score(truth, part.labels) > 0.8 * adjusted_rand_score(truth, full.labels)
+
+
+def test_true_labels_of_many_images_give_what_they_give_of_few():
+    x, truth = mixture((300, 100, 30))
+    full, part = (PseudoLabels(len(x), labels=truth) for _ in range(2))
+    part.sample = 400
+    full.update(x)
+    part.update(Rows(x))
+    assert torch.equal(part.labels, truth) and torch.equal(part.sizes, full.sizes)
+    # Class sizes are those of the sample, grown.
+    torch.testing.assert_close(part.headness, full.headness, rtol=0, atol=0.15)
+
+
+def test_values_behind_headness_are_found():
+    p, value = random_p(300, 8), torch.rand(8, dtype=torch.float64, generator=gen())
+    p[:, 3] = 0  # an empty cluster
+    found = values_behind(p.double() @ value, p)
+    torch.testing.assert_close(p.double() @ found, p.double() @ value, rtol=1e-6, atol=1e-8)
+
+
+def test_noise_among_many_swaps_headness_too():
+    x, _ = mixture((300, 100, 30))
+    part = PseudoLabels(len(x), 12, label_noise=0.5, generator=gen())
+    part.sample = 400
+    part.update(x)
+    swapped = part.labels != part.assigned
+    assert 0.1 < swapped.float().mean() < 0.5
+    means = [part.headness[part.labels == c].std() for c in part.labels.unique() if (part.labels == c).sum() > 5]
+    assert np.nanmean(means) < 0.5 * part.headness.std()  # a swapped sample has the headness of its new cluster

@@ -328,3 +328,46 @@ def test_the_command_line_trains_and_prints_one_json_object(tmp_path):
     assert json.loads(done.stdout)["epoch"] == 2
     again = subprocess.run([*command, "--set", *sets], capture_output=True, text=True, timeout=120)
     assert again.returncode == 2 and again.stderr.startswith("error:") and "Traceback" not in again.stderr
+
+
+@pytest.fixture
+def many(monkeypatch):
+    """405 images count as many: 200 of them are clustered, their features are not kept."""
+    monkeypatch.setattr("tase.pseudo_labels.PseudoLabels.sample", 200)
+    return {"record__sample": 120, "record__features": 50}
+
+
+def test_of_many_images_a_sample_is_recorded(many, tiny, tmp_path):
+    run = train(tiny(**many), tmp_path / "run", progress=False)
+    h, index = run.history, run.history.recorded
+    assert h.tau.shape == h.pseudo_label.shape == (5, 120) and len(h.labels) == 120 and (np.diff(index) > 0).all()
+    assert (
+        torch.equal(run.images.images, run.splits.train.images[index])
+        and run.images.labels.tolist() == h.labels.tolist()
+    )
+    assert [len(h.feature_index(t)) for t in range(5)] == [50] * 4 + [120]
+    features = tase.encode(run.encoder(), run.images.images).numpy()
+    np.testing.assert_allclose(run.features(), features, rtol=1e-2, atol=1e-3)  # saved in half precision
+    assert h.cluster_sizes[-1].sum() == pytest.approx(405, rel=1e-4) and np.isfinite(h.quality[-1]["nmi"])
+    assert run.slim(tmp_path / "slim").history.recorded.tolist() == index.tolist()
+
+
+def test_a_run_of_many_images_resumes_and_keeps_its_sample(many, tiny, tmp_path):
+    whole, config = train(tiny(**many), tmp_path / "a", progress=False), tiny(**many)
+    train(config, tmp_path / "b", until=5, progress=False)
+    again = train(tase.override(config, {"record.sample": 77}), tmp_path / "b", resume=True, progress=False)
+    assert_same_run(whole, again)
+
+
+def test_many_images_work_with_averaged_clusterings(many, tiny, tmp_path):
+    run = train(tiny(guidance__clusterings=2, **many), tmp_path / "run", progress=False)
+    few = train(tiny(**many), tmp_path / "few", progress=False)
+    assert run.history.headness.shape == (5, 120) and not np.allclose(run.history.headness, few.history.headness)
+
+
+def test_a_run_of_many_images_is_evaluated_explored_and_told(many, tiny, tmp_path):
+    run = train(tiny(**many), tmp_path / "run", progress=False)
+    results = tase.evaluate(run, protocols=["lt-knn"], progress=False)
+    assert results["protocols"]["lt-knn@1"]["all"] > 50 and len(results["push"]["per_class"]) == 10
+    report = tase.report(run, out=tmp_path / "report.html")
+    assert report.stat().st_size > 10_000

@@ -195,9 +195,11 @@ class Guidance:
         # A stream for each refresh: nothing to save, and the pseudo-labels are the same with and without it.
         rng = self.own_generator(f"trust {epoch}")
         estimate = partial(self.pseudo.estimate, **self.pseudo.options) if averaged else None
-        found = feature_trust(features, rng, c.space, estimate, c.clusterings if averaged else CLUSTERINGS)
+        drawn = x, index = self.pseudo.drawn(features)
+        few = x if index is None or averaged else x[:: -(-len(x) // 2**15)]  # for three numbers these do
+        found = feature_trust(few, rng, c.space, estimate, c.clusterings if averaged else CLUSTERINGS)
         self.found = {"trust": found.trust, "shared": found.shared, "agreement": found.agreement}
-        self.pseudo.update(features, found.quantity if averaged else None)
+        self.pseudo.update(features, found.quantity if averaged else None, drawn)
 
     def views(
         self,

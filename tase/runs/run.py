@@ -30,7 +30,7 @@ RUN_FORMAT = 3  # of a run's folder; 1 had JSON without checksums, 1 and 2 had t
 RESULTS = {"test": "results.json", "val": "results_val.json"}
 # What a slim copy has besides its snapshots: small files that tables, figures and the explorer read.
 SLIM = ["config.json", "environment.json", "status.json", *RESULTS.values(), "metrics.jsonl", "events.jsonl"]
-SLIM += ["clusterings.json", "history/labels.npz"]
+SLIM += ["clusterings.json", "history/labels.npz", "history/recorded.npz"]
 
 # Arrays of each snapshot with one value per sample, and the type in which they are given (in slim copies they are
 # saved in half precision, pseudo-labels in two bytes).
@@ -137,6 +137,12 @@ class History:
         if "features" not in arrays:
             raise RunError(f"{self.folder.parent} is a slim copy: it keeps no features")
         return arrays["features"].astype(np.float32)
+
+    @property
+    def recorded(self) -> np.ndarray | None:
+        """Indices [m] of the training images that the history is of, where they are a sample; None: all."""
+        path = self.folder / "recorded.npz"
+        return load_npz(path)["index"] if path.exists() else None
 
     @cached_property
     def _classes(self) -> dict[str, np.ndarray]:
@@ -259,9 +265,11 @@ class Run:
 
         return load_splits(self.config)
 
-    @property
+    @cached_property
     def images(self) -> ImageSet:
-        return self.splits.train
+        """The training images that the history is of: all, or the recorded sample of many (record.sample)."""
+        index = self.history.recorded
+        return self.splits.train if index is None else self.splits.train.subset(index)
 
     def encoder(self, device: str = "cpu") -> nn.Module:
         """Return the trained backbone in eval mode, as `load_encoder` does: images -> features [b, d]."""

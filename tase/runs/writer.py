@@ -32,6 +32,7 @@ from ..files import (
 )
 from ..lazy import torch
 from ..models import Network, load_encoder, save_encoder
+from ..streams import generator
 from .run import RUN_FORMAT, Run, check_steering, not_taken
 
 if TYPE_CHECKING:
@@ -229,13 +230,23 @@ class RunWriter:
             facts = {**environment(device), "subset": images.hash, "images": len(images)}
             save_json(self.folder / "environment.json", facts)
         if images.labels is not None:
+            recorded = self.recorded(images)
             save_npz(
                 self.folder / "history" / "labels.npz",
-                labels=images.labels.cpu().numpy(),
+                labels=images.labels.cpu().numpy()[slice(None) if recorded is None else recorded.numpy()],
                 counts=images.counts.cpu().numpy(),
                 groups=images.groups.cpu().numpy(),
                 classes=np.array(images.classes),
             )
+
+    def recorded(self, images: ImageSet) -> torch.Tensor | None:
+        """Return the images [m] that snapshots keep, as drawn when the run began; None: all of them."""
+        path, history, n = self.folder / "history" / "recorded.npz", self.folder / "history", len(images)
+        begun = path.exists() or any(history.glob("epoch_*.npz"))  # maybe with another record.sample
+        if not begun and n > self.config.record.sample:
+            index = torch.randperm(n, generator=generator(self.config.seed, "recorded"))[: self.config.record.sample]
+            save_npz(path, index=index.sort().values.numpy())
+        return torch.from_numpy(load_npz(path)["index"]) if path.exists() else None
 
     def cut_back(self, epoch: int) -> None:
         """Drop metrics and snapshots from after the checkpoint: they are about to be written again."""
