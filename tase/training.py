@@ -303,10 +303,10 @@ def features(t: Training, images: ImageSet | None = None) -> Tensor:
     return h
 
 
-def clustered_features(t: Training) -> Tensor:
+def clustered_features(t: Training, h: Tensor | EncodedRows) -> Tensor | EncodedRows:
     """Return the features [n, d] that are clustered: the network's, or those of the encoder `guidance.features`."""
     if not t.config.guidance.features:
-        return features(t)
+        return h
     if t.frozen is None:  # they never change
         own = shard(len(t.images))
         t.frozen = gather(models.frozen_features(t.config.guidance.features, t.images, t.device, own), len(t.images))
@@ -335,7 +335,7 @@ def refresh(t: Training) -> Tensor | EncodedRows:
     """
     h = EncodedRows(t) if len(t.set) > t.guidance.pseudo.sample else features(t)
     guide = rank_zero(t.guidance)
-    guide.update(clustered_features(t) if t.config.guidance.features else h, t.epoch)
+    guide.update(clustered_features(t, h), t.epoch)
     t.guidance.pseudo.p = None  # 4 k bytes a sample; the next refresh makes its own
     if world() > 1:  # k-means runs once, and all have its result
         t.guidance.load_state_dict(guide.state_dict())

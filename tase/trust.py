@@ -74,7 +74,7 @@ def feature_trust(
         walks.append(walk_log_sizes(p.double()))
         found.append(estimate(own, p, centres) if estimate else Quantity(walks[-1], None))
     each = torch.stack(walks)  # [M, n]
-    covariance = torch.cov(each)
+    covariance = torch.cov(each).cpu()  # M x M
     first, second = torch.triu_indices(len(each), len(each), 1)
     scale = covariance.diagonal().clamp_min(1e-12).sqrt()
     shared = covariance[first, second].mean().item()
