@@ -232,6 +232,7 @@ class ModelConfig(Section):
     )
     std: tuple[float, ...] = option((), "by which it is then divided (empty: likewise, else 1)", above=0, before=())
     head_hidden: int = option(0, "hidden width of the projection head (0: the backbone's)", low=0)
+    head_layers: int = option(2, "linear layers of the projection head", low=1, before=2)
     head_dim: int = option(128, "dimension of the embedding z in which the loss is taken", low=2)
 
     def check_together(self) -> None:

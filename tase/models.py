@@ -18,6 +18,7 @@ import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -71,14 +72,10 @@ def build(model: ModelConfig, channels: int, size: int) -> Network:
     """Build a network for images of `channels` x `size` x `size` pixels, its weights from the global generator."""
     backbone, about = build_backbone(model, channels, size)
     d = about["feature_dim"]
-    hidden = model.head_hidden or d
-    projector = nn.Sequential(
-        nn.Linear(d, hidden),
-        nn.BatchNorm1d(hidden),
-        nn.ReLU(inplace=True),
-        nn.Linear(hidden, model.head_dim, bias=False),
-        nn.BatchNorm1d(model.head_dim),
-    )
+    widths = [d] + [model.head_hidden or d] * (model.head_layers - 1)
+    inner = [(nn.Linear(a, b), nn.BatchNorm1d(b), nn.ReLU(inplace=True)) for a, b in pairwise(widths)]
+    last = (nn.Linear(widths[-1], model.head_dim, bias=False), nn.BatchNorm1d(model.head_dim))
+    projector = nn.Sequential(*(layer for block in (*inner, last) for layer in block))
     network = Network(backbone, projector, about, model.freeze)
     _normalise(network, model, (), ())
     return network

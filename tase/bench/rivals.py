@@ -24,6 +24,7 @@ from ..losses import nt_xent
 from ..models import build
 from ..presets import preset
 from ..pseudo_labels import spherical_kmeans
+from ..trust import feature_trust
 from ..views import two_views
 from .measuring import (
     BenchBudget,
@@ -313,11 +314,15 @@ def bench_guidance(s: BenchBudget) -> list[BenchRow]:
 
     plain, recorded, tase = "simclr, no snapshots", "simclr, snapshots", "tase, snapshots"
     actions = {plain: lambda: run("simclr", False), recorded: lambda: run("simclr"), tase: lambda: run("tase")}
+    # What trust takes of the two with snapshots: that of all refreshes, by itself.
+    settings, h = preset("digits-lt", overrides=fields), torch.rand(405, 128, device=s.device)
+    due = sum(map(settings.is_refresh, range(settings.optim.epochs + 1)))
+    actions["trust, all refreshes"] = lambda: [feature_trust(h, torch.Generator().manual_seed(0)) for _ in range(due)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # runs this short have clusters that say nothing yet
         run("tase", **{"optim.epochs": 2})
         times = time_in_turn(actions, s, 5.0)
-    case = f"digits-lt, {preset('digits-lt', overrides=fields).optim.epochs} epochs"
+    case = f"digits-lt, {settings.optim.epochs} epochs"
     against_recorded = [row for row in rival_rows(case, times, recorded) if row["name"] == tase]
     return rival_rows(case, times, plain) + against_recorded
 

@@ -321,6 +321,8 @@ _ALL = (
             **each_method("tase", "sdclr", "bcl-i", "bcl-d", "gh", "sdclr+gh", "bcl-i+gh"),
             **each_method("tase+sdclr", "tase+bcl-i", "tase+gh"),
             **each_method("sdclr-random", "bcl-constant", "bcl-shuffled", "gh-uniform"),
+            # SDCLR's released run has three layers where its baseline has two.
+            **{f"{name}, three-layer head": {"method": name, "model.head_layers": 3} for name in (SIMCLR, "sdclr")},
         },
         reference=SIMCLR,
         costs=True,
