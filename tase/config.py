@@ -264,6 +264,10 @@ class OptimConfig(Section):
         0.0, "GiB of images kept on the device, more are fetched by batch (0: half of what is free on a GPU)", low=0
     )
 
+    window: float = option(
+        16.0, "GiB of images among which an epoch's order is drawn: less than fits into memory", above=0, before=16.0
+    )
+
     def check_together(self) -> None:
         check(self.lr_min <= self.lr, "optim.lr_min", self.lr_min, f"from 0 to optim.lr = {self.lr}")
         known = self.device in ("auto", "cpu", "cuda") or (self.device[:5] == "cuda:" and self.device[5:].isdigit())

@@ -39,7 +39,7 @@ from torch import Tensor, nn
 
 from . import models
 from .config import Config, OptimConfig, check
-from .data import ImageSet, Splits, batches, load_splits, place
+from .data import ImageSet, Splits, batches, epoch_order, load_splits, place
 from .distributed import (
     all_reduce,
     any_of,
@@ -265,7 +265,7 @@ def train_epoch(t: Training, stop: Callable[[], bool] = lambda: False) -> bool:
     """Train the rest of the current epoch; False where `stop()`, called after each step, ended it early."""
     batch = t.config.optim.batch
     if t.position == 0:
-        t.order = torch.randperm(len(t.set), generator=t.generators["data"])
+        t.order = epoch_order(t.set.images, t.generators["data"], t.config.optim.window)
         t.sums.zero_()
     order = t.order.to(t.images.device)
     if order.device.type != t.device.type:

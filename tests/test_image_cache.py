@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,7 +16,8 @@ import torch
 from PIL import Image, PngImagePlugin
 
 from tase.config import ConfigError
-from tase.data import class_counts, decode_folder, load_images, load_splits, read_image
+from tase.data import Mapped, class_counts, decode_folder, load_images, load_splits, read_image
+from tase.data.sets import Shards
 from tase.presets import preset
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
@@ -272,8 +274,8 @@ def interrupt_at(monkeypatch, name):
     monkeypatch.setattr(cache.os, "sched_getaffinity", lambda pid: {0}, raising=False)
 
 
-def folders_of(cache):
-    return sorted(path.name for path in (cache / "images").iterdir() if path.is_dir())
+def files_of(cache):
+    return sorted(path.name for path in cache.glob("images/*/*") if path.suffix != ".lock")
 
 
 def test_interrupted_decoding_leaves_nothing_and_starts_again(folder, counted, monkeypatch):
@@ -281,23 +283,19 @@ def test_interrupted_decoding_leaves_nothing_and_starts_again(folder, counted, m
         interrupt_at(patched, "4.png")
         with pytest.raises(KeyboardInterrupt):
             load(folder)
-    assert counted == ["0.png", "1.png", "2.png", "3.png"] and folders_of(folder.parent / "cache") == []
+    assert counted == ["0.png", "1.png", "2.png", "3.png"] and files_of(folder.parent / "cache") == []
     images = load(folder)
     assert counted[4:] == [f"{i}.png" for i in range(6)]
     assert images.images[:, 0, 0, 0].tolist() == [0, 40, 80, 120, 160, 200]
-    (made,) = folders_of(folder.parent / "cache")
-    assert {path.name for path in (folder.parent / "cache/images" / made).iterdir()} == {"images.u8", "finished.json"}
+    assert files_of(folder.parent / "cache") == ["00000.json", "00000.u8"]
 
 
 def test_what_a_killed_process_left_is_removed(folder, counted):
     load(folder)
-    (name,) = folders_of(folder.parent / "cache")
-    made = folder.parent / "cache/images" / name
-    made.rename(made.with_suffix(".tmp"))
-    with open(made.with_suffix(".tmp") / "images.u8", "wb") as file:
-        file.write(b"half")
+    (made,) = (folder.parent / "cache").glob("images/*/00000.u8")
+    made.rename(made.with_name(f".00000.u8.{2**22 + 1}.tmp"))  # no process can have this number
     assert load(folder).images[:, 0, 0, 0].tolist() == [0, 40, 80, 120, 160, 200]
-    assert len(counted) == 12 and folders_of(folder.parent / "cache") == [name]
+    assert len(counted) == 12 and files_of(folder.parent / "cache") == ["00000.json", "00000.u8"]
 
 
 def test_of_several_that_need_a_cache_one_decodes(folder, counted, monkeypatch):
@@ -312,12 +310,70 @@ def test_of_several_that_need_a_cache_one_decodes(folder, counted, monkeypatch):
 
 def test_a_damaged_cache_is_made_again(folder, counted):
     first = load(folder).images.clone()  # its file is cut off next
-    (cache,) = (path.parent for path in (folder.parent / "cache").glob("images/*/images.u8"))
-    os.truncate(cache / "images.u8", 10)
+    (cache,) = (path.parent for path in (folder.parent / "cache").glob("images/*/00000.u8"))
+    os.truncate(cache / "00000.u8", 10)
     assert torch.equal(load(folder).images, first) and len(counted) == 12
-    (cache / "finished.json").write_text("{")
+    data = bytearray((cache / "00000.u8").read_bytes())
+    data[50] ^= 1
+    (cache / "00000.u8").write_bytes(data)
+    assert torch.equal(load(folder).images, first) and len(counted) == 18
+    (cache / "00000.json").write_text("{")
     assert torch.equal(load(folder).images, first)
-    assert json.loads((cache / "finished.json").read_text())["bad"] == {}
+    assert json.loads((cache / "00000.json").read_text())["bad"] == {}
+
+
+@pytest.fixture
+def two_a_shard(monkeypatch):
+    monkeypatch.setattr("tase.data.sets.SHARD", 2 * 3 * 4 * 4 + 5)
+
+
+def test_shards_hold_the_same_images(folder, two_a_shard, counted, monkeypatch):
+    (folder / "3.png").write_text("no image")
+    first = load(folder, on_bad_image="skip")
+    assert files_of(folder.parent / "cache") == [f"0000{i}.{kind}" for i in range(3) for kind in ("json", "u8")]
+    assert first.images[:, 0, 0, 0].tolist() == [0, 40, 80, 160, 200] and len(counted) == 6
+    monkeypatch.setattr("tase.data.sets.LARGE", 0)
+    mapped = load(folder, on_bad_image="skip")
+    assert isinstance(mapped.images, Mapped) and isinstance(mapped.images.source, Shards)
+    rows = torch.tensor([4, 0, 3, 3])
+    assert torch.equal(mapped.images[rows], first.images[rows]) and torch.equal(mapped.images[2], first.images[2])
+    assert torch.equal(mapped.subset(rows).images[:], first.images[rows]) and mapped.hash == first.hash
+    assert len(counted) == 6
+
+
+def test_whole_shards_are_kept_after_a_stop_and_damaged_ones_made_again(folder, two_a_shard, counted, monkeypatch):
+    with monkeypatch.context() as patched:
+        interrupt_at(patched, "5.png")
+        with pytest.raises(KeyboardInterrupt):
+            load(folder)
+    assert files_of(folder.parent / "cache") == ["00000.json", "00000.u8", "00001.json", "00001.u8"]
+    del counted[:]
+    first = load(folder).images.clone()
+    assert sorted(counted) == ["4.png", "5.png"] and first[:, 0, 0, 0].tolist() == [0, 40, 80, 120, 160, 200]
+    (cache,) = (path.parent for path in (folder.parent / "cache").glob("images/*/00001.u8"))
+    os.truncate(cache / "00001.u8", 10)
+    data = bytearray((cache / "00002.u8").read_bytes())
+    data[7] ^= 1
+    (cache / "00002.u8").write_bytes(data)  # seen as soon as something has to be made
+    del counted[:]
+    assert torch.equal(load(folder).images, first) and sorted(counted) == ["2.png", "3.png", "4.png", "5.png"]
+
+
+def test_several_processes_share_the_shards_out(folder, two_a_shard, monkeypatch):
+    import tase.data.folders as folders
+
+    original, makers, making = folders.read_image, [], folders._make
+
+    def make(shard, *args):
+        makers.append((threading.get_ident(), shard.path.name))
+        making(shard, *args)
+
+    monkeypatch.setattr(folders, "read_image", lambda *args: time.sleep(0.1) or original(*args))
+    monkeypatch.setattr(folders, "_make", make)
+    with ThreadPoolExecutor(3) as pool:
+        loaded = list(pool.map(lambda _: load(folder).images.tolist(), range(3)))
+    assert sorted(name for _, name in makers) == ["00000.u8", "00001.u8", "00002.u8"]
+    assert len({who for who, _ in makers}) > 1 and loaded[0] == loaded[1] == loaded[2]
 
 
 def test_writing_to_the_images_leaves_the_cache(folder):
@@ -335,7 +391,7 @@ def test_a_cache_that_cannot_be_written(folder, tmp_path):
 def test_cache_folder_by_environment(folder, monkeypatch):
     monkeypatch.setenv("TASE_CACHE", str(folder.parent / "elsewhere"))
     load_images("folder", root=folder, image_size=4)
-    assert len(list((folder.parent / "elsewhere").glob("images/*/images.u8"))) == 1
+    assert len(list((folder.parent / "elsewhere").glob("images/*/00000.u8"))) == 1
 
 
 def test_decode_folder_is_public(folder):

@@ -8,7 +8,7 @@ import torch
 from test_training import assert_same_run
 
 import tase
-from tase.data import Mapped, batches, place
+from tase.data import Mapped, batches, epoch_order, place
 from tase.training import Training, train
 
 CPU = torch.device("cpu")
@@ -120,3 +120,44 @@ def test_an_evaluation_of_mapped_images_is_the_same(trained, tmp_path, monkeypat
     results = tase.evaluate(run, protocols=["lt-knn", "few-shot"], progress=False)
     for name in ("lt-knn@1", "few-shot"):
         assert results["protocols"][name] == trained[2].results["protocols"][name]
+
+
+# ---------------------------------------------------------------------------------------------------- order of an epoch
+
+
+def test_what_fits_into_the_window_has_a_uniform_order(images):
+    gib = images.numel() / 2**30
+    for source in (images, whole(images)):
+        order = epoch_order(source, torch.Generator().manual_seed(3), gib)
+        assert torch.equal(order, torch.randperm(40, generator=torch.Generator().manual_seed(3)))
+
+
+def test_else_shards_are_permuted_and_rows_among_those_of_a_window(images, monkeypatch):
+    monkeypatch.setattr("tase.data.sets.SHARD", 5 * images[0].numel())  # 8 shards of 5 images
+    generator, gib = torch.Generator().manual_seed(0), images[0].numel() * 10 / 2**30  # a window of 2
+    orders = [epoch_order(images, generator, gib) for _ in range(400)]
+    shards = torch.stack(orders) // 5
+    assert all(torch.equal(order.sort().values, torch.arange(40)) for order in orders)
+    windows = [tuple(part.unique().tolist()) for part in shards[0].split(10)]
+    assert all(len(window) == 2 for window in windows) and len(set(sum(windows, ()))) == 8
+    assert len({tuple(window) for row in shards for window in row[:10].unique()[None].tolist()}) == 28  # all pairs
+    first = torch.stack([order[0] for order in orders]).bincount(minlength=40)
+    assert (first - 10).abs().max() < 4 * 10**0.5  # any image may be the first
+    own = torch.randperm(40)[:30]
+    mixed = epoch_order(Mapped(images, own), torch.Generator().manual_seed(1), gib)
+    parts = [own[mixed[i : i + 5]] // 5 for i in range(0, 30, 5)]
+    assert max(len(part.unique()) for part in parts) <= 4  # a step sees few shards: two windows' at most
+
+
+def test_a_run_with_a_window_resumes_exactly_and_is_the_same_wherever_its_images_lie(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("tase.data.sets.SHARD", 40 * 64)
+    config = tiny("simclr", optim__window=100 * 64 / 2**30, optim__epochs=3, record__checkpoint_every=1)
+    run = train(config, tmp_path / "whole", progress=False)
+    assert config.identity != tiny("simclr", optim__epochs=3).identity
+    plain = train(tiny("simclr", optim__epochs=3), tmp_path / "plain", progress=False)
+    assert not torch.equal(*(next(iter(r.encoder().parameters())) for r in (run, plain)))
+    elsewhere = tase.override(config, {"optim.image_memory": 1e-9})
+    train(elsewhere, tmp_path / "stopped", until=1, progress=False)
+    again = train(elsewhere, tmp_path / "stopped", resume=True, progress=False)
+    for name, weights in run.encoder().state_dict().items():
+        assert torch.equal(weights, again.encoder().state_dict()[name])

@@ -1,11 +1,12 @@
 """Folders of image files: listing them, decoding them once to uint8 pixels, and the cache that keeps the pixels.
 
-    <cache>/images/<key>/images.u8      n x 3 x size x size bytes
-                         finished.json  which files could not be read, and why
+    <cache>/images/<key>/00000.u8       rows x 3 x size x size bytes, at most a GiB
+                         00000.json     which files could not be read, and why; a checksum of the bytes
+                         00001.u8 ...
 
 The key is a hash of the files' paths, sizes and times of change, and of the wanted size and fit: a change of any of
-them makes another cache. Files are decoded into <key>.tmp, which is renamed at the end; of several processes one
-decodes and the others wait. Any folder below <cache>/images may be deleted at any time.
+them makes another cache. Each shard is decoded under a temporary name and renamed; several processes share the shards
+out, and what is there after a stop is not made again. Any folder below <cache>/images may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ import itertools
 import json
 import logging
 import os
-import shutil
 import threading
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,20 +29,21 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..config import ConfigError
-from .sets import Mapped, take
+from ..files import tidy
+from .sets import Mapped, Shards, shard_rows, take
 
 SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
     + (".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".jp2", ".ico")
 )
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "TGA", "JPEG2000", "ICO")  # none that runs a program
-VERSION = 1  # of the pixels that decoding gives; part of the cache's key
+VERSION = 2  # of the pixels that decoding gives and of the files; part of the cache's key
 BIG_PIXELS = 2**24  # larger files are decoded one at a time, to bound the memory
 DECODE_CHUNK = 512  # files that are handed to the threads together
 WHITE = (255, 255, 255)
@@ -184,13 +186,15 @@ def decode_folder(
     Decodes at the first call; later ones map the cached pixels. Raises ConfigError naming every unreadable file if
     `on_bad_image` is strict (they are logged if it is skip), if the cache cannot be written, or if nothing is readable.
     """
-    folder, shape = _folder_of(files, size, fit, cache), (len(files), 3, size, size)
-    if (bad := _unreadable(folder, shape)) is None:
+    shards = _shards_of(files, size, fit, cache)
+    if (bad := _unreadable(shards)) is None:
+        folder = shards[0].path.parent
         try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{folder}.lock"):
-                if (bad := _unreadable(folder, shape)) is None:  # no other process has decoded them meanwhile
-                    bad = _decode(files, folder, size, fit)
+            folder.mkdir(parents=True, exist_ok=True)
+            tidy(folder)
+            _decode(shards, size, fit)
+            if (bad := _unreadable(shards)) is None:
+                raise OSError("what was written is not what lies there")
         except OSError as e:
             why = f"{folder} cannot be written: {e.strerror or e}; set data.cache to another folder"
             raise ConfigError(f"data.cache: {why}") from e
@@ -198,13 +202,32 @@ def decode_folder(
     good = torch.ones(len(files), dtype=torch.bool)
     good[list(bad)] = False
     # Mode c: writing to the tensor changes memory, not the file.
-    pixels = torch.from_numpy(np.memmap(folder / "images.u8", dtype=np.uint8, mode="c", shape=shape))
-    return take(pixels, good.nonzero()[:, 0]), good
+    maps = [np.memmap(s.path, dtype=np.uint8, mode="c", shape=(len(s.files), 3, size, size)) for s in shards]
+    parts = [torch.from_numpy(pixels) for pixels in maps]
+    return take(parts[0] if len(parts) == 1 else Shards(parts), good.nonzero()[:, 0]), good
 
 
 def known_unreadable(files: list[File], size: int, fit: str, cache: Path) -> list[int]:
     """Return the files that were unreadable when they were decoded; none if they have not been."""
-    return list(_unreadable(_folder_of(files, size, fit, cache), (len(files), 3, size, size)) or ())
+    return list(_unreadable(_shards_of(files, size, fit, cache)) or ())
+
+
+class Shard(NamedTuple):
+    """One file of the cache: the pixels of `files`, the first of which is number `first` of all; `size` bytes."""
+
+    path: Path
+    first: int
+    files: list[File]
+    size: int
+
+
+def _shards_of(files: list[File], size: int, fit: str, cache: Path) -> list[Shard]:
+    folder, rows = _folder_of(files, size, fit, cache), shard_rows((len(files), 3, size, size))
+    starts = range(0, len(files), rows)
+    parts = [files[first : first + rows] for first in starts]
+    bytes_each = 3 * size * size
+    paths = [folder / f"{number:05d}.u8" for number in range(len(parts))]
+    return [Shard(path, first, part, len(part) * bytes_each) for path, first, part in zip(paths, starts, parts)]
 
 
 def _folder_of(files: list[File], size: int, fit: str, cache: Path) -> Path:
@@ -223,14 +246,33 @@ def _folder_of(files: list[File], size: int, fit: str, cache: Path) -> Path:
     return cache / "images" / digest.hexdigest()[:16]
 
 
-def _unreadable(folder: Path, shape: tuple[int, ...]) -> dict[int, str] | None:
-    """Return the files that a cache lacks, each with the reason; None if there is no whole cache in the folder."""
+def _unreadable(shards: list[Shard]) -> dict[int, str] | None:
+    """Return the files that a cache lacks, each with the reason; None if a shard is missing or damaged.
+
+    Of a single shard all bytes are checked, of many only their number: reading them takes minutes.
+    """
+    found = [_unreadable_in(shard, check_bytes=len(shards) == 1) for shard in shards]
+    if None in found:
+        return None
+    return {shard.first + row: why for shard, bad in zip(shards, found) for row, why in bad.items()}
+
+
+def _unreadable_in(shard: Shard, check_bytes: bool) -> dict[int, str] | None:
+    """Return the unreadable files of a shard by their row in it; None if it is not whole."""
     try:
-        saved = json.loads((folder / "finished.json").read_text())["bad"]
-        whole = (folder / "images.u8").stat().st_size == np.prod(shape, dtype=np.int64)
-        return {int(row): why for row, why in saved.items()} if whole else None
+        saved = json.loads(shard.path.with_suffix(".json").read_text())
+        whole = shard.path.stat().st_size == shard.size and (not check_bytes or _crc(shard.path) == saved["crc32"])
+        return {int(row): why for row, why in saved["bad"].items()} if whole else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _crc(path: Path) -> int:
+    value = 0
+    with open(path, "rb") as file:
+        while block := file.read(2**22):
+            value = zlib.crc32(block, value)
+    return value
 
 
 def _report_unreadable(files: list[File], bad: dict[int, str], on_bad_image: str) -> None:
@@ -248,26 +290,33 @@ def _report_unreadable(files: list[File], bad: dict[int, str], on_bad_image: str
 # ------------------------------------------------------------------------------------------------------------ decoding
 
 
-def _decode(files: list[File], folder: Path, size: int, fit: str) -> dict[int, str]:
-    """Decode the files into `folder`.tmp, which becomes `folder` when all are there; return the unreadable ones."""
-    temporary = folder.with_name(f"{folder.name}.tmp")
-    for stale in (folder, temporary):  # damaged, or of a process that was killed
-        shutil.rmtree(stale, ignore_errors=True)
-    temporary.mkdir()
-    bad = {}
+def _decode(shards: list[Shard], size: int, fit: str) -> None:
+    """Make the shards that are missing or damaged; several processes share them out."""
+    for wait in (0, -1):  # those that no other process makes; then wait for the others'
+        for shard in shards:
+            with contextlib.suppress(Timeout), FileLock(f"{shard.path}.lock", timeout=wait):
+                if _unreadable_in(shard, check_bytes=wait == 0) is None:
+                    _make(shard, size, fit)
+
+
+def _make(shard: Shard, size: int, fit: str) -> None:
+    """Decode the files of a shard under a temporary name; the JSON, written last, says that it is whole."""
+    path, bad, crc = shard.path, {}, 0
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary / "images.u8", "wb") as out:
-            for row, (pixels, why) in enumerate(_decoded(files, size, fit)):
-                out.write(pixels.tobytes())  # not through a mapping: there a full disk is a crash, not an OSError
+        with open(temporary, "wb") as out:
+            for row, (pixels, why) in enumerate(_decoded(shard.files, size, fit)):
+                data = pixels.tobytes()
+                out.write(data)  # not through a mapping: there a full disk is a crash, not an OSError
+                crc = zlib.crc32(data, crc)
                 if why:
                     bad[row] = why
             out.flush()
             os.fsync(out.fileno())
-        (temporary / "finished.json").write_text(json.dumps({"bad": bad}))
-        temporary.rename(folder)
+        temporary.replace(path)
+        path.with_suffix(".json").write_text(json.dumps({"bad": bad, "crc32": crc}))
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return bad
+        temporary.unlink(missing_ok=True)
 
 
 def _decoded(files: list[File], size: int, fit: str) -> Iterator[tuple[UInt8[np.ndarray, "3 size size"], str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
+import math
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch import Tensor
 
 GROUPS = ("head", "mid", "tail")
 LARGE = 2**30  # bytes; a larger subset of a set is not copied
+SHARD = 2**30  # bytes of the images in one file of the cache
 
 
 def short_hash(*parts: bytes) -> str:
@@ -128,6 +130,27 @@ class Splits:
     eval_classes: Int64[Tensor, "e"] | None = None
 
 
+class Shards:
+    """Images uint8 [m, c, h, w] in several mapped files, as many rows in each but the last."""
+
+    dtype = torch.uint8
+
+    def __init__(self, parts: list[UInt8[Tensor, "r c h w"]]):
+        self.parts, self.rows = parts, len(parts[0])
+        self.shape = torch.Size((sum(map(len, parts)), *parts[0].shape[1:]))
+
+    def select(self, index: Int64[Tensor, "n"], out: UInt8[Tensor, "n c h w"]) -> None:
+        """Copy the rows `index` to `out`, file by file."""
+        number = index // self.rows
+        for part in number.unique().tolist():
+            at = (number == part).nonzero()[:, 0]
+            out[at] = self.parts[part][index[at] - part * self.rows]
+
+    def __getitem__(self, index: Int64[Tensor, "n"]) -> UInt8[Tensor, "n c h w"]:
+        self.select(index, out := torch.empty((len(index), *self.shape[1:]), dtype=torch.uint8))
+        return out
+
+
 class Mapped:
     """Rows `index` [n] of uint8 images that stay where they are (in a mapped file) until they are indexed.
 
@@ -137,7 +160,9 @@ class Mapped:
 
     dtype, ndim, device = torch.uint8, 4, torch.device("cpu")
 
-    def __init__(self, source: UInt8[Tensor, "m c h w"], index: Int64[Tensor, "n"], target: torch.device | str = "cpu"):
+    def __init__(
+        self, source: UInt8[Tensor, "m c h w"] | Shards, index: Int64[Tensor, "n"], target: torch.device | str = "cpu"
+    ):
         self.source, self.index, self.target = source, index, torch.device(target)
         self.shape = torch.Size((len(index), *source.shape[1:]))
 
@@ -149,21 +174,48 @@ class Mapped:
         index = self.index[rows]
         shape, pinned = (index.numel(), *self.shape[1:]), self.target.type == "cuda"
         out = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
-        torch.index_select(self.source, 0, index.flatten(), out=out)
+        if isinstance(self.source, Shards):
+            self.source.select(index.flatten(), out)
+        else:
+            torch.index_select(self.source, 0, index.flatten(), out=out)
         return out if index.ndim else out[0]
 
     def __getitem__(self, rows: int | slice | Tensor) -> Tensor:
         return self.read(rows).to(self.target, non_blocking=True)
 
 
-def take(images: Tensor | Mapped, index: Int64[Tensor, "m"]) -> Tensor | Mapped:
+def take(images: Tensor | Shards | Mapped, index: Int64[Tensor, "m"]) -> Tensor | Mapped:
     """Return `images[index]`, without a copy if the index is a run of neighbours or the result exceeds LARGE bytes."""
     first, n = (int(index[0]), len(index)) if len(index) else (0, 0)
     if isinstance(images, Mapped):
         images, index = images.source, images.index[index]
-    elif torch.equal(index, torch.arange(first, first + n)):
+    elif isinstance(images, Tensor) and torch.equal(index, torch.arange(first, first + n)):
         return images[first : first + n]
     return Mapped(images, index) if images.shape[1:].numel() * n > LARGE else images[index]
+
+
+def shard_rows(shape: torch.Size | tuple[int, ...]) -> int:
+    """Return how many images of this shape [.., c, h, w] one file of the cache holds."""
+    return max(1, SHARD // math.prod(shape[1:]))
+
+
+def epoch_order(images: Tensor | Mapped, generator: torch.Generator, window: float) -> Int64[Tensor, "n"]:
+    """Draw the order in which an epoch takes n images: a uniform permutation where they fit into `window` GiB.
+
+    Else the shards are permuted, and rows among as many shards as fit: what is read at a time then stays in memory
+    while it is needed, and a disk is read nearly in sequence, each shard once an epoch. It depends on the images'
+    number and size alone, not on where they are placed.
+    """
+    n, bytes_each = len(images), images.shape[1:].numel()
+    order = torch.randperm(n, generator=generator)
+    if n * bytes_each <= window * 2**30:
+        return order
+    index = images.index if isinstance(images, Mapped) else torch.arange(n)
+    rows = shard_rows(images.shape)
+    shard = index // rows  # of each image
+    together = max(1, int(window * 2**30 / (rows * bytes_each)))  # shards in a window
+    turn = torch.randperm(int(shard.max()) + 1, generator=generator)  # of each shard
+    return order[torch.argsort(turn[shard[order]] // together, stable=True)]
 
 
 def place(images: Tensor | Mapped, device: torch.device, memory: float = 0.0) -> tuple[Tensor | Mapped, str]:
