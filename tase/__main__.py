@@ -308,7 +308,7 @@ def _parser() -> argparse.ArgumentParser:
 
     p = verb("bench", _bench, "measure speed and memory against named rivals")
     p.add_argument("--quick", action="store_true", help="small sizes, few rounds: under 45 s on two idle cores")
-    sections = "views, loss, kmeans, step, loop, guidance, rivals"
+    sections = "views, loss, kmeans, step, loop, guidance, rivals; and peers, processes, which run only if named"
     p.add_argument("--only", nargs="+", default=[], metavar="SECTION", help=f"some of: {sections}")
     p.add_argument("--out", help="write bench.json and a figure of bars into this folder")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, or cuda:N (default auto)")

@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import json
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,9 +14,13 @@ import torch
 import tase
 from tase import bench, training
 from tase.bench import BenchBudget
+from tase.config import ViewsConfig
 
 CPU = torch.device("cpu")
 FAST = BenchBudget(CPU, quick=True, seconds=0.0, rounds=2)
+
+SMALL_MACHINE = {"device_type": "cpu", "processor": "p", "threads": 1, "torch": "2", "commit": "c", "versions": {}}
+SMALL_MACHINE |= {"load_before": 0.0, "load_after": 0.0}
 
 
 def asleep(seconds):
@@ -213,6 +218,59 @@ def test_the_reference_loop_trains_on_all_batches(workers):
 
     bench.reference_loop(t, workers, counting)()
     assert seen == [8, 8, 8]
+
+
+def test_peers_train_the_same_network_on_the_same_batches(monkeypatch):
+    networks = {}
+    loops = bench.peer_loops
+
+    def noting(t, workers):
+        found, missing = loops(t, 0)
+        networks.update({name: (network, copy.deepcopy(network.state_dict())) for name, (_, network) in found.items()})
+        return found, missing
+
+    monkeypatch.setattr(bench.peers, "peer_networks", lambda s: (("conv4", 16, 2, 2),))
+    monkeypatch.setattr(bench.peers, "peer_loops", noting)
+    rows = bench.bench_peers(FAST)
+    assert [row["name"].split(",")[0] for row in rows] == ["tase", "SDCLR-style loop", "lightly's loop"]
+    assert all(row["rounds"] == 1 and 0 <= row["knn"] <= 100 and row["unit"] == "images/s" for row in rows)
+    assert "1-NN" in bench.bench_text({"machine": SMALL_MACHINE, "sections": {"peers": rows}, "took": {"peers": 1.0}})
+    (first, begun), *others = networks.values()
+    steps = first.backbone[1].num_batches_tracked.item()
+    for network, start in others:
+        assert all(torch.equal(a, b) for a, b in zip(start.values(), begun.values()))
+        assert network.backbone[1].num_batches_tracked * 2 == steps == 8  # tase calls it once a view
+        assert not any(torch.equal(a, b) for a, b in zip(network.parameters(), first.parameters()))
+
+
+def test_a_peer_that_is_not_installed_is_named_in_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lightly.loss", None)
+    loops, (row,) = bench.peer_loops(bench.bench_training(FAST, "conv4", 8, 1, "simclr"), 0)
+    assert len(loops) == 2 and row["skipped"] == "lightly is not installed (pip install 'tase[peers]')"
+
+
+def test_views_of_lightly_have_the_parameters_of_the_configuration():
+    v = ViewsConfig()
+    data = bench.LightlyPairs(bench.bench_images(4).images, v)
+    steps = {type(step).__name__: step for step in data.pair.transforms[0].transform.transforms}
+    jitter = steps["RandomApply"].transforms[0]
+    assert jitter.hue == (-v.hue, v.hue) and jitter.brightness == (1 - v.brightness, 1 + v.brightness)
+    assert steps["RandomResizedCrop"].scale == v.scale and steps["RandomGrayscale"].p == v.grey
+    assert steps["GaussianBlur"].prob == 0 == v.blur and [view.shape for view in data[0]] == [(3, 32, 32)] * 2
+
+
+def test_two_processes_train_together(monkeypatch):
+    monkeypatch.setattr(bench.peers, "bench_networks", lambda s: (("conv4", 8, 1), ("conv4", 8, 2)))
+    alone, together = bench.bench_processes(BenchBudget(CPU, seconds=0.0, rounds=1))
+    assert alone["name"] == "1 process, 1 thread" and together["against"] == alone["name"]
+    assert together["rate"] == pytest.approx(16 / together["seconds"])
+    assert 0 < together["processor_seconds"] < together["seconds"] * 2  # a core has no more, but clocks are coarse
+
+
+def test_a_process_that_ends_is_an_error(capfd):
+    with bench.crew(2, "cpu", "conv4", 7, 1) as epoch, pytest.raises(RuntimeError, match="has ended"):
+        epoch()  # two processes cannot share 7 images evenly
+    assert "optim.batch = 7" in capfd.readouterr().err
 
 
 def test_guidance_runs_are_the_real_ones(monkeypatch):

@@ -40,6 +40,17 @@ from .measuring import (
     timed_row,
     too_large,
 )
+from .peers import (
+    LightlyPairs,
+    bench_loop,
+    bench_peers,
+    bench_processes,
+    crew,
+    crew_member,
+    peer_loops,
+    peer_networks,
+    reference_loop,
+)
 from .report import bench_figure, bench_text, redraw_bench
 from .rivals import (
     CHUNK_ROWS,
@@ -47,7 +58,6 @@ from .rivals import (
     PilPairs,
     bench_guidance,
     bench_kmeans,
-    bench_loop,
     bench_loss,
     bench_networks,
     bench_rivals,
@@ -58,7 +68,6 @@ from .rivals import (
     direction_mixture,
     loss_rivals,
     plain_formula,
-    reference_loop,
     step_parts,
 )
 
@@ -71,7 +80,10 @@ BENCH_SECTIONS: dict[str, Callable[[BenchBudget], list[BenchRow]]] = {
     "loop": bench_loop,
     "guidance": bench_guidance,
     "rivals": bench_rivals,
+    "peers": bench_peers,
+    "processes": bench_processes,
 }
+LONGER = ("peers", "processes")  # only where they are named: they train for minutes, or start processes
 
 
 def benchmark(
@@ -81,17 +93,18 @@ def benchmark(
     device: str = "auto",
     say: Callable[[str], Any] = lambda line: None,
 ) -> dict[str, Any]:
-    """Measure the sections (`only` some of BENCH_SECTIONS) and return the report; `out`: write bench.json and a figure.
+    """Measure the sections and return the report; `out`: write bench.json and a figure.
 
-    `quick` uses small sizes and few rounds: under 45 s on two idle cores. Raises ConfigError for an unknown section or
-    device. A section that breaks is reported with its error and does not stop the others.
+    `only` names some of BENCH_SECTIONS (default: all but LONGER). `quick` uses small sizes and few rounds: under 45 s
+    on two idle cores. Raises ConfigError for an unknown section or device. A section that breaks is reported with its
+    error and does not stop the others.
     """
     for name in only:
         check_choice("bench section", name, BENCH_SECTIONS)
     chosen = choose_device(dataclasses.replace(preset("digits-lt").optim, device=device))
     s = BenchBudget(chosen, quick, 0.8, 7, time.perf_counter() + 36) if quick else BenchBudget(chosen)
     report: dict[str, Any] = {"format": 1, "quick": quick, "machine": machine_facts(chosen), "sections": {}, "took": {}}
-    for name in only or BENCH_SECTIONS:
+    for name in only or [name for name in BENCH_SECTIONS if name not in LONGER]:
         say(f"bench: {name} ...")
         started = time.perf_counter()
         try:

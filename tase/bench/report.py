@@ -31,6 +31,8 @@ def _row_line(row: BenchRow) -> str:
         notes.append(f"{row['ratio']:.3g}{about} x {row['against']}")
     notes += [f"{row['rate']:,.0f} {row['unit']}"] if "rate" in row else []
     notes += [f"peak {row['peak_bytes'] / 2**20:,.1f} MiB"] if "peak_bytes" in row else []
+    notes += [f"1-NN {row['knn']:.1f} %"] if "knn" in row else []
+    notes += [f"{row['processor_seconds']:.3g} s of each core"] if "processor_seconds" in row else []
     notes += [f"inertia {row['inertia']:,.1f}"] if "inertia" in row else []
     spread = f" ± {1e3 * row['spread']:,.2f}" if "spread" in row else ""
     return f"{head}{1e3 * row['seconds']:>12,.2f}{spread} ms  {', '.join(notes)}".rstrip()

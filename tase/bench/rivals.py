@@ -1,10 +1,9 @@
-"""What is measured: views, loss, k-means, a training step by its parts, an epoch, a run; each against named rivals."""
+"""What is measured: views, loss, k-means, a training step by its parts, a run; each against named rivals."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable
@@ -16,12 +15,11 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import Dataset, default_collate
 
 from .. import training
 from ..config import ViewsConfig
 from ..losses import nt_xent
-from ..models import build
 from ..presets import preset
 from ..pseudo_labels import spherical_kmeans
 from ..trust import feature_trust
@@ -210,7 +208,7 @@ def _clusterings(x: Float[Tensor, "n d"], k: int, found: dict[str, Tensor]) -> d
     return {name: partial(cluster, name, option) for name, (cluster, option) in rivals.items()}
 
 
-# --- training: a step by its parts, an epoch, a run
+# --- training: a step by its parts, a run
 
 
 def bench_networks(s: BenchBudget) -> tuple[tuple[str, int, int], ...]:
@@ -220,8 +218,10 @@ def bench_networks(s: BenchBudget) -> tuple[tuple[str, int, int], ...]:
     return (("resnet18", 16, 1), ("conv4", 256, 4)) if s.quick else (("resnet18", 512, 3), ("conv4", 512, 12))
 
 
-def bench_training(s: BenchBudget, backbone: str, batch: int, steps: int, method: str = "tase") -> training.Training:
-    fields = {"model.backbone": backbone, "optim.batch": batch}
+def bench_training(
+    s: BenchBudget, backbone: str, batch: int, steps: int, method: str = "tase", **fields: Any
+) -> training.Training:
+    fields = {"model.backbone": backbone, "optim.batch": batch, **fields}
     return training.Training(preset("cifar10-lt", method, overrides=fields), bench_images(batch * steps), s.device)
 
 
@@ -268,38 +268,6 @@ def bench_step(s: BenchBudget) -> list[BenchRow]:
         parts = [timed_row(case, name, measured) for name, measured in times.items()]
         parts += [{"case": case, "name": "rest", "seconds": whole["seconds"] - sum(row["seconds"] for row in parts)}]
         rows += [whole, *(row | {"share": row["seconds"] / whole["seconds"]} for row in parts)]
-    return rows
-
-
-def reference_loop(t: training.Training, workers: int, loss: Callable = plain_formula) -> Callable[[], None]:
-    """Return an epoch the way public code trains: workers that augment image by image, float32, the plain loss."""
-    config, device = t.config, t.device
-    data, keep = PilPairs(t.set.images, config.views), workers > 0
-    options = {"num_workers": workers, "persistent_workers": keep, "pin_memory": device.type == "cuda"}
-    loader = DataLoader(data, config.optim.batch, shuffle=True, drop_last=True, **options)
-    network = build(config.model, t.images.shape[1], t.size).to(device).train()
-    optimiser = torch.optim.SGD(network.parameters(), config.optim.lr, config.optim.momentum, weight_decay=1e-4)
-
-    def epoch() -> None:
-        for first, second in loader:
-            z1, z2 = network(torch.cat([first, second]).to(device, non_blocking=True)).chunk(2)
-            optimiser.zero_grad()
-            loss(z1, z2).backward()
-            optimiser.step()
-
-    return epoch
-
-
-def bench_loop(s: BenchBudget) -> list[BenchRow]:
-    """Measure epochs of the whole loop against the reference with as many workers as cores (16 at most)."""
-    workers, rows = min(16, os.cpu_count() or 1), []
-    reference = f"reference loop, {workers} workers"
-    for backbone, batch, steps in bench_networks(s):
-        t, case = bench_training(s, backbone, batch, steps), f"{backbone}, {steps} x batch {batch}"
-        # The reference first: once workers are forked off, the first step of this process copies the pages it writes.
-        actions = {reference: reference_loop(t, workers), "tase": lambda t=t: training.train_epoch(t)}
-        times = time_in_turn(actions, s, 1.2)
-        rows += rival_rows(case, {name: times[name] for name in ("tase", reference)}, "tase", batch * steps, "images/s")
     return rows
 
 
