@@ -147,6 +147,18 @@ def test_tar_shards_have_labels_and_class_names(kind, tmp_path):
     assert torch.equal(braced.images[:], images.images[:]) and len(braced) == 36
 
 
+def test_tar_shards_are_read_once(tmp_path, monkeypatch):
+    root, cache = tars(tmp_path / "shards"), tmp_path / "cache"
+    first = load_images("wds", root, image_size=8, cache=cache)
+    with monkeypatch.context() as patched:
+        patched.setattr(tarfile, "open", lambda *_: pytest.fail("read again"))
+        again = load_images("wds", root, image_size=8, cache=cache)
+    assert torch.equal(again.images[:], first.images[:]) and again.hash == first.hash
+    for kept in (cache / "tars").iterdir():
+        kept.write_text(kept.read_text()[:20])  # damaged: made again
+    assert load_images("wds", root, image_size=8, cache=cache).hash == first.hash
+
+
 def test_tar_shards_without_labels(tmp_path):
     root = tars(tmp_path / "shards", kind="none")
     images = load_images("wds", root, image_size=8, cache=tmp_path / "cache")
@@ -270,10 +282,15 @@ def test_a_changed_archive_is_read_again(tmp_path):
     assert not torch.equal(load_images("wds", root, image_size=8, cache=tmp_path / "cache").images[:], first.images[:])
 
 
-def test_missing_data_and_a_missing_library_say_what_to_do(tmp_path, monkeypatch):
-    for source in ("hf", "wds"):
-        with pytest.raises(ConfigError, match="data.root: no .* in .*none; get the data with"):
-            load_images(source, f"{tmp_path}/none", image_size=8)
+@pytest.mark.parametrize("source", ["hf", "wds"])
+def test_missing_data_say_how_to_get_them(source, tmp_path, request):
+    if source == "hf":
+        request.getfixturevalue("datasets")
+    with pytest.raises(ConfigError, match="data.root: no .* in .*none; get the data with"):
+        load_images(source, f"{tmp_path}/none", image_size=8)
+
+
+def test_a_missing_library_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with one_line("pip install tase.hub."):
         load_images("hf", tmp_path, image_size=8)

@@ -112,5 +112,8 @@ def test_a_saved_encoder_opens_without_this_library(name, channels, tmp_path):
     with torch.no_grad():
         expected = network.backbone(images)
         again = load_encoder(tmp_path)(images)
-    for features in (again, torch.load(tmp_path / "features.pt")):  # rounded otherwise: weights are not channels-last
+    for features in (
+        again,
+        torch.load(tmp_path / "features.pt", weights_only=True),
+    ):  # rounded otherwise: weights are not channels-last
         torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)

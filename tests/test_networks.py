@@ -203,7 +203,7 @@ def test_a_vision_transformers_positions_are_interpolated(tmp_path):
     config = tiny_config("torchvision:vit_b_16", **{"model.init": str(tmp_path / "vit.pth")})
     network = initial_network(config, 3, 32)
     assert network.backbone.encoder.pos_embedding.shape == (1, 5, 768)
-    assert torch.equal(network.backbone.class_token, torch.load(tmp_path / "vit.pth")["class_token"])
+    assert torch.equal(network.backbone.class_token, torch.load(tmp_path / "vit.pth", weights_only=True)["class_token"])
 
 
 def weights_of(module):

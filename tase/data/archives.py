@@ -11,6 +11,7 @@ are read with Python alone.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -24,7 +25,9 @@ import numpy as np
 import torch
 
 from ..config import ConfigError, DataConfig, check, is_hub_name, unknown
+from ..files import RunError, write_atomic
 from .folders import SUFFIXES, Listing, cache_folder
+from .sets import short_hash
 from .sources import facts, missing_data
 
 if TYPE_CHECKING:
@@ -238,9 +241,9 @@ def _list_tars(tars: list[Path], data: DataConfig) -> Listing:
     """List the images of tar files in their order."""
     paths, members, labels = [], [], []
     for number, tar in enumerate(tars):
-        for key, image, label in _samples(tar, data):
-            paths.append(f"{tar.name}/{key}")
-            members.append((number, image.offset_data, image.size))
+        for name, offset, size, label in _indexed(tar, data):
+            paths.append(f"{tar.name}/{name}")
+            members.append((number, offset, size))
             labels.append(label)
     if not paths:
         raise ConfigError(f"data.root: {tars[0]} holds no image files ({', '.join(sorted(SUFFIXES))})")
@@ -255,8 +258,25 @@ def _list_tars(tars: list[Path], data: DataConfig) -> Listing:
     return listing_of(TarImages(tars, members), tars[0].parent, paths, labels if named else None, names)
 
 
-def _samples(tar: Path, data: DataConfig) -> Iterable[tuple[str, tarfile.TarInfo, int | str | None]]:
-    """Yield name, place and label of each image of a tar file, whose members with one key follow each other."""
+Sample = tuple[str, int, int, int | str | None]  # name, first byte, bytes, label
+
+
+def _indexed(tar: Path, data: DataConfig) -> list[Sample]:
+    """Return the samples of a tar file, from <cache>/tars where it has been read before: a million take minutes."""
+    stat = os.stat(tar)
+    key = short_hash(f"{tar.absolute()}\0{stat.st_size}\0{stat.st_mtime_ns}\0{data.columns}".encode())
+    kept = cache_folder(data.cache) / "tars" / f"{key}.json"
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads(kept.read_text())
+    found = list(_samples(tar, data))
+    with contextlib.suppress(OSError, RunError):  # a cache that cannot be written is an error where images are decoded
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(kept, json.dumps(found).encode())
+    return found
+
+
+def _samples(tar: Path, data: DataConfig) -> Iterable[Sample]:
+    """Yield the images of a tar file with their labels, in their order."""
     samples: dict[str, dict[str, tarfile.TarInfo]] = {}
     try:
         with tarfile.open(tar, "r:") as file:
@@ -276,7 +296,8 @@ def _samples(tar: Path, data: DataConfig) -> Iterable[tuple[str, tarfile.TarInfo
                 if image:
                     label = next((e for e in LABELS if e in members), None)
                     text = file.extractfile(members[label]).read() if label else b""
-                    yield f"{key}.{image}", members[image], _label(text, label, data, f"{tar}/{key}.{label}")
+                    value = _label(text, label, data, f"{tar}/{key}.{label}")
+                    yield f"{key}.{image}", members[image].offset_data, members[image].size, value
     except (tarfile.TarError, OSError) as error:
         raise ConfigError(f"data.root: {tar} is cut off, damaged, compressed, or no tar: {error}") from error
 
