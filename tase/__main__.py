@@ -210,13 +210,20 @@ def _trust(args: argparse.Namespace) -> dict[str, Any]:
 def _rare(args: argparse.Namespace) -> dict[str, Any]:
     from .runs import Run
     from .widgets import rare
+    from .widgets.rarity import remarks, sentences
 
-    table = rare(Run(args.run_folder))
+    run = Run(args.run_folder)
+    table = rare(run)
     if args.csv:
         table.to_csv(args.csv if args.csv != "-" else sys.stdout, index=False)
     elif not args.json:
-        print(table.head(20).to_string(index=False))
-    return {"rows": len(table), "rarest": table.head(20).to_dict("records")}
+        columns = ["image", "file", "class", "headness", "tau", "weight", "cluster", "duplicate_of"]
+        print(f"the 20 rarest of {len(table):,}; --csv has all:\n{table[columns].head(20).to_string(index=False)}")
+    said = [*sentences(run), *remarks(table)]
+    if not args.json:
+        _say("\n".join(said))
+    rarest = table.head(20).astype(object).where(table.head(20).notna(), None)  # JSON has no NaN
+    return {"rows": len(table), "rarest": rarest.to_dict("records"), "remarks": said}
 
 
 def _demo(args: argparse.Namespace) -> dict[str, Any]:
@@ -372,6 +379,9 @@ def main(argv: list[str] | None = None) -> int:
         if speaks:
             _say(f"\n{stop or 'stopped'}")
         return 130
+    except BrokenPipeError:  # what reads our output, `head` say, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor does Python complain at the end
+        return 0
     except (ValueError, RuntimeError, OSError) as error:
         if type(error).__module__.split(".")[0] != "tase" and not isinstance(error, OSError):
             raise

@@ -93,7 +93,7 @@ def test_the_file_holds_what_the_run_saved(run, tmp_path):
     placed = shown["places"]["pca"].reshape(len(h), len(index), 2)[0, :, 0] > -32768
     assert placed.sum() == 100  # record.features; those listed as rare or common are shown too
     assert shown["settings"]["preset"] == run.describe()["preset"] and "linear" in shown["scores"]
-    low, high = shown["equation"]
+    low, high, *_ = shown["equation"]
     np.testing.assert_allclose(low + (high - low) * shown["q"].reshape(len(h), -1)[-1], h.tau[-1][index], atol=4e-3)
 
 
@@ -223,8 +223,31 @@ def test_rare_finds_the_blank_image_and_the_double_one(unlabelled):
     assert twin["duplicate_of"] == 3 and twin["difference"] == 0 and twin["cosine"] > 0.99
     assert table.loc["picture 03.png", "duplicate_of"] == 30
     assert (table["class"] == "").all()
+    assert (table["broken"] == "").all()
     short = listed(unlabelled)
+    assert short["remarks"] == ["2 of 60 images have a near-duplicate.", "1 blank (all pixels alike): picture 07.png."]
     assert [3, 30] in short["duplicates"] and short["blank"] == [7]
+
+
+def test_files_that_cannot_be_read_are_named(folder, tmp_path, capsys):
+    from tase.__main__ import main
+
+    (folder / "holiday.jpg").write_text("no picture")
+    fields = [f"data.root={folder}", "data.image_size=16", "optim.epochs=2", "optim.batch=20", "guidance.clusters=5"]
+    fields += ["model.channels=8,8,8,8", f"data.cache={tmp_path / 'cache'}"]
+    out = str(tmp_path / "run")
+    assert main(["train", "--preset", "folder", "--set", *fields, "--out", out, "--quiet"]) == 0
+    assert f"next: tase report {out}" in capsys.readouterr().err
+    assert main(["rare", out, "--quiet"]) == 0
+    shown = capsys.readouterr()
+    assert "the 20 rarest of 61" in shown.out
+    assert "1 file could not be read, and left out: holiday.jpg." in shown.err
+    table = tase.rare(out)
+    assert table["file"].iloc[-1] == "holiday.jpg" and "cannot identify" in table["broken"].iloc[-1]
+    assert table["image"].tolist()[-1] == -1 and sorted(table["image"][:-1]) == list(range(60))
+    assert main(["report", out, "--quiet"]) == 0
+    lists = data_of(tmp_path / "run" / "report.html")["runs"][0]["rare"]
+    assert lists["broken"] == [["holiday.jpg", table["broken"].iloc[-1]]] and -1 not in lists["common"]
 
 
 def test_double_images_are_found_among_many(unlabelled, monkeypatch):

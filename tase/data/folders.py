@@ -207,9 +207,9 @@ def decode_folder(
     return take(parts[0] if len(parts) == 1 else Shards(parts), good.nonzero()[:, 0]), good
 
 
-def known_unreadable(files: list[File], size: int, fit: str, cache: Path) -> list[int]:
-    """Return the files that were unreadable when they were decoded; none if they have not been."""
-    return list(_unreadable(_shards_of(files, size, fit, cache)) or ())
+def known_unreadable(files: list[File], size: int, fit: str, cache: Path) -> dict[int, str]:
+    """Return which files were unreadable when they were decoded, and why; none if they have not been."""
+    return _unreadable(_shards_of(files, size, fit, cache)) or {}
 
 
 class Shard(NamedTuple):

@@ -109,8 +109,17 @@ def list_source(data: DataConfig) -> Source:
     if not isinstance(source.train, Listing) or data.on_bad_image != "skip":
         return source
     good = torch.ones(len(source.train), dtype=torch.bool)
-    good[known_unreadable(source.train.files, _file_size(data), data.fit, cache_folder(data.cache))] = False
+    good[list(known_unreadable(source.train.files, _file_size(data), data.fit, cache_folder(data.cache)))] = False
     return Source(source.train.keep(good), source.test, None if source.listed is None else source.listed[good])
+
+
+def unreadable_files(data: DataConfig) -> dict[str, str]:
+    """Return the files of a source's training part that could not be decoded and were left out, with the reason."""
+    part = _open_source(data).train
+    if not isinstance(part, Listing) or data.on_bad_image != "skip":
+        return {}
+    bad = known_unreadable(part.files, _file_size(data), data.fit, cache_folder(data.cache))
+    return {part.paths[row]: why for row, why in sorted(bad.items())}
 
 
 def _open_source(data: DataConfig) -> Source:

@@ -574,15 +574,16 @@ class Explorer {
   /** Rare, common and double images; settings, accuracies and how far to believe it, for each run. */
   below() {
     const { rare } = this.data.runs[0];
-    const names = { rare: "Rarest", common: "Most common", duplicates: "Near-duplicates", blank: "Blank", clusters: "Clusters" };
+    const names = { rare: "Rarest", common: "Most common", duplicates: "Near-duplicates", blank: "Blank", broken: "Unreadable", clusters: "Clusters" };
     const keys = Object.keys(names).filter((key) => rare[key].length);
     this.listBox = h("div", { class: "tase-tiles", role: "tabpanel" });
     this.tabs = keys.map((key) =>
       button(`${names[key]} (${rare[key].length})`, () => this.list(key), { role: "tab", "data-key": key })
     );
     this.list(keys[0]);
-    const heading = `What ${this.data.runs[0].title} takes to be rare, and what common`;
-    const lists = h("section", { class: "tase-lists" }, h("h2", {}, heading), h("div", { role: "tablist" }, this.tabs), this.listBox);
+    const heading = `What ${this.data.runs[0].title} takes to be rare, and what common`, notes = rare.remarks.join(" ");
+    const lists = h("section", { class: "tase-lists" }, h("h2", {}, heading), notes ? h("p", { class: "tase-remark" }, notes) : null,
+      h("div", { role: "tablist" }, this.tabs), this.listBox);
     return h("div", { class: "tase-below" }, lists, h("section", { class: "tase-about" }, this.data.runs.map((run) => this.about(run))));
   }
 
@@ -594,6 +595,7 @@ class Explorer {
     };
     const line = (...children) => h("div", { class: "tase-pair" }, ...children);
     const lines = {
+      broken: () => rare.broken.map(([file, why]) => line(h("b", {}, file), h("small", {}, why))),
       duplicates: () => rare.duplicates.map((pair) => line(pair.map((image) => tile(image)))),
       clusters: () => rare.clusters.map(({ cluster, size, images }) =>
         line(h("span", {}, `cluster ${cluster}: ${number(size)} images`), images.map((image) => tile(image, false)))),
@@ -1265,7 +1267,7 @@ class Explorer {
       joined ? ["joined group", number(joined), joined > 1.5 * size ? "images: near clusters count together" : "images"] : null,
       ["headness a", fixed(a), `log of ${number(Math.exp(a))} images, its clusters' mean`],
       ["q", fixed(q), `0 up to a = ${fixed(low, 1)}, 1 from ${fixed(high, 1)}`],
-      run.trust ? ["trust", fixed(run.trust[t]), "of the whole run: 0, clusters look as balanced data do; 1, a clear tail"] : null,
+      run.trust ? ["trust", fixed(run.trust[t]), `of the run: 0 as balanced data, 1 a clear tail${run.equation?.[3] < 1 ? `; τ and w act with ${run.equation[3]}` : ""}`] : null,
       ["τ", fixed(tau, 3), same ? "the same for all images now" : this.tauText(run, tau, q)],
       ["w", fixed(weight, 3), same ? "" : `counts ${weight > 1 ? "more" : "less"} than the mean`],
       ...Object.keys(run.own).map((name) => {
@@ -1280,8 +1282,10 @@ class Explorer {
   /** Equation (5) with its numbers, where the run's tau are its results. */
   tauText(run, tau, q) {
     if (!run.equation) return "by this method's own rule";
-    const [low, high] = run.equation, target = low + (high - low) * q;
-    return Math.abs(target - tau) < 0.006 ? `${fixed(low)} + ${fixed(high - low)} · ${fixed(q)}` : `on its way to ${fixed(target)}`;
+    const [low, high, tau0, strength] = run.equation, full = low + (high - low) * q;
+    const target = tau0 * (full / tau0) ** strength, sum = `${fixed(low)} + ${fixed(high - low)} · ${fixed(q)}`;
+    if (Math.abs(target - tau) >= 0.006) return `on its way to ${fixed(target)}`;
+    return strength === 1 ? sum : `${fixed(tau0)} · (${fixed(full)} / ${fixed(tau0)})^${strength}, from ${sum}`;
   }
 
   /** The nearest images now and at earlier epochs; a dashed line around those that are not near any more. */

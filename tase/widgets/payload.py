@@ -195,7 +195,9 @@ def _run(pack: Packer, run: Run, index: Int64[np.ndarray, " m"], found: dict[str
     q, limits = quantities(run)
     low, high = (getattr(options, name, None) for name in ("tau_min", "tau_max"))
     # The chain "why this tau" writes equation (5) only where it gives what was saved: not for methods that use others.
-    fits = low is not None and bool(np.allclose(low + (high - low) * q[-1], tau[-1], atol=3e-3))
+    strength = float(h.trust[run.trusted_at]) if getattr(options, "trust", False) else 1.0
+    target = None if low is None else options.tau_0 * ((low + (high - low) * q[-1]) / options.tau_0) ** strength
+    fits = target is not None and bool(np.allclose(target, tau[-1], atol=3e-3))
     return {
         "name": run.name,
         "preset": config.preset,
@@ -212,7 +214,7 @@ def _run(pack: Packer, run: Run, index: Int64[np.ndarray, " m"], found: dict[str
         "limits": limits,
         "sizes": [[round(float(x), 1) for x in sizes] for sizes in h.cluster_sizes],
         "joined": [_joined_sizes(run, t) for t in range(len(h))],
-        "equation": [float(low), float(high)] if fits else None,
+        "equation": [float(low), float(high), options.tau_0, round(strength, 2)] if fits else None,
         "near": _neighbours(pack, run, index),
         "remarks": _remarks(run, found),
         **about(run),

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..data import ImageSet
+from ..data import ImageSet, unreadable_files
 from ..files import RunError
 from ..pseudo_labels import centred
 from ..runs import Run
@@ -33,7 +33,8 @@ def rare(run: Run | str | Path) -> pandas.DataFrame:
     Columns: image, file, class, headness, tau, weight, cluster; `is` ("rare", "common" for a twentieth of the images
     each, or ""); `duplicate_of` (the nearest image, where both their features and their pixels nearly agree, else -1)
     with `cosine` and `difference` (mean absolute difference of small grey images, 0 to 1); `blank` (all pixels alike);
-    `typical_of` (the cluster whose mean it is nearest to, else -1). Raises RunError where there is no snapshot.
+    `typical_of` (the cluster whose mean it is nearest to, else -1); `broken` (why a file could not be read, else "").
+    Broken files come last, as image -1. Raises RunError where there is no snapshot.
     """
     import pandas
 
@@ -55,6 +56,7 @@ def rare(run: Run | str | Path) -> pandas.DataFrame:
             "difference": np.nan,
             "blank": False,
             "typical_of": _typical(features, index, cluster),
+            "broken": "",
         }
     )
     if images is not None:
@@ -64,12 +66,20 @@ def rare(run: Run | str | Path) -> pandas.DataFrame:
     table = table.iloc[np.argsort(headness, kind="stable")].reset_index(drop=True)
     some = max(1, round(SHARE * n))
     table.loc[: some - 1, "is"], table.loc[n - some :, "is"] = "rare", "common"
-    return table
+    broken = {} if images is None or images.paths is None else unreadable_files(run.config.data)
+    if not broken:
+        return table
+    unknown = dict.fromkeys(("image", "cluster", "duplicate_of", "typical_of"), -1)
+    rows = [
+        {"file": file, "class": "", "is": "", "blank": False, "broken": why, **unknown} for file, why in broken.items()
+    ]
+    return pandas.concat([table, pandas.DataFrame(rows)], ignore_index=True)
 
 
 def listed(run: Run, most: int = 48) -> dict[str, Any]:
-    """The same in short, as image numbers for the front end: at most `most` of each."""
-    table = rare(run)
+    """The same in short, as image numbers for the front end: at most `most` of each, and how many there are."""
+    whole = rare(run)
+    table = whole[whole["broken"] == ""]
     twins = table[table["duplicate_of"] >= 0].sort_values("difference", kind="stable")
     pairs = {tuple(sorted(pair)): None for pair in twins[["image", "duplicate_of"]].to_numpy().tolist()}
     typical = table[table["typical_of"] >= 0].groupby("typical_of")["image"].apply(list)
@@ -81,7 +91,24 @@ def listed(run: Run, most: int = 48) -> dict[str, Any]:
         "duplicates": [list(pair) for pair in list(pairs)[:most]],
         "blank": table["image"][table["blank"]][:most].tolist(),
         "clusters": sorted(clusters, key=lambda c: c["size"]),
+        "broken": whole[["file", "broken"]][len(table) :][:most].to_numpy().tolist(),
+        "remarks": remarks(whole),
     }
+
+
+def remarks(table: pandas.DataFrame) -> list[str]:
+    """Say what is to be mended in the folder, from the table of `rare`."""
+    said, names = [], lambda rows: ", ".join(map(str, rows["file"][:3])) + (", ..." if len(rows) > 3 else "")
+    twins, blank, broken = table[table["duplicate_of"] >= 0], table[table["blank"]], table[table["broken"] != ""]
+    if len(twins):
+        copies = " Copies of an image make it look common." if len(twins) > 9 else ""
+        said.append(f"{len(twins):,} of {(table['image'] >= 0).sum():,} images have a near-duplicate.{copies}")
+    if len(blank):
+        said.append(f"{len(blank):,} blank (all pixels alike): {names(blank)}.")
+    if len(broken):
+        files = "1 file" if len(broken) == 1 else f"{len(broken):,} files"
+        said.append(f"{files} could not be read, and left out: {names(broken)}.")
+    return said
 
 
 def _small_grey(images: ImageSet) -> Float[Tensor, "n p"]:
