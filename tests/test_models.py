@@ -90,7 +90,7 @@ PLAIN = re.search(
 
 @pytest.mark.parametrize(
     ("name", "channels"),
-    [("resnet18", 1), ("torchvision:vit_b_16", 3), ("torchvision:googlenet", 3), ("timm:test_vit", 1)],
+    [("resnet18", 1), ("torchvision:shufflenet_v2_x0_5", 3), ("torchvision:googlenet", 3), ("timm:test_vit", 1)],
 )
 def test_a_saved_encoder_opens_without_this_library(name, channels, tmp_path):
     if name.startswith("timm:"):
