@@ -284,7 +284,7 @@ def test_guidance_runs_are_the_real_ones(monkeypatch):
     rows = bench.bench_guidance(BenchBudget(CPU, quick=True, seconds=0.0, rounds=1))
     assert runs[0] == ("tase", True)  # a short one first, so that nothing is loaded while it counts
     assert list(dict.fromkeys(runs[1:])) == [("simclr", False), ("simclr", True), ("tase", True)]
-    assert [row["against"] for row in rows] == ["simclr, no snapshots"] * 3 + ["simclr, snapshots"]
+    assert [row["against"] for row in rows] == ["simclr, no snapshots"] * 4 + ["simclr, snapshots"]
 
 
 def test_report_table_and_figure(tmp_path, monkeypatch):
