@@ -91,7 +91,8 @@ def team(device: torch.device, batch: int) -> Iterator[None]:
     if not dist.is_initialized():
         # Objects and flags always go through gloo: the processes agree without waiting for the GPU.
         with _reaching():
-            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+            backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=PATIENCE, **_store_of_restart())
     n = dist.get_world_size()
     even = batch % n == 0 and batch >= 2 * n  # batch norm needs two rows
     check(even, "optim.batch", batch, f"a multiple of {n}, the number of processes, and at least {2 * n}")
@@ -106,6 +107,20 @@ def team(device: torch.device, batch: int) -> Iterator[None]:
     # gets time now; without the destruction, or (torch 2.4) if it is still at it then, the process aborts or hangs.
     time.sleep(0.2)
     atexit.register(dist.destroy_process_group)
+
+
+def _store_of_restart() -> dict[str, Any]:
+    """Return a store of names for processes that torchrun has started again, as arguments of init_process_group.
+
+    torchrun keeps its store over restarts, and in it the addresses of the processes that have ended: one that is early
+    would connect to those. Machines count restarts each for itself, so that several need a store of their own each time
+    (TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun).
+    """
+    restarts = _variable("TORCHELASTIC_RESTART_COUNT", 0)
+    if not restarts or _variable("GROUP_WORLD_SIZE", 1) > 1:
+        return {}
+    store, own, n = next(dist.rendezvous("env://", timeout=PATIENCE))
+    return {"store": dist.PrefixStore(f"restart {restarts}", store), "rank": own, "world_size": n}
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from conftest import TINY
@@ -38,6 +39,8 @@ KNOWN = (
     "marginal",
 )  # of every sample, where a method has it
 SHORT = {**TINY, "optim.epochs": 10, "record.checkpoint_every": 1, "record.knn_every": 5, "optim.batch": 62}
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
 def gen(seed=0):
@@ -285,8 +288,7 @@ def test_training_without_batch_norm_is_that_of_one_process(method, alone, toget
 def whole_run(tmp_path_factory):
     """A run that torchrun trained with two processes, and what it printed."""
     out = tmp_path_factory.mktemp("torchrun") / "run"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run([*torchrun, *command_line(out, "--json")], capture_output=True, text=True, timeout=180)
+    done = subprocess.run([*TORCHRUN, *command_line(out, "--json")], capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
     return tase.Run(out), json.loads(done.stdout)
 
@@ -326,6 +328,43 @@ def test_stopped_or_killed_processes_end_together_and_the_run_goes_on_exactly(wh
     assert tase.Run(out).status["state"] == "failed"
     assert [status for status, _ in ended(start(2, *command_line(out, "--resume")))] == [0, 0]
     assert_same_run(tase.Run(out), whole_run[0])
+
+
+def restarted(out, restarts):
+    """Kill the second process after the first checkpoint; torchrun may start all again: its status and what it said."""
+    command = [*TORCHRUN, "--max-restarts", str(restarts), *command_line(out, "--resume")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while not (out / "checkpoint.pt").exists() and process.poll() is None:
+        time.sleep(0.01)
+    first = tase.Run(out).status["pid"]
+    (second,) = {p.pid for p in psutil.Process(process.pid).children()} - {first}
+    os.kill(second, signal.SIGKILL)
+    told = process.communicate(timeout=180)[0]
+    return process.returncode, told
+
+
+def test_torchrun_restarts_a_killed_process_and_the_run_is_the_same(whole_run, tmp_path):
+    status, told = restarted(tmp_path / "run", 1)
+    assert status == 0, told
+    assert_same_run(tase.Run(tmp_path / "run"), whole_run[0])
+
+
+def test_a_run_resumed_at_another_size_differs_by_rounding_and_batch_norm_alone(whole_run, tmp_path):
+    """The rule: one order of images, one set of draws, one schedule, one history; each process normalises its shard."""
+    status, _ = restarted(tmp_path / "run", 0)
+    assert status != 0
+    stopped = len(tase.Run(tmp_path / "run").metrics)
+    with pytest.warns(UserWarning, match="begun with 2 processes, resumed with 1"):
+        assert main(command_line(tmp_path / "run", "--resume")[2:]) == 0
+    run, whole = tase.Run(tmp_path / "run"), whole_run[0]
+    one, two = run.metrics, whole.metrics
+    assert one["lr"].tolist() == two["lr"].tolist() and one["step"].tolist() == two["step"].tolist()
+    assert run.history.epoch.tolist() == whole.history.epoch.tolist() and run.environment["processes"] == 2
+    assert one["loss"].iloc[-1] == pytest.approx(two["loss"].iloc[-1], rel=0.1) and 0 < stopped < 10
+    kept = [tase.runs.load_checkpoint(r.path, r.config.identity) for r in (run, whole)]
+    assert torch.equal(kept[0]["order"], kept[1]["order"])
+    for name, state in kept[0]["generators"].items():
+        assert name == "clustering" or torch.equal(state, kept[1]["generators"][name]), name
 
 
 def test_an_error_that_all_have_is_told_once(together):
