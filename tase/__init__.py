@@ -38,7 +38,7 @@ _ROOM_OF = {
     "load_encoder": "models",
     "nt_xent": "losses",
     "PseudoLabels": "pseudo_labels",
-    "spherical_kmeans": "pseudo_labels",
+    "spherical_kmeans": "clustering",
     "Guidance": "guidance",
     "Method": "guidance",
     "TASE": "guidance",

@@ -22,9 +22,9 @@ import torch
 from jaxtyping import Float, Int64
 from scipy.linalg import orthogonal_procrustes
 
+from .clustering import centred
 from .config import check_choice
 from .files import RunError, load_optional_npz, save_npz
-from .pseudo_labels import centred
 from .runs import Run
 
 LAYOUTS = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}  # kind -> its name in titles

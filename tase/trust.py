@@ -21,7 +21,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from .pseudo_labels import WARMEST, Quantity, directions, responsibilities, spherical_kmeans
+from .clustering import directions, spherical_kmeans
+from .pseudo_labels import WARMEST, Quantity, responsibilities
 
 CLUSTERINGS = 4
 MOST_CLUSTERS = 40  # fixed, as the level of c grows with the number of clusters

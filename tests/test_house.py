@@ -13,8 +13,8 @@ import tase
 
 ROOT = Path(__file__).parent.parent
 ROOMS = """
-    lazy options config files streams distributed data views networks models losses pseudo_labels trust guidance presets
-    runs verdict probes training tables evaluation studies layouts figures widgets bench __main__
+    lazy options config files streams distributed data views networks models losses clustering pseudo_labels trust
+    guidance presets runs verdict probes training tables evaluation studies layouts figures widgets bench __main__
 """.split()  # noqa: SIM905
 
 SOURCES = sorted((ROOT / "tase").rglob("*.py"))

@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from tase import config
+from tase.clustering import aligned, centred, directions, spherical_kmeans
 from tase.guidance import Guidance
 from tase.pseudo_labels import (
     ESTIMATORS,
@@ -13,17 +14,13 @@ from tase.pseudo_labels import (
     Quantity,
     _mean_largest,
     _percentiles,
-    aligned,
     by_crowding,
     by_density,
     by_merged_size,
     by_size,
-    centred,
     clipped_rank,
-    directions,
     quality,
     responsibilities,
-    spherical_kmeans,
     values_behind,
 )
 

@@ -108,7 +108,7 @@ def test_nearest_images_are_those_of_the_features(run):
     found = unpacked(payload([run], kinds=("pca",)))
     index, near = found["sets"][0]["index"], found["runs"][0]["near"].reshape(len(run.history), -1, 6)
     kept = run.history.feature_index(0)
-    from tase.pseudo_labels import centred
+    from tase.clustering import centred
 
     unit = centred(torch.from_numpy(run.history.features(0)))
     expected = kept[(unit @ unit[0]).argsort(descending=True)[1:7].numpy()]

@@ -14,10 +14,10 @@ import torch
 from planted import planted_run
 
 import tase
+from tase.clustering import centred
 from tase.config import METHODS, ConfigError
 from tase.files import RunError, save_json
 from tase.guidance import Guidance, Method
-from tase.pseudo_labels import centred
 from tase.runs import request
 from tase.widgets import LiveTraining, TemperatureExplorer, base, live, svg, temperature, what_if
 

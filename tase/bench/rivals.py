@@ -18,10 +18,10 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset, default_collate
 
 from .. import training
+from ..clustering import spherical_kmeans
 from ..config import ViewsConfig
 from ..losses import nt_xent
 from ..presets import preset
-from ..pseudo_labels import spherical_kmeans
 from ..trust import feature_trust
 from ..views import two_views
 from .measuring import (

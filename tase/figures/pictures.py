@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from ..clustering import centred
 from ..data import GROUPS
 from ..layouts import drawn_once, layout
-from ..pseudo_labels import centred
 from ..runs import Run, RunError
 from .paper import (
     MANY,

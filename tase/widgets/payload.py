@@ -18,11 +18,12 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64
 
+from ..clustering import centred
 from ..data import GROUPS
 from ..figures.style import THEMES
 from ..files import RunError
 from ..layouts import Layouts, snapshot_layouts
-from ..pseudo_labels import centred, clipped_rank
+from ..pseudo_labels import clipped_rank
 from ..runs import Run
 from .base import images_of, picture_of
 from .rarity import listed, sentences

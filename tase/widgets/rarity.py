@@ -11,9 +11,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..clustering import centred
 from ..data import ImageSet, unreadable_files
 from ..files import RunError
-from ..pseudo_labels import centred
 from ..runs import Run
 from ..verdict import trust_words
 from .base import images_of, opened

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64
 
+from ..clustering import centred
 from ..config import Config, check
 from ..data import GROUPS
 from ..files import RunError
-from ..pseudo_labels import centred
 from ..runs import Run
 from .base import (
     BackgroundJob,
