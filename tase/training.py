@@ -554,14 +554,14 @@ def _finish(t: Training, writer: RunWriter) -> None:
 def _expense(t: Training, folder: Path) -> dict[str, float]:
     """Return what the run cost: its median speed over epochs, and the size of all that it holds between steps."""
     speeds = [row["images_per_second"] for row in read_lines(folder / "metrics.jsonl")]
-    sizes = [x.nbytes for x in _tensors(t.state())]  # weights, momentum, state of each sample; no activations
+    sizes = [x.nbytes for x in tensors_in(t.state())]  # weights, momentum, state of each sample; no activations
     return {"images_per_second": float(np.median(speeds)), "state_bytes": sum(sizes)}
 
 
-def _tensors(state: Any) -> Iterator[Tensor]:
+def tensors_in(state: Any) -> Iterator[Tensor]:
     """Yield the tensors in a nest of dictionaries, lists and tuples."""
     if isinstance(state, Tensor):
         yield state
     elif isinstance(state, (dict, list, tuple)):
         for part in state.values() if isinstance(state, dict) else state:
-            yield from _tensors(part)
+            yield from tensors_in(part)

@@ -70,6 +70,7 @@ from .rivals import (
     plain_formula,
     step_parts,
 )
+from .scale import bench_scale, measured_run, sampled_clusters, write_crops
 
 RIVALS = ("torchvision", "scikit-learn", "kornia", "lightly", "pytorch-metric-learning")
 BENCH_SECTIONS: dict[str, Callable[[BenchBudget], list[BenchRow]]] = {
@@ -82,8 +83,9 @@ BENCH_SECTIONS: dict[str, Callable[[BenchBudget], list[BenchRow]]] = {
     "rivals": bench_rivals,
     "peers": bench_peers,
     "processes": bench_processes,
+    "scale": bench_scale,
 }
-LONGER = ("peers", "processes")  # only where they are named: they train for minutes, or start processes
+LONGER = ("peers", "processes", "scale")  # only where they are named: they train for minutes, or start processes
 
 
 def benchmark(

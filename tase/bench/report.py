@@ -13,6 +13,8 @@ from .rivals import STEP_PARTS
 if TYPE_CHECKING:
     import pandas
 
+MEMORY = ("peak_bytes", "state_bytes", "allowed_bytes")
+
 
 def machine_words(m: dict[str, Any]) -> list[str]:
     """Return what the times depend on: device, threads, torch, commit."""
@@ -34,6 +36,12 @@ def _row_line(row: BenchRow) -> str:
     notes += [f"1-NN {row['knn']:.1f} %"] if "knn" in row else []
     notes += [f"{row['processor_seconds']:.3g} s of each core"] if "processor_seconds" in row else []
     notes += [f"inertia {row['inertia']:,.1f}"] if "inertia" in row else []
+    notes += [f"~ images^{row['exponent']:.2f}"] if "exponent" in row else []
+    if "rand" in row:
+        notes.append(f"adjusted Rand index {row['rand']:.2f}, correlation of headness {row['correlation']:.2f}")
+    if "state_bytes" in row:
+        state, allowed = (row[name] / 2**20 for name in ("state_bytes", "allowed_bytes"))
+        notes.append(f"beyond a state of {state:,.1f} MiB (allowed: {allowed:,.0f})")
     spread = f" ± {1e3 * row['spread']:,.2f}" if "spread" in row else ""
     return f"{head}{1e3 * row['seconds']:>12,.2f}{spread} ms  {', '.join(notes)}".rstrip()
 
@@ -69,12 +77,14 @@ def bench_figure(report: dict[str, Any]):
     from ..figures.style import TEXT, footer, new_figure, style
 
     rows = pandas.DataFrame([row for found in report["sections"].values() for row in found if "seconds" in row])
-    rows = rows.reindex(columns=["case", "name", "ratio", "against", "share"])
+    rows = rows.reindex(columns=["case", "name", "ratio", "against", "share", "images", "seconds", *MEMORY, "exponent"])
+    sizes = rows[rows["images"].notna() | rows["exponent"].notna()]
     ratios = rows[rows["against"].notna() & (rows["against"] != rows["name"])]
     steps = rows[rows["name"].isin(STEP_PARTS)]
     parts = steps.pivot(index="case", columns="name", values="share").reindex(steps["case"].unique())
     bars = len(ratios) + len(ratios.groupby(["case", "against"]))  # and a heading for each group
     drawings = [(_draw_ratios, ratios, bars)] * (bars > 0) + [(_draw_parts, parts, len(parts) + 1)] * (len(parts) > 0)
+    drawings += [(_draw_times, sizes, 14), (_draw_memory, sizes, 14)] * (len(sizes) > 0)
     heights = [height for *_, height in drawings] or [1]
     with style():
         figure = new_figure(TEXT, 1.2 + 0.17 * sum(heights) + 0.5 * (len(parts) > 0))
@@ -118,3 +128,23 @@ def _draw_parts(axes, shares: pandas.DataFrame) -> None:
     shares[list(STEP_PARTS)].clip(lower=0).plot.barh(stacked=True, ax=axes, width=0.8, color=colours)
     axes.set(xlim=(0, 1), xlabel="share of the training step", ylabel="")
     axes.legend(ncols=len(STEP_PARTS), loc="lower center", bbox_to_anchor=(0.4, 1.0), borderaxespad=0.2)
+
+
+def _draw_times(axes, rows: pandas.DataFrame) -> None:
+    """Draw seconds against the number of images, both on log scales; the exponent fitted stands in the legend."""
+    for name, measured in rows[rows["images"].notna()].groupby("name", sort=False):
+        fit = rows.loc[rows["name"] == f"{name}, exponent", "exponent"]
+        note = f", ~ images$^{{{fit.iloc[0]:.2f}}}$" if len(fit) else ""
+        axes.plot(measured["images"], measured["seconds"], "o-", ms=3, label=f"{name}{note}")
+    axes.set(xscale="log", yscale="log", xlabel="images", ylabel="seconds")
+    axes.legend(loc="upper left")
+
+
+def _draw_memory(axes, rows: pandas.DataFrame) -> None:
+    """Draw peak memory beyond images and state, and what is allowed, against the number of images."""
+    measured = rows[rows["peak_bytes"].notna()]
+    labels = ("peak beyond images and state", "state of each sample", "allowed beyond them")
+    for name, label, line in zip(MEMORY, labels, ("o-", "s-", ":")):
+        axes.plot(measured["images"], measured[name] / 2**20, line, ms=3, label=label)
+    axes.set(xscale="log", yscale="log", xlabel="images", ylabel="MiB")
+    axes.legend(loc="upper left")

@@ -1,0 +1,182 @@
+"""Measure one epoch and one refresh at 10^4, 10^5 and 10^6 images: `tase bench --only scale`.
+
+Each number of images gets a process of its own, its images a file mapped into memory. Memory is what the process holds
+beyond the mapped file, less what it held after a small run and the state of each sample; sampled every 20 ms.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import training
+from ..config import Config, ConfigError, ViewsConfig
+from ..data import ImageSet, Splits, load_images
+from ..presets import preset
+from ..pseudo_labels import PseudoLabels
+from ..runs import Run, RunWriter
+from ..views import draw_parameters, make_views
+from .measuring import BenchBudget, BenchRow
+
+SIDE = 16  # pixels
+ALLOWED = (0.2 * 2**30, 200)  # bytes beyond images and state: in all, and a sample
+FIELDS = {
+    "model.channels": "16,16,32,32",
+    "optim.epochs": 1,
+    "optim.batch": 512,
+    "optim.precision": "float32",
+    "guidance.refresh": 1,
+    "guidance.warmup": 0.0,
+    "guidance.ramp": 0.0,
+}
+
+
+def write_crops(n: int, folder: Path) -> None:
+    """Write n real images [n, 1, 16, 16] to be mapped: crops of Fashion-MNIST (or of digits), long-tailed classes."""
+    try:
+        source = load_images("fashion-mnist")
+    except ConfigError:  # it is not installed
+        source = load_images("digits")
+    rng = torch.Generator().manual_seed(0)
+    frequency = 0.6 ** torch.arange(10.0)[source.labels]
+    index = torch.multinomial(frequency, n, replacement=True, generator=rng)
+    pixels = np.memmap(folder / "images.u8", np.uint8, "w+", shape=(n, 1, SIDE, SIDE))
+    views = ViewsConfig(size=SIDE, scale=(0.3, 0.9), jitter=0.0, grey=0.0)
+    for rows in torch.arange(n).split(8192):
+        images = source.images[index[rows]]
+        made = make_views(images, draw_parameters(views, len(rows), *images.shape[2:], rng), views)
+        pixels[rows.numpy()] = (255 * made).round().byte().numpy()
+    pixels.flush()
+    np.save(folder / "labels.npy", source.labels[index].numpy())
+
+
+def mapped_crops(folder: Path) -> ImageSet:
+    """Map what `write_crops` wrote."""
+    labels = torch.from_numpy(np.load(folder / "labels.npy"))
+    pixels = np.memmap(folder / "images.u8", np.uint8, "c", shape=(len(labels), 1, SIDE, SIDE))
+    classes = tuple("0123456789")
+    return ImageSet(torch.from_numpy(pixels), labels, classes, labels.bincount(minlength=10), name="crops")
+
+
+class PeakMemory:
+    """Sample how many bytes the process holds beyond mapped files, or of the GPU's memory; `bytes`: the most, grown."""
+
+    def __init__(self, device: torch.device):
+        self.cuda, self.done, self.bytes = device.type == "cuda", threading.Event(), 0
+
+    def now(self) -> int:
+        if self.cuda:
+            return torch.cuda.max_memory_allocated()
+        found = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("RssAnon"))
+        return 1024 * int(found.split()[1])
+
+    def _watch(self) -> None:
+        while not self.done.wait(0.02):
+            self.bytes = max(self.bytes, self.now() - self.before)
+
+    def __enter__(self) -> PeakMemory:
+        self.before = self.now()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.done.set()
+        self.thread.join()
+
+
+def timed(action: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
+    """Return the seconds that one call takes, the device's work included, and its result."""
+    start = time.perf_counter()
+    result = action()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start, result
+
+
+def one_epoch(config: Config, images: ImageSet, folder: Path, device: torch.device) -> dict[str, float]:
+    """Train one epoch and refresh once, into a run's folder; return seconds of each, and the bytes of its state."""
+    t = training.Training(config, images, device)
+    with RunWriter(folder, config) as writer:
+        writer.begin(device, images)
+        t.recorded = writer.recorded(images)
+        epoch, _ = timed(lambda: training.train_epoch(t), device)
+        refresh, h = timed(lambda: training.refresh(t), device)
+        snapshot, _ = timed(lambda: writer.snapshot(t.epoch, **training.snapshot(t, h)), device)
+        writer.checkpoint(t.state())
+        writer.encoder(t.network)
+        writer.status("finished", epoch=t.epoch, step=t.step)
+    each = sum(x.nbytes for x in training.tensors_in(t.state()) if x.ndim and len(x) == len(images))
+    return {"epoch": epoch, "refresh": refresh, "snapshot": snapshot, "state": each}
+
+
+def measured_run(folder: Path, device: torch.device, threads: int) -> dict[str, float]:
+    """Do all that is measured of the images in the folder, in a process of its own."""
+    torch.set_num_threads(threads)
+    images, config = mapped_crops(folder), preset("fashion-mnist-lt-small", "tase", overrides=FIELDS)
+    few = images.subset(torch.arange(min(2048, len(images))))
+    one_epoch(config, few, folder / "small", device)
+    with PeakMemory(device) as peak:
+        found = one_epoch(config, images, folder / "run", device)
+    run = Run(folder / "run")
+    run.splits = Splits(images)
+    return found | {"peak": peak.bytes, "open": timed(lambda: _opened(run, folder), device)[0]}
+
+
+def _opened(run: Run, folder: Path) -> None:
+    """Make the explorer and the report, laid out by PCA (t-SNE of the 2,000 points drawn takes as long at any size)."""
+    from ..widgets import explore_run, report
+
+    explore_run(run, layout="pca")
+    report(run, out=folder / "report.html", layout="pca", progress=False)
+
+
+def bench_scale(s: BenchBudget) -> list[BenchRow]:
+    """Measure seconds an image and peak memory at each number of images, their exponents, and what sampling changes."""
+    sizes, rows = (2_048, 8_192) if s.quick else (10_000, 100_000, 1_000_000), []
+    for n in sizes:
+        spawn = multiprocessing.get_context("spawn")
+        with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(1, spawn) as own:
+            write_crops(n, Path(folder))
+            found = own.submit(measured_run, Path(folder), s.device, torch.get_num_threads()).result()
+        case, beyond = f"{n:,} images", found["peak"] - found["state"]
+        for name in ("epoch", "refresh", "snapshot", "open"):
+            row = {"case": case, "name": name, "seconds": found[name], "images": n}
+            rows.append(row | ({"rate": n / found[name], "unit": "images/s"} if name in ("epoch", "refresh") else {}))
+        rows[-4] |= {"peak_bytes": beyond, "state_bytes": found["state"], "allowed_bytes": ALLOWED[0] + ALLOWED[1] * n}
+    for name in ("epoch", "refresh"):
+        seconds = [row["seconds"] for row in rows if row["name"] == name]
+        exponent = np.polyfit(np.log(sizes), np.log(seconds), 1)[0]
+        rows.append({"case": "all", "name": f"{name}, exponent", "seconds": seconds[-1], "exponent": exponent})
+    return rows + sampled_clusters(4_096 if s.quick else 100_000)
+
+
+def sampled_clusters(n: int) -> list[BenchRow]:
+    """Cluster features of n images in full, from another seed, and from an eighth of them; adjusted Rand index each."""
+    from sklearn.metrics import adjusted_rand_score
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_crops(n, Path(folder))
+        images = mapped_crops(Path(folder))
+        t = training.Training(preset("fashion-mnist-lt-small", "tase", overrides=FIELDS), images, torch.device("cpu"))
+        training.train_epoch(t)
+        h, rows, found = training.features(t), [], {}
+        for name, seed, sample in (("in full", 0, n), ("in full, another seed", 1, n), ("from an eighth", 0, n // 8)):
+            clusters = PseudoLabels(n, generator=torch.Generator().manual_seed(seed))
+            clusters.sample = sample
+            seconds, _ = timed(lambda c=clusters: c.update(h), t.device)
+            found[name] = clusters
+            row = {"case": f"clusters of {n:,}", "name": name, "seconds": seconds}
+            row["rand"] = adjusted_rand_score(found["in full"].labels, clusters.labels)
+            row["correlation"] = float(np.corrcoef(found["in full"].headness, clusters.headness)[0, 1])
+            rows.append(row)
+    return rows
