@@ -1,5 +1,6 @@
-# make demo | test | soak | oldest | lab | notebooks | figures | lint | clean -- each sets up its environment by itself
+# make demo | test | gpu | soak | oldest | lab | notebooks | figures | lint | clean -- each sets up its environment by itself
 PYTHON ?= python3
+DEVICE ?= cuda
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -9,7 +10,7 @@ FLOORS := $(shell sed -n '/^dependencies/,/^]/s/.*"\(.*\)>=\(.*\)",/\1==\2/p' py
 NOT_THERE := bench browser browser_report distributed engines explorer extend gpu house notebooks report widgets
 OLD_TEST = OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) $(OLD)/bin/python -m pytest -m 'not soak and not slow' -n auto --dist loadfile
 
-.PHONY: demo test soak oldest lab notebooks figures lint clean install
+.PHONY: demo test gpu soak oldest lab notebooks figures lint clean install
 install: $(READY)
 
 $(READY): pyproject.toml
@@ -30,6 +31,9 @@ $(OLD)/.ready: pyproject.toml
 
 oldest: $(OLD)/.ready
 	$(OLD_TEST) $(NOT_THERE:%=--ignore=tests/test_%.py)
+
+gpu: $(READY)
+	$(BIN)/python -m tase.bench.gpu --device $(DEVICE)
 
 soak: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/soak -m soak -s

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 import tase
 from tase import evaluation, models, training, views
-from tase.bench import bench_images
+from tase.bench import bench_images, gpu
 from tase.config import METHODS, PROTOCOLS, ViewsConfig
 
 aten = torch.ops.aten
@@ -258,3 +258,25 @@ def test_a_wait_and_a_mix_are_noticed(kind, what, error, there):
         assert torch.equal((x + x).cpu(), torch.full((3,), 2.0))
         with pytest.raises(error), device.step():
             what(x)
+
+
+def test_the_report_of_a_gpu_is_written_on_a_cpu(tmp_path, capsys):
+    assert gpu.gpu_report("cpu", tmp_path / "report.md", quick=True)
+    text = (tmp_path / "report.md").read_text()
+    for name in gpu.GPU_CHECKS:
+        assert f"| {name} | " in text
+    assert text.count("| ok |") == 5 and text.count("| skipped | needs ") == 4 and "FAILED" not in text
+    assert "2,000 epochs with 101 refreshes" in text and "bit-equal" in capsys.readouterr().out
+
+
+def test_a_check_that_fails_is_reported(tmp_path, monkeypatch):
+    def broken(s):
+        raise RuntimeError("no such kernel\nat all")
+
+    checks = {"broken": broken, "off": lambda s: gpu.within({"views": 0.5}), "fine": lambda s: "as | it should be"}
+    monkeypatch.setattr(gpu, "GPU_CHECKS", checks)
+    assert not gpu.gpu_report("cpu", tmp_path / "report.md", quick=True)
+    rows = (tmp_path / "report.md").read_text().splitlines()[-3:]
+    assert rows[0].startswith("| broken | FAILED | RuntimeError: no such kernel<br>at all | ")
+    assert rows[1].startswith("| off | FAILED | AssertionError: views off by 5.0e-01 (at most 0.001) | ")
+    assert rows[2].startswith("| fine | ok | as / it should be | ")

@@ -22,7 +22,7 @@ def machine_words(m: dict[str, Any]) -> list[str]:
     return [device, f"{m['threads']} threads", f"torch {m['torch']}", commit_text(m["commit"])]
 
 
-def _row_line(row: BenchRow) -> str:
+def row_line(row: BenchRow) -> str:
     """Return case, name, time and spread, and all else that is known."""
     head = f"  {row['case']:26}{row['name']:30}"
     if "skipped" in row:
@@ -55,7 +55,7 @@ def bench_text(report: dict[str, Any]) -> str:
     if missing := [name for name, version in m["versions"].items() if version is None]:
         lines.append(f"not installed: {', '.join(missing)}")
     for section, rows in report["sections"].items():
-        lines += ["", f"{section} ({report['took'][section]:.1f} s)", *map(_row_line, rows)]
+        lines += ["", f"{section} ({report['took'][section]:.1f} s)", *map(row_line, rows)]
     return "\n".join(lines)
 
 
