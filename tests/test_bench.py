@@ -13,7 +13,7 @@ import torch
 
 import tase
 from tase import bench, training
-from tase.bench import BenchBudget
+from tase.bench import BenchBudget, scale
 from tase.config import ViewsConfig
 
 CPU = torch.device("cpu")
@@ -285,6 +285,41 @@ def test_guidance_runs_are_the_real_ones(monkeypatch):
     assert runs[0] == ("tase", True)  # a short one first, so that nothing is loaded while it counts
     assert list(dict.fromkeys(runs[1:])) == [("simclr", False), ("simclr", True), ("tase", True)]
     assert [row["against"] for row in rows] == ["simclr, no snapshots"] * 4 + ["simclr, snapshots"]
+
+
+def test_scale_is_measured_at_each_size(tmp_path, monkeypatch):
+    """A real epoch and refresh of 200 and 400 images, in this process."""
+
+    def here(n, s):
+        (tmp_path / str(n)).mkdir()
+        scale.write_crops(n, tmp_path / str(n))
+        return scale.measured_run(tmp_path / str(n), CPU, 1)
+
+    monkeypatch.setitem(scale.FIELDS, "optim.batch", 64)
+    monkeypatch.setattr("tase.widgets.explore_run", lambda run, **options: len(run.images) or 1 / 0)
+    monkeypatch.setattr("tase.widgets.report", lambda run, **options: run.history.tau)
+    found = {n: here(n, FAST) for n in (200, 400)}
+    assert all(of["state"] > 50 * n and of["peak"] >= 0 for n, of in found.items())
+    rows = scale.scale_rows({n: of | {"epoch": n / 1000, "refresh": n**2 / 1e6} for n, of in found.items()})
+    fitted = {row["name"]: row["exponent"] for row in rows if "exponent" in row}
+    assert fitted == {"epoch, exponent": pytest.approx(1), "refresh, exponent": pytest.approx(2)}
+    rows += scale.sampled_clusters(400)
+    assert [row["rand"] for row in rows[-3:]][0] == 1 and all(-0.1 < row["rand"] <= 1 for row in rows[-3:])
+    report = {"sections": {"scale": rows}, "took": {"scale": 1.0}, "quick": True, "machine": bench.machine_facts(CPU)}
+    text = bench.bench_text(report | {"machine": report["machine"] | {"load_after": 0.0}})
+    assert "~ images^2.00" in text and "beyond a state of" in text and "adjusted Rand index 1.00" in text
+    times, memory = bench.bench_figure(report).axes
+    assert [len(line.get_xdata()) for line in times.lines] == [2] * 4 and len(memory.lines) == 3
+
+
+def test_messages_of_a_step_are_those_of_its_embeddings_and_weights():
+    fields = {"model.backbone": "conv4", "model.channels": "4,8", "model.strides": "2,2", "model.head_dim": 16}
+    sent = scale.step_messages(4, 64, side=96, **fields)  # too large for tables of crops
+    z, rows = 2 * 64 * 16 * 4, 2 * 64 * 4 * 4  # embeddings; four numbers of each anchor
+    assert sent["all-gather"] == z + rows
+    weights = 3 * 4 * 9 + 4 * 8 * 9 + 2 * (4 + 8) + 8 * 8 + 8 + 2 * 8 + 8 * 16 + 2 * 16
+    assert sent["all-reduce"] == z + 4 * weights + 3 * 4  # and the three parts of the loss
+    assert scale.waiting(1.0, 0.1, 64) == 0 and 0.4 < scale.waiting(1.0, 1.0, 64) < 0.6
 
 
 def test_report_table_and_figure(tmp_path, monkeypatch):

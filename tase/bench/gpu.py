@@ -171,7 +171,8 @@ def two_processes(s: GpuBudget) -> str:
     needs(gpus >= 2, "two GPUs")
     needs(not s.shortest, "more time than --quick has")
     with tempfile.TemporaryDirectory() as folder:
-        words = "-m torch.distributed.run --standalone --nproc-per-node 2 -m tase train --preset digits-lt --out"
+        launcher = Path(sys.executable).with_name("torchrun")
+        words = "--standalone --nproc-per-node 2 -m tase train --preset digits-lt --out"
         fields = [
             f"{folder}/run",
             "--set",
@@ -181,7 +182,7 @@ def two_processes(s: GpuBudget) -> str:
             "record.knn_every=0",
         ]
         where = {**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run([sys.executable, *words.split(), *fields], capture_output=True, text=True, env=where)
+        done = subprocess.run([launcher, *words.split(), *fields], capture_output=True, text=True, env=where)
         assert done.returncode == 0, (done.stdout + done.stderr)[-2000:]
         run = Run(f"{folder}/run")
         assert run.finished and run.environment["processes"] == 2

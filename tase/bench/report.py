@@ -37,6 +37,7 @@ def row_line(row: BenchRow) -> str:
     notes += [f"{row['processor_seconds']:.3g} s of each core"] if "processor_seconds" in row else []
     notes += [f"inertia {row['inertia']:,.1f}"] if "inertia" in row else []
     notes += [f"~ images^{row['exponent']:.2f}"] if "exponent" in row else []
+    notes += [row["note"]] if "note" in row else []
     if "rand" in row:
         notes.append(f"adjusted Rand index {row['rand']:.2f}, correlation of headness {row['correlation']:.2f}")
     if "state_bytes" in row:

@@ -1,12 +1,14 @@
 """Measure one epoch and one refresh at 10^4, 10^5 and 10^6 images: `tase bench --only scale`.
 
 Each number of images gets a process of its own, its images a file mapped into memory. Memory is what the process holds
-beyond the mapped file, less what it held after a small run and the state of each sample; sampled every 20 ms. Times on a
-CPU are those of the processor: on a machine that others use, too, they say more than the clock's.
+beyond the mapped file, less what it held after a small run and the state of each sample; sampled every 20 ms. Times
+on a CPU are those of the processor: on a machine that others use they say more than the clock's. What 64 GPUs would
+send is counted in a real step on tensors without values, and divided by the speeds in CLUSTER.
 """
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import tempfile
 import threading
@@ -15,21 +17,28 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 
-from .. import training
+from .. import distributed, training
 from ..config import Config, ConfigError, ViewsConfig
 from ..data import ImageSet, Splits, load_images
 from ..presets import preset
 from ..pseudo_labels import PseudoLabels
 from ..runs import Run, RunWriter
+from ..streams import generator
 from ..views import draw_parameters, make_views
 from .measuring import BenchBudget, BenchRow
 
 SIDE = 16  # pixels
 ALLOWED = (0.2 * 2**30, 200)  # bytes beyond images and state: in all, and a sample
+# What a simulated step of ResNet-50 at 224 pixels is held against: GPUs, images in a batch; bytes a second of a node's
+# network (400 Gbit/s) and of its disks, GPUs in a node; bytes a second of one file system for all; views a second of a
+# GPU (assumed, of the order that H100s reach in bf16); spread of the logarithm of reading times.
+CLUSTER = {"gpus": 64, "batch": 65_536, "network": 50e9, "disks": 6e9, "node": 8, "shared": 10e9, "views": 3000}
+SPREAD = 0.3
 FIELDS = {
     "model.channels": "16,16,32,32",
     "optim.epochs": 1,
@@ -96,7 +105,7 @@ class PeakMemory:
 
 
 def timed(action: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
-    """Return the seconds that one call takes and its result; on a CPU the processor's, which other work hardly moves."""
+    """Return the seconds that one call takes (on a CPU the processor's, see above), and its result."""
     clock = time.perf_counter if device.type == "cuda" else time.process_time
     start = clock()
     result = action()
@@ -167,11 +176,10 @@ def scale_rows(found: dict[int, dict[str, float]]) -> list[BenchRow]:
 
 
 def bench_scale(s: BenchBudget) -> list[BenchRow]:
-    """Measure seconds and peak memory at each number of images, their exponents, and what clustering a sample changes."""
+    """Measure times and peak memory at each size, and what clustering a sample changes; simulate 64 GPUs."""
     sizes = (2_048, 8_192) if s.quick else (10_000, 100_000, 1_000_000)
-    return scale_rows({n: measured_in_own_process(n, s) for n in sizes}) + sampled_clusters(
-        4_096 if s.quick else 100_000
-    )
+    rows = scale_rows({n: measured_in_own_process(n, s) for n in sizes})
+    return rows + sampled_clusters(4_096 if s.quick else 100_000) + simulated_cluster()
 
 
 def sampled_clusters(n: int) -> list[BenchRow]:
@@ -193,4 +201,59 @@ def sampled_clusters(n: int) -> list[BenchRow]:
             row["rand"] = adjusted_rand_score(found["in full"].labels, clusters.labels)
             row["correlation"] = float(np.corrcoef(found["in full"].headness, clusters.headness)[0, 1])
             rows.append(row)
+    return rows
+
+
+def step_messages(gpus: int, batch: int, side: int = 224, **fields: Any) -> dict[str, int]:
+    """Count the bytes that a real step of one of so many processes gathers and sums, on tensors without values."""
+    sent, meta = {"all-gather": 0, "all-reduce": 0}, torch.device("meta")
+
+    def gathered(parts: list[torch.Tensor], x: torch.Tensor) -> None:
+        sent["all-gather"] += sum(part.nbytes for part in parts)
+
+    def reduced(x: torch.Tensor, async_op: bool = False) -> Any:
+        sent["all-reduce"] += x.nbytes
+        return mock.Mock()
+
+    changes = {"optim.batch": batch, "optim.precision": "float32", "optim.image_memory": 1e6, **fields}
+    config = preset("imagenet100-lt", "tase", overrides=changes)
+    images = ImageSet(torch.empty(batch, 3, side, side, dtype=torch.uint8, device=meta))
+    replaced = [
+        (module, name, lambda n=n: n)
+        for module in (training, distributed)
+        for name, n in (("world", gpus), ("rank", 0))
+    ]
+    replaced += [(distributed.dist, "all_gather", gathered), (distributed.dist, "all_reduce", reduced)]
+    replaced += [(training, "generator", lambda seed, purpose, device=None: generator(seed, purpose))]
+    replaced += [(torch, "autocast", lambda *args, **options: contextlib.nullcontext())]  # meta has none
+    with contextlib.ExitStack() as stack:
+        for target, name, new in replaced:
+            stack.enter_context(mock.patch.object(target, name, new))
+        training.train_step(training.Training(config, images, meta), torch.arange(batch, device=meta))
+    return sent
+
+
+def waiting(compute: float, read: float, gpus: int, steps: int = 2000) -> float:
+    """Simulate the loader: each process reads its next part while all compute, and the slowest holds up a step.
+
+    Returns the share of the time that is waited, at reading times of mean `read` seconds.
+    """
+    times = read * np.random.default_rng(0).lognormal(-(SPREAD**2) / 2, SPREAD, (steps, gpus))
+    return 1 - compute / np.maximum(compute, times.max(1)).mean()
+
+
+def simulated_cluster() -> list[BenchRow]:
+    """Return what a step would send and read on the machines of CLUSTER, and the seconds of each."""
+    c = CLUSTER
+    case, part = f"{c['gpus']} GPUs, batch {c['batch']:,}", c["batch"] // c["gpus"]
+    rows, compute = [], 2 * part / c["views"]
+    for name, sent in step_messages(c["gpus"], c["batch"]).items():
+        # In a ring each link carries all that is gathered once, all that is summed twice.
+        seconds = (1 + (name == "all-reduce")) * sent / c["network"]
+        rows.append({"case": case, "name": name, "seconds": seconds, "note": f"{sent / 2**20:,.0f} MiB a step"})
+    read = part * 3 * 224**2  # bytes
+    for name, speed in (("disks of each node", c["disks"] / c["node"]), ("one file system", c["shared"] / c["gpus"])):
+        share = waiting(compute, read / speed, c["gpus"])
+        note = f"a part of {read / 2**20:,.0f} MiB; {share:.0%} of the time is waited, at {compute:.2f} s of computing"
+        rows.append({"case": case, "name": f"reading, {name}", "seconds": read / speed, "note": note})
     return rows
