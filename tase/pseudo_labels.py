@@ -228,7 +228,7 @@ class PseudoLabels:
     other `options` go to the estimator. Raises ConfigError for an unknown estimator and for more clusters than images.
     """
 
-    sample = 2**18  # at 512 features a clustering holds about 2 GiB
+    sample = 2**16  # a clustering of these holds about 0.2 GiB, and 0.5 at 512 features
 
     SAVED = ("assigned", "labels", "headness", "q", "sizes", "centres", "spread")
 
