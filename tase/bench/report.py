@@ -138,7 +138,7 @@ def _draw_times(axes, rows: pandas.DataFrame) -> None:
         note = f", ~ images$^{{{fit.iloc[0]:.2f}}}$" if len(fit) else ""
         axes.plot(measured["images"], measured["seconds"], "o-", ms=3, label=f"{name}{note}")
     axes.set(xscale="log", yscale="log", xlabel="images", ylabel="seconds")
-    axes.legend(loc="upper left")
+    axes.legend(loc="lower right")
 
 
 def _draw_memory(axes, rows: pandas.DataFrame) -> None:
@@ -148,4 +148,4 @@ def _draw_memory(axes, rows: pandas.DataFrame) -> None:
     for name, label, line in zip(MEMORY, labels, ("o-", "s-", ":")):
         axes.plot(measured["images"], measured[name] / 2**20, line, ms=3, label=label)
     axes.set(xscale="log", yscale="log", xlabel="images", ylabel="MiB")
-    axes.legend(loc="upper left")
+    axes.legend(loc="lower right")
