@@ -22,6 +22,7 @@ from typing import Any
 from ..config import METHODS
 from ..layouts import layout, run_layout
 from ..runs import Run, RunError, kept_runs
+from ..studies import write_tables
 from .paper import control_pairs, dynamics, geometry, paired_accuracy, per_class_accuracy, push, tsne
 from .pictures import (
     class_sizes,
@@ -125,7 +126,7 @@ def runs_label(runs: Sequence[Run]) -> str:
 
 
 def redraw(folder: str | Path, footer: bool = True) -> list[Path]:
-    """Draw all figures under `folder` again from the kept runs and the studies there; returns the paths written.
+    """Draw all figures, and write all studies' tables, under `folder` again from what is kept; returns the paths.
 
     Every folder with kept runs (runs.zip, or runs/NAME) gets the figures of those runs, balanced controls first, then
     in the order of the methods; every study's folder (study.json) gets the study's, and runs kept next to studies none.
@@ -139,7 +140,7 @@ def redraw(folder: str | Path, footer: bool = True) -> list[Path]:
     kept = {place: path for place, path in sorted(kept.items()) if not shelves & {place, place.parent}}
     if not kept and not studies:
         raise RunError(f"{folder} holds no kept runs: they are looked for in {folder}/**/runs.zip and runs/NAME")
-    written = [path for study in studies for path in draw_study(study, footer)]
+    written = [path for study in studies for path in (*write_tables(study), *draw_study(study, footer))]
     for place, path in kept.items():
         written += all_figures(sorted(kept_runs(path), key=order_in_figures), place, footer=footer, label="")
     return written

@@ -12,4 +12,4 @@ from ..tables import Contrast, contrasts, name_of, shown
 from .declared import STUDIES, Cell, Multiple, Study, cross, each_method, over
 from .engines import ENGINES, engine
 from .jobs import Job, Workers, cost
-from .study import Outcome, Plan, StudyError, plan, published, read_study, run_study
+from .study import Outcome, Plan, StudyError, plan, published, read_study, run_study, write_tables

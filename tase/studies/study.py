@@ -225,9 +225,16 @@ def _write_tables(planned: Plan, out: Path, overrides: Mapping[str, Any], failed
     about |= {axis: list(getattr(study, axis)) for axis in ("rows", "columns", "extras")}
     about |= {"presets": planned.presets, "seeds": planned.seeds, "on": planned.on, "overrides": dict(overrides)}
     save_json(out / "study.json", about | {"left_out": planned.left_out, "failed": failed})
-    results, about = read_study(out)
-    write_atomic(out / "table.md", study_markdown(results, about).encode())
-    write_atomic(out / "table.tex", study_latex(results, about).encode())
+    write_tables(out)
+
+
+def write_tables(folder: str | Path) -> list[Path]:
+    """Write table.md and table.tex of a study's folder from its results.csv; returns their paths."""
+    results, about = read_study(folder)
+    paths = [Path(folder) / "table.md", Path(folder) / "table.tex"]
+    for path, text in zip(paths, (study_markdown(results, about), study_latex(results, about))):
+        write_atomic(path, text.encode())
+    return paths
 
 
 def read_study(folder: str | Path) -> tuple[pandas.DataFrame, dict[str, Any]]:
