@@ -59,7 +59,7 @@ from .guidance import Guidance, build_guidance
 from .losses import NTXent, nt_xent
 from .probes import knn_accuracy
 from .pseudo_labels import quality
-from .runs import Run, RunWriter, steered
+from .runs import PER_SAMPLE, PER_SNAPSHOT, Run, RunWriter, steered
 from .streams import generator
 from .views import two_views
 
@@ -102,6 +102,9 @@ class Training:
         self.guidance: Guidance = build_guidance(
             config, n, labels, device, self.generators["clustering"], images.sample_groups
         )
+        taken = (*PER_SAMPLE, *PER_SNAPSHOT)
+        for name in self.guidance.SHOWN:
+            check(name not in taken, f"{type(self.guidance).__name__}.SHOWN", name, f"none of {', '.join(taken)}")
         self.network = models.initial_network(config, channels, self.size, device)
         if world() > 1 and device.type == "cuda":
             self.network = nn.SyncBatchNorm.convert_sync_batchnorm(self.network)

@@ -203,7 +203,7 @@ def test_legend_and_histograms_filter_the_map(report):
     first.click()
     assert shown.get("t.maps[0].state.filter((s) => s > 0).length") == count
     assert first.get_attribute("aria-pressed") == "true" and shown.gallery().startswith(f"{count} images match")
-    shown.page.locator("text=Clear").click()
+    shown.page.get_by_role("button", name="Clear").click()
     handle = shown.page.get_by_label("largest temperature τ")
     handle.fill("10")
     low, high = shown.get("t.filters.tau.map((v) => v === -Infinity ? null : v)")

@@ -22,7 +22,8 @@ from tase.layouts import (
 
 @pytest.fixture
 def run(trained, tmp_path):
-    return tase.Run(shutil.copytree(trained[2].path, tmp_path / "tase"))
+    drawn = shutil.ignore_patterns("layouts")  # by tests of other files
+    return tase.Run(shutil.copytree(trained[2].path, tmp_path / "tase", ignore=drawn))
 
 
 def snapshots_of(run, points=100):

@@ -13,7 +13,7 @@ from test_pseudo_labels import gen, mixture
 import tase
 from tase import models
 from tase.config import ConfigError
-from tase.guidance import TASE, build_guidance
+from tase.guidance import TASE, Guidance, Method, build_guidance
 from tase.pseudo_labels import quality
 from tase.runs import load_checkpoint
 from tase.streams import generator
@@ -140,3 +140,12 @@ def test_a_frozen_encoder_can_give_the_features_that_are_clustered(trained, tmp_
         tase.train(moved, tmp_path / "moved", progress=False)
     with pytest.raises(ConfigError, match=r"guidance\.features.*channels"):
         models.frozen_features(config.guidance.features, torch.zeros(2, 3, 16, 16, dtype=torch.uint8))
+
+
+def test_a_part_cannot_show_what_every_snapshot_has(tmp_path, monkeypatch):
+    class Hiding(Guidance):
+        title, SHOWN = "Hiding", ("agreement",)
+
+    monkeypatch.setitem(tase.METHODS, "hiding", Method(Hiding))
+    with pytest.raises(ConfigError, match=r"Hiding\.SHOWN = 'agreement': must be none of tau, .*agreement"):
+        tase.train(tase.preset("digits-lt", "hiding"), tmp_path / "run", progress=False)
