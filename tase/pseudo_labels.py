@@ -70,6 +70,13 @@ def tempered(gap: Float[Tensor, "n k"], temperature: float) -> Float[Tensor, "n 
     return p.div_(p.sum(1, keepdim=True))
 
 
+def highest_temperature(centres: Float[Tensor, "k d"]) -> float:
+    """Return the highest temperature of an assignment to these centres, by their mean distance."""
+    k = len(centres)
+    apart = (1 - centres @ centres.T).sum().item() / max(1, k * (k - 1))
+    return max(1e-6, WARMEST * apart)
+
+
 def assignment_temperature(gap: Float[Tensor, "n k"], confidence: float, warmest: float) -> float:
     """Find the temperature at which the mean of the largest p is the confidence, by bisection of its logarithm."""
     if confidence >= 1:
@@ -352,10 +359,8 @@ class PseudoLabels:
         self.assigned, self.centres = now, centres
 
     def _soft(self, h: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
-        k = len(self.centres)
-        apart = (1 - self.centres @ self.centres.T).sum().item() / max(1, k * (k - 1))
         gap = gaps(h, self.centres)
-        self.temperature = assignment_temperature(gap, self.confidence, max(1e-6, WARMEST * apart))
+        self.temperature = assignment_temperature(gap, self.confidence, highest_temperature(self.centres))
         return tempered(gap, self.temperature)
 
     def _permuted(self) -> Int64[Tensor, "n"] | None:

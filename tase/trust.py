@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .clustering import directions, spherical_kmeans
-from .pseudo_labels import WARMEST, Quantity, responsibilities
+from .pseudo_labels import Quantity, highest_temperature, responsibilities
 
 CLUSTERINGS = 4
 MOST_CLUSTERS = 40  # fixed, as the level of c grows with the number of clusters
@@ -70,8 +70,7 @@ def feature_trust(
         half = torch.randperm(d, generator=rng, device=rng.device)[: max(1, d // 2)].to(h.device)
         own = F.normalize(h[:, half], dim=1)
         _, centres = spherical_kmeans(own, k, restarts=1, generator=rng, moves=0)
-        apart = (1 - centres @ centres.T).sum().item() / max(1, k * (k - 1))
-        p = responsibilities(own, centres, 0.8, max(1e-6, WARMEST * apart))
+        p = responsibilities(own, centres, 0.8, highest_temperature(centres))
         walks.append(walk_log_sizes(p.double()))
         found.append(estimate(own, p, centres) if estimate else Quantity(walks[-1], None))
     each = torch.stack(walks)  # [M, n]

@@ -399,7 +399,7 @@ def test_frames_and_the_first_picture(report, browser, tmp_path, capsys):  # noq
                 break
         with capsys.disabled():
             print(f"\n{name}: {per_second:.0f} frames a second playing, first picture after {drawn:.0f} ms")
-        assert per_second > 5  # 37 and more on two cores of its own
+        assert per_second > 5  # 27 to 37 were measured, other work running
     shown.close()
 
 
