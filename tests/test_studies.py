@@ -56,6 +56,8 @@ TWO = {
     "backbone": (["simclr"], ["conv4", "conv4, twice as wide"]),
     "mechanism": (["simclr", "tase"], ["long tail"]),
     "trust": (["tase", "tase, 4 clusterings"], ["long tail"]),
+    "choice": (["tase, 0.1 to 1", "tase, scale_by_tau"], ["long tail"]),
+    "headroom": (["simclr"], ["epochs x1", "twice as wide"]),
     "rivals": (["simclr", "tase+bcl-i"], []),
 }
 SMALL = {  # what the two cells need besides

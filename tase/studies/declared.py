@@ -165,6 +165,7 @@ def _check_labels(what: str, names: Iterable[str], known: Iterable[str]) -> None
 
 _PAIR = {**CONTROLS, **each_method("tase")}  # what shows whether a gain depends on a setting
 _SIMCLR = each_method(SIMCLR)
+_BOTH: Axis = {"long tail": {}, "balanced": {"data.balanced": True}}
 _TAUS = (0.1, 0.2, 0.5)
 _MERGED = {"guidance.estimator": "merged", "guidance.space": "sqrt"}
 
@@ -298,8 +299,8 @@ _ALL = (
             "simclr at TASE's mean temperature": {"method": SIMCLR, "guidance.tau_0": 0.4},
             **each_method("tase", "tase-tau", "tase-weight", "shuffled", "oracle", "crowding"),
         },
-        columns={"long tail": {}, "balanced": {"data.balanced": True}},
-        contrast=("long tail", "balanced"),
+        columns=_BOTH,
+        contrast=tuple(_BOTH),
     ),
     Study(
         "trust",
@@ -310,8 +311,37 @@ _ALL = (
             "tase, trust": {"method": "tase", "guidance.trust": True},
             "tase, 4 clusterings, trust": {"method": "tase", "guidance.clusterings": 4, "guidance.trust": True},
         },
-        columns={"long tail": {}, "balanced": {"data.balanced": True}},
-        contrast=("long tail", "balanced"),
+        columns=_BOTH,
+        contrast=tuple(_BOTH),
+    ),
+    Study(
+        "choice",
+        "Which range, which scale and which part of the guidance? To be judged with --on val, before a confirmation.",
+        rows={
+            **each_method(SIMCLR, "tase"),
+            "simclr, tau 0.4": {"method": SIMCLR, "guidance.tau_0": 0.4},
+            # Half the temperatures: about SimCLR's 0.2 on average, so that only their differences act.
+            "tase, 0.05 to 0.25": {"method": "tase", "guidance.tau_min": 0.05, "guidance.tau_max": 0.25},
+            "tase, 0.1 to 1": {"method": "tase", "guidance.tau_max": 1.0},
+            "tase, scale_by_tau": {"method": "tase", "guidance.scale_by_tau": True},
+            "tase, gamma=1": {"method": "tase", "guidance.gamma": 1.0},
+            # TASE's mean temperature for all, and quantity in the weights alone.
+            "tase-weight, tau 0.4": {
+                "method": "tase-weight",
+                **{f"guidance.tau_{end}": 0.4 for end in ("0", "min", "max")},
+            },
+        },
+        columns=_BOTH,
+        contrast=tuple(_BOTH),
+    ),
+    Study(
+        "headroom",
+        "How much does the long tail cost, and does longer training or another network make it cost more?",
+        rows=CONTROLS,
+        columns={
+            **{f"epochs x{factor}": {"optim.epochs": Multiple(factor)} for factor in (1, 2, 4)},
+            "twice as wide": {"model.channels": Multiple(2)},
+        },
     ),
     Study(
         "rivals",
