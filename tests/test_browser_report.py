@@ -35,21 +35,14 @@ def files(trained, tmp_path_factory):
     }
 
 
-class Report:
-    """A report on the page."""
+class Shown:
+    """The front end on a page; `app` is its object in the browser."""
 
-    def __init__(self, browser, path, width=1280, height=900, **context):  # noqa: F811
-        self.context = browser.new_context(
-            viewport={"width": width, "height": height}, offline=True, accept_downloads=True, **context
-        )
-        self.page, self.errors = self.context.new_page(), []
-        self.page.on("console", lambda m: self.errors.append(m.text) if m.type == "error" else None)
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.goto(f"file://{path}")
-        self.page.wait_for_function("window.tase?.frames > 0")
+    def __init__(self, page, app):
+        self.page, self.app = page, app
 
     def get(self, expression):
-        return self.page.evaluate(f"() => {{ const t = window.tase; return {expression}; }}")
+        return self.page.evaluate(f"() => {{ const t = {self.app}; return {expression}; }}")
 
     def gallery(self):
         return self.page.locator(".tase-gallery h2").first.inner_text()
@@ -70,6 +63,65 @@ class Report:
             "[...t.maps[0].state.keys()].filter((r) => t.maps[0].screen()[2 * r] >= 0 && "
             "t.maps[0].nearest(...t.maps[0].screen().slice(2 * r, 2 * r + 2), 9) === r)"
         )
+
+    def lasso(self):
+        """Draw round the middle of the first map; returns the numbers of the images selected."""
+        over = self.page.locator(".tase-over").first
+        over.scroll_into_view_if_needed()
+        box = over.bounding_box()
+        mouse, (x, y) = self.page.mouse, (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        mouse.move(x - 140, y - 150)
+        mouse.down()
+        for dx, dy in ((140, -150), (150, 150), (-150, 150), (-150, -140)):
+            mouse.move(x + dx, y + dy, steps=5)
+        mouse.up()
+        chosen = self.selected()
+        assert len(chosen) > 3 and self.gallery().startswith(f"{len(chosen)} images selected: head")
+        assert self.get("t.maps.map((m) => m.state.filter((s) => s === 2).length)") == [len(chosen)] * 2
+        assert self.page.locator(".tase-gallery .tase-picture").count() == min(48, len(chosen))
+        assert "selection" in self.page.locator(".tase-key").inner_text()
+        return chosen
+
+    def why(self, row):
+        """Click a point; returns the text of the card with its chain of numbers."""
+        self.page.mouse.click(*self.point(row))
+        card = self.page.locator(".tase-why")
+        text = until(lambda: card.is_visible() and card.inner_text(), "why this temperature")
+        for word in ("cluster", "joined group", "headness", "q", "τ", "w", "nearest now", "at epoch 0"):
+            assert word in text
+        return text
+
+    def table(self, path):
+        """Press CSV; returns the rows of the file, saved as `path`."""
+        with self.page.expect_download() as download:
+            self.page.locator(".tase-bar").get_by_role("button", name="CSV").click()
+        download.value.save_as(path)
+        rows = list(csv.DictReader(path.open()))
+        assert [int(row["image"]) for row in rows] == self.selected()
+        return rows
+
+    def tab_to(self, what):
+        """Press Tab until the focus is on an element of this selector."""
+        for _ in range(60):
+            if self.page.evaluate("(s) => document.activeElement.matches(s)", what):
+                return
+            self.page.keyboard.press("Tab")
+        raise AssertionError(f"Tab does not reach {what}")
+
+
+class Report(Shown):
+    """A report on the page."""
+
+    def __init__(self, browser, path, width=1280, height=900, **context):  # noqa: F811
+        self.context = browser.new_context(
+            viewport={"width": width, "height": height}, offline=True, accept_downloads=True, **context
+        )
+        super().__init__(self.context.new_page(), "window.tase")
+        self.errors = []
+        self.page.on("console", lambda m: self.errors.append(m.text) if m.type == "error" else None)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.goto(f"file://{path}")
+        self.page.wait_for_function("window.tase?.frames > 0")
 
     def shot(self, name, **options):
         ARTEFACTS.mkdir(exist_ok=True)
@@ -122,18 +174,7 @@ def test_points_fill_the_map_and_two_maps_stay_side_by_side(report):
 
 def test_lasso_selects_in_both_maps_and_shows_images_and_curves(report):
     shown = report(2)
-    box = shown.page.locator(".tase-over").first.bounding_box()
-    mouse, (x, y) = shown.page.mouse, (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    mouse.move(x - 140, y - 150)
-    mouse.down()
-    for dx, dy in ((140, -150), (150, 150), (-150, 150), (-150, -140)):
-        mouse.move(x + dx, y + dy, steps=5)
-    mouse.up()
-    chosen = shown.selected()
-    assert len(chosen) > 3 and shown.gallery().startswith(f"{len(chosen)} images selected: head")
-    assert shown.get("t.maps.map((m) => m.state.filter((s) => s === 2).length)") == [len(chosen)] * 2
-    assert shown.page.locator(".tase-gallery .tase-picture").count() == min(48, len(chosen))
-    assert "selection" in shown.page.locator(".tase-key").inner_text()
+    shown.lasso()
     shown.shot("lasso")
     shown.page.keyboard.press("Escape")
     assert shown.selected() == []
@@ -142,14 +183,13 @@ def test_lasso_selects_in_both_maps_and_shows_images_and_curves(report):
 def test_click_shift_click_and_the_chain_of_numbers(report, trained):
     shown = report(2)
     a, b = shown.placed()[:2]
-    shown.page.mouse.click(*shown.point(a))
-    why = shown.page.locator(".tase-why")
-    text = until(lambda: why.is_visible() and why.inner_text(), "why this temperature")
+    text, why = shown.why(a), shown.page.locator(".tase-why")
     h, image = trained[2].history, shown.selected()[0]
-    for word in ("cluster", "joined group", "headness", "q", "τ", "w", "nearest now", "at epoch 0"):
-        assert word in text
     assert f"{h.tau[-1][image]:.3f}" in text and str(h.pseudo_label[-1][image]) in text
     assert "the same for all images" in text  # SimCLR, next to it
+    assert "losses at different τ do not compare" in shown.page.locator(".tase-key").inner_text()
+    bottom = "document.querySelector('.tase-{}').getBoundingClientRect().bottom"
+    assert shown.get(f"{bottom.format('stage')} - {bottom.format('gallery')}") < 40, "a hole below the images"
     shown.page.mouse.move(*shown.point(b))
     shown.page.keyboard.down("Shift")
     shown.page.mouse.click(*shown.point(b))
@@ -216,12 +256,8 @@ def test_legend_and_histograms_filter_the_map(report):
 def test_csv_of_the_selection(report, tmp_path, trained):
     shown = report(2)
     shown.page.locator("input[type=search]").fill("tail")
-    with shown.page.expect_download() as download:
-        shown.page.get_by_role("button", name="CSV").click()
-    path = tmp_path / "selection.csv"
-    download.value.save_as(path)
-    rows = list(csv.DictReader(path.open()))
-    assert [int(row["image"]) for row in rows] == shown.selected() and {row["group"] for row in rows} == {"tail"}
+    rows = shown.table(tmp_path / "selection.csv")
+    assert {row["group"] for row in rows} == {"tail"}
     h = trained[2].history
     assert all(abs(float(row["tase:tau"]) - h.tau[-1][int(row["image"])]) < 1e-3 for row in rows)
     assert {row["simclr:tau"] for row in rows} == {"0.2000"}
@@ -239,10 +275,7 @@ def test_the_keyboard_alone_is_enough(report):
     keys.type("head")
     keys.press("Escape")
     assert shown.selected() == [] and shown.page.locator("input[type=search]").input_value() == ""
-    for _ in range(30):  # to the map
-        if shown.page.evaluate("document.activeElement.className") == "tase-over":
-            break
-        keys.press("Tab")
+    shown.tab_to(".tase-over")
     seen = []
     for key in ("ArrowRight", "ArrowLeft", "ArrowUp", "ArrowDown"):
         keys.press(key)
@@ -254,12 +287,25 @@ def test_the_keyboard_alone_is_enough(report):
     keys.press("Enter")
     assert len(shown.selected()) == 1 and shown.page.locator(".tase-why").is_visible()
     before = shown.get("t.view.zoom")
-    keys.press("+")
+    for key in ["+"] * 4 + ["ArrowRight"] * 12:
+        keys.press(key)
     assert shown.get("t.view.zoom") > before
+    x, y, width, height = shown.get(
+        "(m => [...m.screen().slice(2 * t.looked.row, 2 * t.looked.row + 2), m.width, m.height])(t.maps[0])"
+    )
+    assert 0 <= x <= width and 0 <= y <= height, "what is looked at stays in view"
+    looked = shown.get("t.looked.row")
+    shown.tab_to(".tase-near .tase-tile")
+    keys.press("Enter")
+    assert shown.get("t.looked.row") != looked, "a neighbour is looked at"
+    assert shown.page.evaluate("document.activeElement.matches('.tase-near .tase-tile')"), "the focus stays there"
+    shown.page.evaluate("document.activeElement.blur()")
     keys.press(" ")
     until(lambda: shown.get("t.playing"), "space plays")
     keys.press(" ")
     assert not shown.get("t.playing")
+    for what in (".tase-gallery .tase-tile", ".tase-entries button", ".tase-range input", "[role=tab]"):
+        shown.tab_to(what)
 
 
 def test_dark_by_the_systems_setting_and_every_control_has_a_name(report):
@@ -498,26 +544,49 @@ def notebook(browser, lab):  # noqa: F811
     return page
 
 
+APP = "document.querySelector('.tase').parentNode.tase"
+
+
 def front(page, expression):
     """What the explorer in the notebook says; `t` is it."""
-    return page.page.evaluate(
-        f"() => {{ const t = document.querySelector('.tase').parentNode.tase; return {expression}; }}"
-    )
+    return Shown(page.page, APP).get(expression)
 
 
-def test_the_explorer_in_jupyterlab(notebook):
-    page = notebook.page
-    until(lambda: front(notebook, "t.kinds.includes('tsne')"), "the t-SNE of both runs", 120)
-    assert front(notebook, "t.maps.length") == 2 and front(notebook, "t.epoch === t.steps.at(-1)")
+def test_the_explorer_in_jupyterlab(notebook, tmp_path):
+    """The same as in the report: play, both runs, search, lasso, click, why, CSV, legend, keys."""
+    page, shown = notebook.page, Shown(notebook.page, APP)
+    until(lambda: shown.get("t.kinds.includes('tsne')"), "the t-SNE of both runs", 120)
+    assert shown.get("t.maps.length") == 2 and shown.get("t.epoch === t.steps.at(-1)")
     page.locator(".tase-play").click()
-    until(lambda: front(notebook, "t.epoch !== t.steps.at(-1) && t.epoch > t.steps[0]"), "it plays")
+    until(lambda: shown.get("t.epoch !== t.steps.at(-1) && t.epoch > t.steps[0]"), "it plays")
     page.locator(".tase-play").click()
+    shown.get("t.goTo(t.steps.at(-1))")
+    notebook.command("application:toggle-left-area")  # the sidebar is open
+    page.wait_for_timeout(500)
     first, second = (page.locator(".tase-map").nth(i).bounding_box() for i in (0, 1))
-    assert first["y"] == second["y"]
+    assert first["y"] == second["y"] and first["width"] > 240
+    notebook.shot("explorer_sidebar")
+    notebook.command("application:toggle-left-area")
     page.locator(".tase input[type=search]").fill("tail")
-    until(lambda: "images match" in page.locator(".tase-gallery h2").first.inner_text(), "a selection")
-    page.locator(".tase-over").first.click(position={"x": 5, "y": 5})
+    until(lambda: "images match" in shown.gallery(), "a selection")
+    assert {row["group"] for row in shown.table(tmp_path / "tail.csv")} == {"tail"}
+    page.locator(".tase input[type=search]").fill("no such image")
+    assert shown.gallery() == "0 images match" and page.locator(".tase-gallery .tase-tile").count() == 0
+    page.locator(".tase-bar").get_by_role("button", name="Clear").click()
+    shown.lasso()
+    shown.why(shown.placed()[0])
     notebook.shot("explorer")
+    page.locator(".tase-over").first.focus()
+    looked = shown.get("t.looked.row")
+    for key in ("ArrowRight", "ArrowLeft", "ArrowUp", "ArrowDown"):
+        page.keyboard.press(key)
+        if shown.get("t.looked.row") != looked:
+            break
+    assert shown.get("t.looked.row") != looked
+    page.keyboard.press("Escape")
+    page.locator(".tase-entries button").first.click()
+    assert 0 < shown.get("t.maps[0].counts[1]") < shown.get("t.maps[0].m") and "match" in shown.gallery()
+    page.keyboard.press("Escape")
     notebook.check()
 
 

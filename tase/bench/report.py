@@ -19,7 +19,12 @@ MEMORY = ("peak_bytes", "state_bytes", "allowed_bytes")
 def machine_words(m: dict[str, Any]) -> list[str]:
     """Return what the times depend on: device, threads, torch, commit."""
     device = m["device"] if m["device_type"] == "cuda" else m["processor"]
-    return [device, f"{m['threads']} threads", f"torch {m['torch']}", commit_text(m["commit"])]
+    return [
+        device,
+        f"{m['threads']} thread{'s' * (m['threads'] != 1)}",
+        f"torch {m['torch']}",
+        commit_text(m["commit"]),
+    ]
 
 
 def row_line(row: BenchRow) -> str:
@@ -98,7 +103,7 @@ def bench_figure(report: dict[str, Any]):
 
 def _draw_ratios(axes, rows: pandas.DataFrame) -> None:
     """Draw a bar per row from 1 to its ratio, under a heading that names the case and what is 1."""
-    from ..figures.style import CLASS_COLOURS, INK
+    from ..figures.style import CLASS_COLOURS, INK, plain_log
 
     names, ratios = [], []
     heading = {"transform": axes.get_yaxis_transform(), "va": "center", "weight": "bold", "fontsize": 7}
@@ -115,8 +120,7 @@ def _draw_ratios(axes, rows: pandas.DataFrame) -> None:
     axes.axvline(1, color=INK, lw=0.8, zorder=0)
     axes.set(xscale="log", xlabel="time / time of the one named in bold (right: slower)")
     axes.set_xlim(0.5 * min(ratios), 2 * max(ratios))  # at least 0.5 to 2: a few percent shall look like it
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter("")  # within one decade these would overlap; the values stand at the bars
+    plain_log(axes.xaxis, steps=(1,) if max(ratios) > 20 * min(ratios) else (1, 2, 5))  # within a decade more than one
     axes.margins(y=0.01)
     axes.invert_yaxis()
 
@@ -133,19 +137,25 @@ def _draw_parts(axes, shares: pandas.DataFrame) -> None:
 
 def _draw_times(axes, rows: pandas.DataFrame) -> None:
     """Draw seconds against the number of images, both on log scales; the exponent fitted stands in the legend."""
+    from ..figures.style import plain_log
+
     for name, measured in rows[rows["images"].notna()].groupby("name", sort=False):
         fit = rows.loc[rows["name"] == f"{name}, exponent", "exponent"]
         note = f", ~ images$^{{{fit.iloc[0]:.2f}}}$" if len(fit) else ""
         axes.plot(measured["images"], measured["seconds"], "o-", ms=3, label=f"{name}{note}")
     axes.set(xscale="log", yscale="log", xlabel="images", ylabel="seconds")
+    plain_log(axes.xaxis, axes.yaxis)
     axes.legend(loc="lower right")
 
 
 def _draw_memory(axes, rows: pandas.DataFrame) -> None:
     """Draw peak memory beyond images and state, and what is allowed, against the number of images."""
+    from ..figures.style import plain_log
+
     measured = rows[rows["peak_bytes"].notna()]
     labels = ("peak beyond images and state", "state of each sample", "allowed beyond them")
     for name, label, line in zip(MEMORY, labels, ("o-", "s-", ":")):
         axes.plot(measured["images"], measured[name] / 2**20, line, ms=3, label=label)
     axes.set(xscale="log", yscale="log", xlabel="images", ylabel="MiB")
+    plain_log(axes.xaxis, axes.yaxis)
     axes.legend(loc="lower right")

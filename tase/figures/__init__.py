@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import sys
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -114,15 +115,19 @@ def figures_folder(runs: Sequence[Run]) -> Path:
 
 
 def name_among(run: Run, runs: Sequence[Run]) -> str:
-    """Return the run's name, with its folder's where another run has the same."""
-    twice = sum(other.name == run.name for other in runs) > 1
-    return f"{run.path.resolve().parent.name}_{run.name}" if twice else run.name
+    """Return the run's name, with its folders' below the one that all share where another run has the same name."""
+    if sum(other.name == run.name for other in runs) == 1:
+        return run.name
+    shared = os.path.commonpath([other.path.resolve() for other in runs])
+    return "_".join(run.path.resolve().relative_to(shared).parts)
 
 
 def runs_label(runs: Sequence[Run]) -> str:
-    """Name a set of runs in a file's name: up to three by name, else the first and how many more."""
+    """Name a set of runs in a file's name: up to three by name, else the first, how many more, and a sum over all."""
     names = [name_among(run, runs) for run in runs]
-    return "+".join(names) if len(names) <= 3 else f"{names[0]}+{len(names) - 1}-more"
+    if len(names) <= 3:
+        return "+".join(names)
+    return f"{names[0]}+{len(names) - 1}-more-{zlib.crc32('+'.join(names).encode()):08x}"
 
 
 def redraw(folder: str | Path, footer: bool = True) -> list[Path]:

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, Patch
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator
 
 from ..data import GROUPS
 from ..layouts import LAYOUTS, run_layout
@@ -44,6 +44,7 @@ from .style import (
     dot,
     group_handles,
     new_figure,
+    plain_log,
     run_marks,
     style,
 )
@@ -442,10 +443,7 @@ def push(runs: Run | Sequence[Run], footer: bool = True) -> Figure:
     ax = figure.subplots()
     handles = [push_points(ax, *one, *mark) for one, mark in zip(found, itertools.cycle(run_marks()))]
     ax.set(xscale="log", yscale="log", xlabel="training images of the class", ylabel="share of all push in %")
-    for axis in (ax.xaxis, ax.yaxis):  # plain numbers at 1, 2, 5 of each decade
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axis.set_minor_formatter(NullFormatter())
+    plain_log(ax.xaxis, ax.yaxis)
     ax.grid(color=colours().faint, lw=0.4)
     ax.set_axisbelow(True)
     ax.tick_params(which="minor", length=0)

@@ -28,6 +28,8 @@ from .paper import (
 from .sources import as_runs, signed, snapshots_of, title
 from .style import COLUMN, TEXT, Figure, colours, colours_of, group_handles, new_figure, seaborn, style
 
+LOSSES = "losses at different τ do not compare"  # τ is part of the loss
+
 # -------------------------------------------------------------------------------------------------------------- images
 
 
@@ -168,7 +170,8 @@ def class_sizes(
 def training_curves(runs: Run | Sequence[Run], footer: bool = True) -> Figure:
     """Draw loss and its two parts, learning rate, and k-NN accuracy over the epochs of one run, also while it trains.
 
-    Dotted lines are changes of the guidance while it trained. Raises RunError where no epoch has been written yet.
+    Dotted lines are changes of the guidance while it trained, and the warm-up's end: losses before and after such a
+    change do not compare. Raises RunError where no epoch has been written yet.
     """
     (run,) = as_runs(runs)
     metrics = run.metrics
@@ -187,11 +190,11 @@ def training_curves(runs: Run | Sequence[Run], footer: bool = True) -> Figure:
     lr.plot(metrics["epoch"], metrics["lr"], color=ink)
     lr.set(xlabel="epoch", title="learning rate", ylim=(0, None))
     draw_knn(knn, metrics)
-    steered = sorted({event["epoch"] for event in run.events})
-    for epoch in steered:  # a change of temperatures changes the scale of the loss: it jumps there
-        for ax in (parts, lr):
+    for epoch in run.loss_breaks:  # a change of temperatures changes the scale of the loss: it jumps there
+        for ax in (parts, lr, knn):
             ax.axvline(epoch, color=colours().soft, ls=":", lw=0.8, zorder=0)
-    return signed(figure, [run], title(run.config), "dotted: steered" if steered else "", shown=footer)
+    marks = "dotted: " + ", ".join(dict.fromkeys(run.loss_breaks.values())) if run.loss_breaks else ""
+    return signed(figure, [run], title(run.config), marks, LOSSES, shown=footer)
 
 
 def draw_knn(ax: Axes, metrics) -> None:
@@ -240,7 +243,7 @@ def sample_courses(run: Run, index: Sequence[int] | None = None) -> Figure:
             ax.step(h.epoch, values[:, i], where=where, color=colour[int(i)], ls=("-", "--")[k % 2], lw=1.0)
         ax.set(xlabel="epoch", title=name)
         mark_warmup(ax, run, named=name.startswith("temp"))
-    return signed(figure, [run], title(run.config), "images " + ", ".join(str(int(i)) for i in chosen))
+    return signed(figure, [run], title(run.config), "images " + ", ".join(str(int(i)) for i in chosen), LOSSES)
 
 
 @style()
@@ -308,7 +311,7 @@ def tau_against_loss(run: Run) -> Figure:
     ax.set(xlabel="temperature τ", ylabel="mean loss", title=f"epoch {h.epoch[-1]}, loss since the snapshot before")
     ax.yaxis.set_major_locator(MaxNLocator(4))  # as many ticks at any height, so that their labels keep their room
     figure.legend(loc="outside upper right", ncols=3, handletextpad=0.2, markerscale=2)
-    return signed(figure, [run], title(run.config))
+    return signed(figure, [run], title(run.config), LOSSES)
 
 
 @style()

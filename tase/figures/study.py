@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,8 +33,8 @@ def study_figure(folder: str | Path, preset: str = "", note: bool = True) -> Fig
 
     bars: paired difference to the reference of every cell, for All and Tail; heat: the same as a map (means where each
     column has a reference of its own); curve: the same over what is varied, a line per row. Strong colours and filled
-    marks are for differences whose interval leaves zero; an interval that leaves the picture ends in an arrow. As long
-    as the reference is not measured maps and curves show means. Raises RunError where nothing has been measured.
+    marks are for differences whose interval leaves zero; every interval is drawn whole. As long as the reference is
+    not measured maps and curves show means. Raises RunError where nothing has been measured.
     """
     results, about = read_study(folder)
     preset = preset or about["presets"][0]
@@ -76,14 +77,16 @@ def draw_study(folder: str | Path, note: bool = True) -> list[Path]:
 # ---------------------------------------------------------------------------------------------------- labels and axes
 
 SIGNS = {"tau_0": "τ₀", "tau": "τ", "gamma": "γ", "rho": "ρ", "_": " ", "=": " = "}
+WORDS = {"size": "own size", "merged": "joined clusters", "sqrt": "root", "long tail": "long\N{NO-BREAK SPACE}tail"}
 
 
 def readable(label: str, about: Mapping[str, Any]) -> str:
     """Write a row or column as a reader knows it: methods by their titles, "tau_0=0.2" as "τ₀ = 0.2"."""
     changed = about.get("axes", {}).get(label, {})
     method = changed.get("method", label if label in METHODS else "")
-    first, comma, rest = label.partition(", ")
-    known, rest = (METHODS[method].title + comma, rest) if method and first == method else ("", label)
+    own = method and re.match(rf"{re.escape(method)}(?=[ ,]|$)", label)
+    known, rest = (METHODS[method].title, label[own.end() :]) if own else ("", label)
+    rest = ", ".join(WORDS.get(part, part) for part in rest.split(", "))
     for sign, greek in SIGNS.items():
         rest = rest.replace(sign, greek)
     return known + rest
@@ -148,19 +151,11 @@ def intervals(ax: Axes, found: Placed, colour: str, upright: bool) -> None:
 
 
 def fit_intervals(ax: Axes, found: Placed, upright: bool, zero: bool = True) -> None:
-    """Show all intervals, and zero; of very wide ones (two seeds give tens of points) the start, and an arrow."""
+    """Show all intervals whole, however wide those of two seeds are, and zero."""
     half = np.nan_to_num([o.ci95 for _, o in found])
     means = np.array([o.mean for _, o in found])
-    least, most = np.sort(np.append(means, [0.0] * zero))[[0, -1]]
-    room = 2.5 * max(most - least, 0.5)
-    low = max(least - room, min(least, *(means - half)))
-    high = min(most + room, max(most, *(means + half)))
-    for (place, _), mean, h in zip(found, means, half):
-        for edge, out, markers in ((low, mean - h < low, "<v"), (high, mean + h > high, ">^")):
-            if out:
-                at = (place, edge) if upright else (edge, place)
-                ax.plot(*at, ls="", marker=markers[upright], ms=3.5, color=colours().soft)
-    pad = 0.06 * (high - low)
+    low, high = np.sort(np.concatenate([means - half, means + half, [0.0] * zero]))[[0, -1]]
+    pad = 0.06 * max(high - low, 1.0)
     (ax.set_ylim if upright else ax.set_xlim)(low - pad, high + pad)
 
 
@@ -181,7 +176,11 @@ def difference_figure(panels: Panels, found: Mapping[tuple[str, str], Found], ab
     rows = {place: c.difference for place, c in first.items() if c.difference.n}
     twice = lambda c: any(np.allclose(c.over, o, equal_nan=True) for o in rows.values())  # noqa: E731
     places = [p for p, c in first.items() if p in rows or (c.kind == HEADROOM and not twice(c))]
-    names = [textwrap.fill(", ".join(readable(p, about) for p in place if p), 24) for place in places]
+    words = (
+        "headroom: SimCLR, balanced" if c.kind == HEADROOM else ", ".join(readable(p, about) for p in place if p)
+        for place, c in ((place, first[place]) for place in places)
+    )
+    names = [textwrap.fill(text, 24) for text in words]
     lines = 1 + max((name.count("\n") for name in names), default=0)
     figure = new_figure(TEXT, 1.15 + (0.18 + 0.08 * lines) * max(1, len(places)))
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
@@ -257,14 +256,15 @@ def heat_map(
 ) -> None:
     """Draw means on a scale of their own, or, within `reach` of 0, differences with their intervals.
 
-    A difference whose interval holds 0 keeps a quarter of its colour.
+    Where the interval leaves 0 the colour has at least two fifths of its strength, elsewhere at most a tenth.
     """
     means = np.array([[o.mean if o else np.nan for o in line] for line in cells])
     scale: dict[str, Any] = {"cmap": "Blues", "annot": means, "fmt": ".2f" if np.nanmax(np.abs(means)) <= 1 else ".1f"}
     if reach is not None:
         words = [[with_interval(o.mean, o.ci95, sign="+").replace(" ±", "\n±") if o else "" for o in c] for c in cells]
         scale = {"cmap": "RdBu", "vmin": -reach, "vmax": reach, "annot": np.array(words), "fmt": ""}
-        means = means * [[1.0 if o and leaves_zero(o) else 0.25 for o in line] for line in cells]
+        sure = [[o is not None and leaves_zero(o) for o in line] for line in cells]
+        means = np.where(sure, 0.6 * means + 0.4 * reach * np.sign(means), 0.1 * means)
     labels = {"xticklabels": columns, "yticklabels": rows, "annot_kws": {"fontsize": 7}}
     seaborn.heatmap(means, ax=ax, cbar=False, mask=np.isnan(means), **labels, **scale)
     ax.tick_params(length=0, rotation=0)

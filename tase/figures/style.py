@@ -14,7 +14,9 @@ from typing import Any
 import matplotlib as mpl
 import matplotlib.figure
 import matplotlib.style
+from matplotlib.axis import Axis
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from ..config import check_choice
 from ..data import GROUPS
@@ -162,6 +164,14 @@ def footer(figure: mpl.figure.Figure, text: str) -> None:
 def dot(colour: str, label: str, **options: Any) -> Line2D:
     """Return a legend entry: a dot, with a line where `lw` is given."""
     return Line2D([], [], **{"lw": 0, "marker": "o", "ms": 4, "color": colour, "label": label, **options})
+
+
+def plain_log(*axes: Axis, steps: tuple[int, ...] = (1, 2, 5)) -> None:
+    """Label log axes, each x or y, with plain numbers (1,000 and 0.5) at `steps` of each decade."""
+    for axis in axes:
+        axis.set_major_locator(LogLocator(subs=steps))
+        axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}" if x >= 10 else f"{x:g}"))
+        axis.set_minor_formatter(NullFormatter())
 
 
 def group_handles() -> list[Line2D]:

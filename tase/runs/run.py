@@ -222,6 +222,13 @@ class Run:
         return bool(self.events)
 
     @property
+    def loss_breaks(self) -> dict[int, str]:
+        """Epochs from which other temperatures hold, and why: losses before and after one do not compare."""
+        ramps = hasattr(self.config.guidance, "ramp") and self.config.warmup > 0
+        marks = {self.config.warmup: "end of the warm-up"} if ramps else {}
+        return {**marks, **{event["epoch"]: "steered" for event in self.events}}
+
+    @property
     def identity(self) -> str:
         """The configuration's identity; a steered run has one of its own, from its events."""
         if not self.steered:

@@ -79,6 +79,13 @@ function h(tag, attributes = {}, ...children) {
   return node;
 }
 
+/** Replace what a box shows; where the focus was in it, it stays at the control in the same place. */
+function swap(box, ...children) {
+  const controls = () => [...box.querySelectorAll("button, input")], at = controls().indexOf(box.getRootNode().activeElement);
+  box.replaceChildren(...children);
+  if (at >= 0) controls()[Math.min(at, controls().length - 1)]?.focus({ preventScroll: true });
+}
+
 const button = (text, onclick, attributes = {}) => h("button", { type: "button", onclick, ...attributes }, text);
 
 // ------------------------------------------------------------------------------------------------------------ one map
@@ -134,7 +141,7 @@ class PointMap {
 
   build() {
     const { run, app } = this;
-    const label = `Map of ${run.title}: arrow keys step from image to image, Enter selects, plus and minus zoom`;
+    const label = `Map of ${run.title}: arrow keys step from image to image, Enter selects, Shift Enter adds, plus and minus zoom`;
     this.points = h("canvas", { "aria-hidden": true });
     this.over = h("canvas", { tabindex: 0, role: "application", "aria-label": label, class: "tase-over" });
     this.caption = h("small");
@@ -387,6 +394,9 @@ class PointMap {
     const next = known ? this.nearest(p[2 * focus], p[2 * focus + 1], 1e4, ahead) : this.nearest(this.width / 2, this.height / 2, 1e4);
     if (next < 0) return;
     this.app.look(this.run.set, next);
+    const [u, v] = this.screen().subarray(2 * next, 2 * next + 2), { k } = this.scale(), { view } = this.app;
+    if (u < 0 || u > this.width) view.x += (u - this.width / 2) / k; // a point beyond the edge comes to the middle
+    if (v < 0 || v > this.height) view.y -= (v - this.height / 2) / k;
     this.app.say(this.app.describe(this.run, next));
   }
 }
@@ -484,12 +494,12 @@ class Explorer {
     this.filterBox.append(...Object.entries(this.quantities).map(([name, title]) => this.filter(name, title)));
     const placed = this.maps.filter((map) => map.places);
     const maps = h("div", { class: "tase-maps" }, placed.map((map) => map.node));
-    const side = h("aside", {}, this.why, this.legend, this.filterBox);
-    const stage = h("div", { class: `tase-stage ${placed.length === 1 ? "one" : "two"}` }, maps, this.curves, this.gallery, side);
+    const side = h("aside", {}, this.legend, this.filterBox);
+    this.stage = h("div", { class: `tase-stage ${placed.length === 1 ? "one" : "two"}` }, maps, this.why, this.curves, this.gallery, side);
     const said = [...sets.map((set) => set.remark), ...runs.flatMap((run) => run.remarks), ...this.remarks()];
     const remarks = [...new Set(said.filter(Boolean))].join(" ");
     this.root = h("div", { class: "tase" }, this.report ? this.title() : null, this.bar(),
-      remarks ? h("p", { class: "tase-remark" }, remarks) : null, stage, this.below(), this.live, this.tip);
+      remarks ? h("p", { class: "tase-remark" }, remarks) : null, this.stage, this.below(), this.live, this.tip);
     this.el.replaceChildren(this.root);
   }
 
@@ -576,7 +586,7 @@ class Explorer {
     const { rare } = this.data.runs[0];
     const names = { rare: "Rarest", common: "Most common", duplicates: "Near-duplicates", blank: "Blank", broken: "Unreadable", clusters: "Clusters" };
     const keys = Object.keys(names).filter((key) => rare[key].length);
-    this.listBox = h("div", { class: "tase-tiles", role: "tabpanel" });
+    this.listBox = h("div", { class: "tase-tiles", role: "tabpanel", "aria-label": "Images of the list" });
     this.tabs = keys.map((key) =>
       button(`${names[key]} (${rare[key].length})`, () => this.list(key), { role: "tab", "data-key": key })
     );
@@ -1007,7 +1017,8 @@ class Explorer {
       this.dirty();
     };
     const click = (e) => (e.shiftKey ? this.select(s, [row], "toggle", row) : this.look(s, row));
-    const listeners = { onpointerenter: () => hover(row), onpointerleave: () => hover(-1) };
+    const enter = () => hover(row), leave = () => hover(-1);
+    const listeners = { onpointerenter: enter, onfocus: enter, onpointerleave: leave, onblur: leave };
     const attributes = { class: "tase-tile", title: this.nameOf(s, row), ...listeners };
     return button([this.picture(s, row, 48), text ? h("small", {}, text) : null], click, attributes);
   }
@@ -1044,11 +1055,9 @@ class Explorer {
     for (let r = 0; r < this.maps[having].m; r++) counts[look.code(r)]++;
     const codes = [...counts.keys()].filter((k) => counts[k]);
     if (this.by !== "group") codes.sort((a, b) => counts[b] - counts[a]);
-    const focus = this.legend.contains(document.activeElement) && document.activeElement.dataset.code;
     const entries = codes.slice(0, 250).map((k) => this.legendEntry(k, look, counts[k]));
     const heading = h("h2", {}, title, h("small", {}, " click: only these"));
-    this.legend.replaceChildren(heading, h("div", { class: "tase-entries" }, entries));
-    if (focus) this.legend.querySelector(`[data-code="${focus}"]`)?.focus();
+    swap(this.legend, heading, h("div", { class: "tase-entries" }, entries));
   }
 
   legendEntry(code, look, count) {
@@ -1058,7 +1067,7 @@ class Explorer {
     };
     const dot = h("i", { style: `background:${css(look.colours[code])}` });
     const off = this.on.size && !this.on.has(code);
-    const attributes = { "data-code": code, "aria-pressed": String(this.on.has(code)), class: off ? "off" : "" };
+    const attributes = { "aria-pressed": String(this.on.has(code)), class: off ? "off" : "" };
     return button([dot, h("span", {}, look.names[code]), h("small", {}, number(count))], toggle, attributes);
   }
 
@@ -1173,15 +1182,17 @@ class Explorer {
         if (rows.length) lines.push(line(this.means(run, name, rows), ink, 2.2));
         return lines;
       });
-      return this.curve(title, series);
+      const [{ group, groups }] = this.data.sets, [run] = this.data.runs, means = run[name] ? this.groupMeans(run, name) : [];
+      const ends = means.map((values, g) => `${group ? groups[g] : "all images"} ${fixed(values.at(-1))}`).join(", ");
+      return this.curve(title, series, ends ? `, in the end ${ends}` : "");
     });
     this.curves.replaceChildren(...figures, this.curveKey());
   }
 
   /** One quantity over time; a unit of the chart is a pixel, so that its text can be read at any width. */
-  curve(title, series) {
+  curve(title, series, said) {
     const columns = getComputedStyle(this.curves).gridTemplateColumns.split(" ").length;
-    const W = Math.max(140, this.curves.clientWidth / columns - 12), H = 104, L = 34, end = Math.max(this.steps.at(-1), 1), { warmup } = this.data.runs[0];
+    const W = Math.max(140, this.curves.clientWidth / columns - 12), H = 104, L = 34, end = Math.max(this.steps.at(-1), 1);
     const values = series.flatMap((s) => s.values).filter(Number.isFinite);
     let [low, high] = values.length ? [Math.min(...values), Math.max(...values)] : [0, 1];
     if (high - low < 1e-3) [low, high] = [low - 0.05, high + 0.05];
@@ -1205,9 +1216,15 @@ class Explorer {
       const epoch = ((((e.clientX - box.left) / box.width) * W - L) / (W - L - 6)) * end;
       this.goTo(this.steps.reduce((best, step) => (Math.abs(step - epoch) < Math.abs(best - epoch) ? step : best)));
     };
-    const attributes = { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": `${title} over training time`, onclick: click };
-    const chart = h("svg", attributes, warmup ? upright(warmup, "warm") : null, paths, dots, line, labels);
+    const attributes = { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": `${title} over training time${said}`, onclick: click };
+    const breaks = [...this.breaks().keys()].map((epoch) => upright(epoch, "warm"));
+    const chart = h("svg", attributes, breaks, paths, dots, line, labels);
     return h("figure", {}, h("figcaption", {}, title), chart);
+  }
+
+  /** Epochs from which other temperatures hold, and why: losses before and after one do not compare. */
+  breaks() {
+    return new Map(this.data.runs.flatMap((run) => run.breaks));
   }
 
   curveKey() {
@@ -1217,7 +1234,8 @@ class Explorer {
     const mine = this.looked.row >= 0 ? "this image" : this.selected(0).length ? "selection" : "";
     return h("p", { class: "tase-key" }, groups, mine ? key("var(--t-ink)", mine) : null,
       other ? [key(soft, run.title), key(soft, other.title, true)] : null,
-      run.warmup ? h("span", {}, "┊ end of warm-up") : null);
+      [...new Set(this.breaks().values())].map((text) => h("span", {}, `┊ ${text}`)),
+      h("span", {}, "losses at different τ do not compare"));
   }
 
   /** Images of the selection, or of what passes the filters; where there is neither, the rarest and the most common. */
@@ -1238,22 +1256,23 @@ class Explorer {
       this.drawGallery();
     };
     const more = some.length > this.limit ? [button(`show more of ${number(some.length)}`, show)] : [];
-    this.gallery.replaceChildren(h("h2", {}, this.countText()), tiles(some.slice(0, this.limit)), ...more);
+    swap(this.gallery, h("h2", {}, this.countText()), tiles(some.slice(0, this.limit)), ...more);
   }
 
   /** The chain of numbers from the cluster to tau and w, for each run, and the neighbours over time. */
   drawWhy() {
     const { set: s, row } = this.looked, set = this.data.sets[s];
     this.why.hidden = row < 0;
+    this.stage.classList.toggle("looked", row >= 0);
     if (row < 0) return this.why.replaceChildren();
     const known = set.label ? [this.classOf(s, row), `${number(set.counts[set.label[row]])} training images`] : [];
-    const words = h("p", {}, h("b", {}, this.nameOf(s, row)), known.map((text) => h("span", {}, text)));
+    const words = h("p", {}, h("b", {}, this.nameOf(s, row)), known.map((text) => h("span", {}, `, ${text}`)));
     const runs = this.data.runs.filter((run) => run.set === s);
     const chains = runs.map((run) =>
       h("div", { class: "tase-chain" }, runs.length > 1 ? h("h3", {}, run.title) : null, this.chain(run, row))
     );
-    const head = h("div", { class: "tase-head" }, this.picture(s, row, 72), words);
-    this.why.replaceChildren(h("h2", {}, "Why this τ?"), head, ...chains, this.nearRows(runs[0], row));
+    const head = h("div", { class: "tase-head" }, this.picture(s, row, 48), h("h2", {}, "Why this τ?"), words);
+    swap(this.why, head, h("div", { class: "tase-chains" }, chains), this.nearRows(runs[0], row));
   }
 
   chain(run, row) {
@@ -1296,7 +1315,8 @@ class Explorer {
       button(this.picture(run.set, r, 31), () => this.look(run.set, r), {
         class: u === t || now.includes(r) ? "tase-tile" : "tase-tile gone", title: this.describe(run, r),
       });
-    const line = (u) => h("div", {}, h("small", {}, u === t ? "nearest now" : `at epoch ${run.epochs[u]}`),
+    const where = this.data.runs.length > 1 ? ` in ${run.title}` : "";
+    const line = (u) => h("div", {}, h("small", {}, u === t ? `nearest now${where}` : `at epoch ${run.epochs[u]}`),
       h("div", { class: "tase-tiles" }, this.neighbours(run, row, u).map((r) => tile(r, u))));
     const lines = [...new Set([t, Math.floor(t / 2), 0])].map(line);
     const like = button("select it and its neighbours", () => this.select(run.set, [row, ...now], "replace", row));

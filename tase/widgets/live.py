@@ -32,6 +32,7 @@ LIVE_BUTTONS = {  # name: what is written on it, its icon, and the states in whi
     "steer": ("apply at the next refresh", "", ("training", "paused")),
 }
 TAU_PERCENTILES = (10, 50, 90)  # percentiles of tau
+BREAK_COLOURS = {"steered": "steer"}
 STATE_WORDS = {"none": "not started", "lost": "interrupted"}
 
 
@@ -88,25 +89,19 @@ def tau_of_groups(history: History) -> dict[str, tuple[int, Float[np.ndarray, "3
 
 def draw_training(run: Run) -> str:
     """Draw loss, k-NN accuracy and tau per group over the epochs, with a line where the loss changes its meaning."""
-    tau, breaks = tau_of_groups(run.history), loss_breaks(run)
+    tau, breaks = tau_of_groups(run.history), run.loss_breaks
     panels = [_draw_metric(run, "loss", "Loss (nats)", 0.5), _draw_metric(run, "knn", "k-NN accuracy in %", 20)]
     entries = [(f"{name}: median τ, band 10-90 %", group_colour(g), False) for name, (g, _) in tau.items()]
-    entries += [(text, colour, True) for text, colour in dict(breaks.values()).items()]
-    note = "τ and w are part of the loss: compare its values only between two dashed lines." if breaks else ""
+    entries += [(text, BREAK_COLOURS.get(text, "soft"), True) for text in dict.fromkeys(breaks.values())]
+    within = "; compare its values only between two dashed lines" if breaks else ""
+    note = f"τ and w are part of the loss: it does not compare with that of a run with other temperatures{within}."
     return figure_html([*panels, _draw_tau(run, tau)], entries, note)
-
-
-def loss_breaks(run: Run) -> dict[int, tuple[str, str]]:
-    """Find the epochs from which other temperatures hold: what happened, and its colour."""
-    ramps = hasattr(run.config.guidance, "ramp") and run.config.warmup > 0
-    marks = {run.config.warmup: ("end of the warm-up", "soft")} if ramps else {}
-    return {**marks, **{event["epoch"]: ("steered", "steer") for event in run.events}}
 
 
 def _epochs_plot(run: Run, title: str, y: tuple[float, float]) -> Plot:
     plot = Plot(title, "epoch", x=(0, run.config.optim.epochs), y=y, size=(310, 240))
-    for epoch, (text, colour) in loss_breaks(run).items():
-        plot.line([epoch, epoch], y, colour, 1.2, "5 3", f"{text}, epoch {epoch}")
+    for epoch, text in run.loss_breaks.items():
+        plot.line([epoch, epoch], y, BREAK_COLOURS.get(text, "soft"), 1.2, "5 3", f"{text}, epoch {epoch}")
     return plot
 
 

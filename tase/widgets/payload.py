@@ -205,7 +205,7 @@ def _run(pack: Packer, run: Run, index: Int64[np.ndarray, " m"], found: dict[str
         "title": config.method_title,
         "epochs": [int(e) for e in h.epoch],
         "last": int(config.optim.epochs),
-        "warmup": config.warmup if tau.std(1).max() > 1e-4 else 0,
+        "breaks": [[int(epoch), text] for epoch, text in run.loss_breaks.items()],
         "places": {kind: pack.whole(_in_16_bits(layout, h.epoch, index), "i2") for kind, layout in found.items()},
         **{name: pack.scaled(getattr(h, name)[:, index]) for name in ("tau", "weight", "headness", "loss")},
         "cluster": pack.whole(h.pseudo_label[:, index], "i2"),
