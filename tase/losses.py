@@ -125,9 +125,9 @@ def _per_image(tau, weight, scale, n: int, like: Tensor) -> list[Float[Tensor, "
 class _LogSumExp(torch.autograd.Function):
     """log sum_{b != a} exp(s_ab / tau_a) and E_p[s_ab] (not differentiable) of unit rows, a chunk of rows at a time.
 
-    `itself` is the column of each row that is the row itself. Written out because the softmax needed backward is
-    cheaper to recompute than to keep: on one CPU core as fast as automatic differentiation of the whole matrix, at any
-    chunk from 128 rows on; checkpointing took 1.5 to 2 times as long.
+    `itself` is the column of each row that is the row itself. Written out because the backward pass needs nothing but
+    the softmax p: it is kept where the whole matrix is one chunk, else computed again, a chunk at a time (checkpointing
+    took 1.5 to 2 times as long).
     """
 
     @staticmethod
@@ -141,7 +141,7 @@ class _LogSumExp(torch.autograd.Function):
             lse[s] = logits.logsumexp(1)
             p = logits.sub_(lse[s, None]).exp_()  # in place: the logits are not needed again
             mean[s] = torch.linalg.vecdot(p, similarity)
-        ctx.save_for_backward(rows, columns, itself, inverse_tau, lse)
+        ctx.save_for_backward(rows, columns, itself, inverse_tau, lse, *([p] if chunk >= len(rows) else []))
         ctx.chunk = chunk
         ctx.mark_non_differentiable(mean)
         return lse, mean
@@ -150,13 +150,16 @@ class _LogSumExp(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient, _):
         # d lse_a / d s_ab = p_ab / tau_a, and s_ab = row_a . column_b
-        rows, columns, itself, inverse_tau, lse = ctx.saved_tensors
+        rows, columns, itself, inverse_tau, lse, *kept = ctx.saved_tensors
         by_row, by_column = torch.empty_like(rows), torch.zeros_like(columns)
         with torch.autocast(rows.device.type, enabled=False):
             for i in range(0, len(rows), ctx.chunk):
                 s = slice(i, i + ctx.chunk)
-                p = (rows[s] @ columns.T).mul_(inverse_tau[s, None]).sub_(lse[s, None]).exp_()
-                p.mul_((gradient * inverse_tau)[s, None]).scatter_(1, itself[s, None], 0.0)
+                if kept:
+                    p = kept[0] * (gradient * inverse_tau)[:, None]
+                else:
+                    p = (rows[s] @ columns.T).mul_(inverse_tau[s, None]).sub_(lse[s, None]).exp_()
+                    p.mul_((gradient * inverse_tau)[s, None]).scatter_(1, itself[s, None], 0.0)
                 by_row[s] = p @ columns
                 by_column.addmm_(p.T, rows[s])
         return by_row, by_column, None, None, None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import multiprocessing
 import os
 import random
 import re
 import signal
 import sys
+import tarfile
 import threading
 import time
 import warnings
@@ -71,7 +73,7 @@ def finish(words: list[str], log: Path) -> float:
 
 def half_written(folder: Path) -> list[str]:
     """Names of the files and folders that are being written, or were when the process was killed."""
-    found = [path.name for path in folder.rglob("*") if path.suffix == ".tmp"]
+    found = [path.name for path in folder.rglob("*") if path.suffix in (".tmp", ".incomplete")]
     return [re.sub(r"^\.|\.\d+\.tmp$|\.tmp$|_\d+", "", name) for name in found]
 
 
@@ -134,7 +136,7 @@ def _content(path: Path):
         return [{k: v for k, v in row.items() if k != "images_per_second"} for row in read_lines(path)]
     if path.name == "config.json":
         return load_json(path)["identity"]  # the rest names folders
-    if path.suffix == ".json":
+    if path.suffix == ".json" and path.parent.name != "tars":
         return {k: v for k, v in load_json(path).items() if k != "commit"}
     if path.suffix in (".csv", ".md", ".tex"):
         return re.sub(r"\b[0-9a-f]{10}\b\+?", "COMMIT", path.read_text())
@@ -145,8 +147,10 @@ def contents(folder: Path) -> dict:
     """All that the files of a folder hold, times aside, as flat values that are equal where they are so bit for bit."""
     other = ("status.json", "environment.json", ".lock", "checkpoint.previous.pt")
     found = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name not in other and path.suffix not in (".pdf", ".png"):
+    for path in sorted(folder.rglob("*")):  # hub: copies of another library, of which only the images count
+        if path.is_file() and path.name not in other and path.suffix not in (".pdf", ".png", ".lock"):
+            if "hub" in path.parts:
+                continue
             found.update(_flat(_content(path), str(path.relative_to(folder))))
     return found
 
@@ -173,14 +177,42 @@ def pictures(folder: Path, n: int = 256, side: int = 128) -> Path:
     return folder
 
 
-class Subjects:
-    """What is killed: `words(name, folder)` of train, evaluate, cache and study; `reference[name]`, made once."""
+def archives(source: Path, folder: Path) -> dict[str, Path]:
+    """The pictures of a folder once more, as Parquet files and as tar shards, four of each."""
+    import datasets
 
-    NAMES = ("train", "evaluate", "cache", "study")
+    datasets.disable_progress_bars()
+    files = sorted(source.rglob("*.png"))
+    labels = [int(path.parent.name[-1]) for path in files]
+    data = datasets.Dataset.from_dict({"image": [{"bytes": p.read_bytes()} for p in files], "label": labels})
+    data = data.cast_column("image", datasets.Image())
+    for part in range(4):
+        name = f"train-{part:05d}-of-00004"
+        data.shard(4, part).to_parquet(folder / "hf" / f"{name}.parquet")
+        (folder / "wds").mkdir(exist_ok=True)
+        with tarfile.open(folder / "wds" / f"{name}.tar", "w") as tar:
+            for path in files[part::4]:
+                tar.add(path, f"{path.stem}.png")
+                label = tarfile.TarInfo(f"{path.stem}.cls")
+                label.size = 1
+                tar.addfile(label, io.BytesIO(path.parent.name[-1:].encode()))
+    return {"hf": folder / "hf", "wds": folder / "wds"}
+
+
+SMALL_SHARDS = "import tase.data.sets as sets\nsets.SHARD, sets.LARGE = 20 * 3 * 16 * 16, 0\n"
+
+
+class Subjects:
+    """What is killed: `words(name, folder)` of each of NAMES; `reference[name]`, made once.
+
+    shards, hf and wds are training on images in 13 shards, which are read from folders, Parquet and tar files.
+    """
+
+    NAMES = ("train", "evaluate", "cache", "shards", "hf", "wds", "study")
 
     def __init__(self, home: Path, sets: dict):
         self.home, self.sets = home, [f"{k}={v}" for k, v in {**sets, "record.checkpoint_every": EVERY}.items()]
-        self.pictures = pictures(home / "Bilder für alle")
+        self.roots = dict.fromkeys(("cache", "shards"), pictures(home / "Bilder für alle"))
         self.reference, self.seconds = {}, {}
 
     def words(self, name: str, folder: Path) -> list[str]:
@@ -189,13 +221,19 @@ class Subjects:
             return [*train, "--out", run, "--set", *self.sets]
         if name == "evaluate":
             return ["evaluate", run, "--quiet", "--protocols", "few-shot", "lt-knn"]
-        if name == "cache":
-            sets = [f"data.root={self.pictures}", f"data.cache={folder / 'cache'}", "data.image_size=16"]
-            sets += ["optim.batch=64", "optim.epochs=2", "model.channels=8,8,8,8", "guidance.clusters=4"]
-            return ["train", "--preset", "folder", "--quiet", "--resume", "--out", run, "--set", *sets]
-        sets = [*self.sets, "optim.epochs=5", "record.knn_every=0"]
-        words = ["study", "gamma", "--preset", "digits-lt", "--seeds", "2", "--out", str(folder), "--quiet"]
-        return [*words, "--rows", "tase", "--columns", "gamma=0.5", "--protocols", "lt-knn", "--set", *sets]
+        if name == "study":
+            sets = [*self.sets, "optim.epochs=5", "record.knn_every=0"]
+            words = ["study", "gamma", "--preset", "digits-lt", "--seeds", "2", "--out", str(folder), "--quiet"]
+            return [*words, "--rows", "tase", "--columns", "gamma=0.5", "--protocols", "lt-knn", "--set", *sets]
+        if name in ("hf", "wds") and name not in self.roots:
+            self.roots |= archives(self.roots["cache"], self.home)
+        sets = [f"data.root={self.roots[name]}", f"data.cache={folder / 'cache'}", "data.image_size=16"]
+        sets += ["optim.batch=64", "optim.epochs=2", "model.channels=8,8,8,8", "guidance.clusters=4"]
+        sets += [f"data.source={name}"] * (name in ("hf", "wds"))
+        if name != "cache":
+            (self.home / "small.py").write_text(SMALL_SHARDS)
+            sets += ["optim.window=0.00003", "--import", str(self.home / "small.py")]  # two shards
+        return ["train", "--preset", "folder", "--quiet", "--resume", "--out", run, "--set", *sets]
 
     def folder(self, name: str, label: str) -> Path:
         """A new folder for one trial; to be evaluated, it holds a trained run."""

@@ -15,7 +15,7 @@ import tase
 from tase.files import read_lines
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
-KILLS = {"train": 30, "evaluate": 8, "cache": 12, "study": 10}
+KILLS = {"train": 30, "evaluate": 8, "cache": 12, "shards": 12, "hf": 12, "wds": 12, "study": 10}
 
 
 def memory() -> float:
@@ -30,7 +30,7 @@ def subjects(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", KILLS)
-def test_sixty_kills(name, subjects):
+def test_many_kills(name, subjects):
     seed, done, trials = int(os.environ.get("SOAK_SEED", "0")), [], 0
     rng = random.Random(f"{name} {seed}")
     while len(done) < KILLS[name]:
