@@ -169,7 +169,7 @@ class Block(NamedTuple):
 
 def shown(protocol: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """List the metrics shown of a protocol, and those of them that are compared with the reference."""
-    return _SHOWN.get(protocol, (SCORES, ("all", "tail")))
+    return _SHOWN.get(protocol, (SCORES, ("all", "tail", "head")))
 
 
 def name_of(metric: str) -> str:

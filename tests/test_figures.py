@@ -594,7 +594,7 @@ def make_study(folder, figure="bars", rows=("simclr", "tase"), columns=("",), re
     lines = [
         shared | {"row": row, "column": column, "protocol": "linear", "seed": seed, "split": seed, "metric": metric,
                   "value": value, "identity": "x"}
-        for (row, column), own in values.items() for seed, value in enumerate(own) for metric in ("all", "tail")
+        for (row, column), own in values.items() for seed, value in enumerate(own) for metric in ("all", "tail", "head")
     ]  # fmt: skip
     folder.mkdir(parents=True)
     pd.DataFrame(lines).to_csv(folder / "results.csv", index=False)
@@ -615,7 +615,7 @@ def test_a_difference_is_filled_where_its_interval_leaves_zero(tmp_path):
     (ax,) = figure.axes
     marks = [line for line in ax.lines if line.get_marker() == "o"]
     fills = {tuple(line.get_ydata()): mpl.colors.to_hex(line.get_markerfacecolor()) for line in marks}
-    assert [fills[y,] == "#ffffff" for y in sorted(y for (y,) in fills)] == [False, False, True, True]
+    assert [fills[y,] == "#ffffff" for y in sorted(y for (y,) in fills)] == [False] * 3 + [True] * 3
     assert [t.get_text() for t in ax.get_yticklabels()] == ["TASE", "TASE, shuffled"]
     assert ax.get_xlabel() == "difference to SimCLR, in points" and "intervals: 95 %" in figure.get_supxlabel()
     assert "hollow: the interval holds 0" in texts(figure)

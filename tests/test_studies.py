@@ -267,7 +267,7 @@ def test_a_map_is_of_paired_differences_to_one_cell_outside_its_columns(tmp_path
     assert ax.texts[0].get_text().startswith(f"{difference:+.1f}\n± ")
     assert figure.get_suptitle() == "difference to SimCLR, in points; pale: the interval holds 0"
     line = next(line for line in markdown_tables(found.markdown)[0] if line[0] == "head 0.5")
-    assert line[-2].startswith(f"{difference:+.1f} ± ")
+    assert line[-3].startswith(f"{difference:+.1f} ± ")
 
 
 def test_what_cannot_be_judged_is_not_trained(pair, tmp_path):
@@ -429,7 +429,7 @@ def made_up(tmp_path, values, **about):
         | {"seed": seed, "split": seed, "subset": "s", "commit": "c"}
         for row, some in values.items()
         for seed, v in enumerate(some)
-        for metric in ("all", "tail")
+        for metric in ("all", "tail", "head")
     ]
     shared = {"name": "n", "question": "q?", "reference": "a", "reference_column": "", "outside": ["upper"]}
     shared |= {"presets": ["p"], "seeds": [0, 1, 2], "on": "test", "overrides": {}, "left_out": [], "failed": []}
@@ -483,7 +483,7 @@ def test_difference_of_differences_is_paired_by_seed():
         | {"value": float(v), "seed": seed, "split": seed, "subset": "s", "commit": "c"}
         for (row, column), some in values.items()
         for seed, v in enumerate(some)
-        for metric in ("all", "tail")
+        for metric in ("all", "tail", "head")
     ]
     about = {"name": "n", "question": "q?", "reference": "a", "reference_column": "", "outside": [], "presets": ["p"]}
     about |= {"on": "test", "contrast": ["tail", "even"]}
@@ -493,7 +493,7 @@ def test_difference_of_differences_is_paired_by_seed():
     assert found["b"].ci95 == pytest.approx(4.302653 * np.std([2, 4, 3], ddof=1) / math.sqrt(3), rel=1e-5)
     main, differences = blocks(pd.DataFrame(rows), about)
     assert differences.title == "p, linear, on test: (row - a) in tail minus the same in even"
-    assert differences.lines[1:] == [["b", "3", "+3.0 ± 2.5", "+3.0 ± 2.5"]]
+    assert differences.lines[1:] == [["b", "3", "+3.0 ± 2.5", "+3.0 ± 2.5", "+3.0 ± 2.5"]]
 
 
 def test_the_mechanism_study_contrasts_the_long_tail_with_balance(tmp_path, runs):

@@ -31,16 +31,18 @@ HEADROOM = "headroom"
 def study_figure(folder: str | Path, preset: str = "", note: bool = True) -> Figure:
     """Draw the figure of a study's folder on one preset (its first), a column per protocol; with 95 % intervals.
 
-    bars: paired difference to the reference of every cell, for All and Tail; heat: the same as a map (means where each
-    column has a reference of its own); curve: the same over what is varied, a line per row. Strong colours and filled
-    marks are for differences whose interval leaves zero; every interval is drawn whole. As long as the reference is
-    not measured maps and curves show means. Raises RunError where nothing has been measured.
+    bars: paired difference to the reference of every cell, for All, Tail and Head; heat: that of All and Tail as a map
+    (means where each column has a reference of its own); curve: the same over what is varied, a line per row. Strong
+    colours and filled marks are for differences whose interval leaves zero; every interval is drawn whole. As long as
+    the reference is not measured maps and curves show means. Raises RunError where nothing has been measured.
     """
     results, about = read_study(folder)
     preset = preset or about["presets"][0]
     cells = results[(results["kind"] == "cell") & (results["preset"] == preset)]
     accuracies = [p for p in dict.fromkeys(cells["protocol"]) if p not in ("pseudo-labels", "space", "cost")]
-    panels = {p: shown(p)[1] for p in accuracies or dict.fromkeys(cells["protocol"])}
+    most = 3 if about["figure"] == "bars" else 2  # of all, tail, head: in maps and curves each takes a row of axes
+    measured, protocols = {*cells["metric"]}, accuracies or dict.fromkeys(cells["protocol"])
+    panels = {p: [m for m in shown(p)[1] if m in measured][:most] for p in protocols}
     if not panels:
         raise RunError(f"{folder} has no results on {preset} yet: tase study {about['name']}")
     found = {
@@ -168,7 +170,7 @@ def hollow() -> Line2D:
 
 
 def difference_figure(panels: Panels, found: Mapping[tuple[str, str], Found], about: Mapping[str, Any]) -> Figure:
-    """Draw All and Tail of every cell minus the reference's, as points with intervals; headroom on the same scale.
+    """Draw All, Tail and Head of every cell minus the reference's, with intervals; headroom on the same scale.
 
     Where the balanced control is a row, its difference is the headroom, which is then not drawn twice.
     """
@@ -182,12 +184,12 @@ def difference_figure(panels: Panels, found: Mapping[tuple[str, str], Found], ab
     )
     names = [textwrap.fill(text, 24) for text in words]
     lines = 1 + max((name.count("\n") for name in names), default=0)
-    figure = new_figure(TEXT, 1.15 + (0.18 + 0.08 * lines) * max(1, len(places)))
+    figure = new_figure(TEXT, 1.15 + (0.21 + 0.08 * lines) * max(1, len(places)))
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    inks = (colours().ink, colours().groups[2])
+    inks = (colours().ink, colours().groups[2], colours().groups[0])
     for ax, (protocol, metrics) in zip(axes, panels.items()):
         drawn: Placed = []
-        for shift, metric, colour in zip((-0.15, 0.15), metrics, inks):
+        for shift, metric, colour in zip((-0.22, 0, 0.22), metrics, inks):
             cells = [found[protocol, metric].get(place) for place in places]
             over = [c and (c.over if c.kind == HEADROOM else c.difference) for c in cells]
             own = [(y + shift, o) for y, o in enumerate(over) if o and o.n]
@@ -201,7 +203,7 @@ def difference_figure(panels: Panels, found: Mapping[tuple[str, str], Found], ab
     axes[0].set_ylim(len(places) - 0.4, -0.6)  # downwards; points of the outer rows whole
     below(axes, f"difference to {readable(about['reference'], about)}, in points")
     handles = [dot(colour, name_of(m), lw=0.9, ms=3) for m, colour in zip(next(iter(panels.values())), inks)]
-    figure.legend(handles=[*handles, hollow()], loc="outside upper right", ncols=3)
+    figure.legend(handles=[*handles, hollow()], loc="outside upper right", ncols=4)
     return figure
 
 
