@@ -264,7 +264,9 @@ def test_two_processes_train_together(monkeypatch):
     alone, together = bench.bench_processes(BenchBudget(CPU, seconds=0.0, rounds=1))
     assert alone["name"] == "1 process, 1 thread" and together["against"] == alone["name"]
     assert together["rate"] == pytest.approx(16 / together["seconds"])
-    assert 0 < together["processor_seconds"] < together["seconds"] * 2  # a core has no more, but clocks are coarse
+    assert (
+        0 < together["processor_seconds"] < together["seconds"] * 2 + 0.1
+    )  # a core has no more, but clocks are coarse
 
 
 def test_a_process_that_ends_is_an_error(capfd):

@@ -242,7 +242,7 @@ def test_points_of_few_rows_are_drawn_whole(pair, tmp_path, runs):
     box = axes.get_window_extent().height
     drawn = [line.get_ydata() for line in axes.lines if line.get_marker() == "o"]
     rows = axes.transData.transform([(0, y) for ys in drawn for y in ys])[:, 1] - axes.get_window_extent().y0
-    assert len(rows) == 2 and rows.min() > 4 and rows.max() < box - 4
+    assert len(rows) == 3 and rows.min() > 4 and rows.max() < box - 4
 
 
 def test_curves_are_of_paired_differences(pair, tmp_path, runs):

@@ -156,7 +156,9 @@ def save(figure: mpl.figure.Figure, path: str | Path) -> tuple[Path, Path]:
 def footer(figure: mpl.figure.Figure, text: str) -> None:
     """Write a small line at the bottom right, broken between its parts; an inch holds about 16 characters."""
     whole = text.replace(" ", "\N{NO-BREAK SPACE}").replace("\N{NO-BREAK SPACE}·\N{NO-BREAK SPACE}", " · ")
-    lines = [line.strip(" ·") for line in textwrap.wrap(whole, int(figure.get_figwidth() * 16.5))]
+    lines = [
+        line.strip(" ·") for line in textwrap.wrap(whole, int(figure.get_figwidth() * 16.5), break_on_hyphens=False)
+    ]
     text = "\n".join(lines).replace("\N{NO-BREAK SPACE}", " ")
     figure.supxlabel(text, x=0.995, ha="right", fontsize=7, color=colours().soft)
 
