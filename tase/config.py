@@ -421,6 +421,10 @@ class Config:
         joined = {name: field.before for name, field in known.items() if field.before is not None}
         return override(cls(), {**joined, **flat})
 
+    def __reduce__(self):
+        # Options of combined methods belong to classes that no module has by name: pickle cannot find them.
+        return Config.from_dict, (self.to_dict(),)
+
     def flat(self) -> dict[str, Any]:
         """Return every value under its dotted name."""
         return _flatten(self.to_dict())

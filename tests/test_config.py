@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import pickle
 import subprocess
 import sys
 
@@ -16,9 +17,10 @@ from tase.presets import PRESETS, preset
 
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("method", METHODS)
-def test_every_preset_with_every_method_survives_json(name, method):
+def test_every_preset_with_every_method_survives_json_and_pickle(name, method):
     config = preset(name, method, seed=3)
     assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert pickle.loads(pickle.dumps(config)) == config
     assert (config.method, config.seed, config.preset) == (method, 3, name)
 
 

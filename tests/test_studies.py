@@ -175,7 +175,8 @@ def plain(cell):
 
 def test_costs_are_next_to_accuracy_and_survive_the_kept_copy(tmp_path, runs):
     study = quick("rivals", ["simclr", "sdclr", "bcl-i+gh"])
-    outcome = run(study, tmp_path / "study", runs, keep=True)
+    outcome = run(study, tmp_path / "study", runs, keep=True, jobs=2)  # in processes: combined methods reach them
+    assert not outcome.failed
     cost = outcome.results[outcome.results["protocol"] == "cost"]
     by_row = cost.pivot_table("value", "row", "metric")
     speed = cost[(cost["metric"] == "images_per_second") & (cost["row"] == "simclr")]["value"].median()
