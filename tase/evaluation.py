@@ -281,7 +281,7 @@ def push_per_class(
     config: Config,
     scale: Float[Tensor, "n"] | None = None,
 ) -> Float[Tensor, "C"]:
-    """Divide all push on negatives, (w_i / sum w)(1 - p_ap) / tau_i summed over anchors, among the classes.
+    """Divide all push on negatives, (w_i / sum w)(1 - p_up) / tau_i summed over anchors, among the classes.
 
     The training images pass once through two views and the network in eval mode, in batches as in training (the last
     one is filled up with images already seen, which then count by their mean). `scale` multiplies as in the loss.

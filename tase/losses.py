@@ -1,12 +1,12 @@
 """The contrastive loss with a temperature and a weight per sample: equations (1) and (2).
 
-    l_a = - s_ap / tau_i + log sum_{b != a} exp(s_ab / tau_i)          anchor a of image i, positive p, cosine s
-    L   = sum_a w_i l_a / sum_a w_i
+    l_u = - s_up / tau_i + log sum_{v != u} exp(s_uv / tau_i)          anchor u of image i, positive p, cosine s
+    L   = sum_u w_i l_u / sum_u w_i
 
 or, for two views z1, z2 [n, d] of n images, written plainly:
 
     z = F.normalize(torch.cat([z1, z2]), dim=1)                         # [2n, d]
-    s = (z @ z.T).fill_diagonal_(-inf) / tau.repeat(2)[:, None]         # [2n, 2n], s_ab / tau_i
+    s = (z @ z.T).fill_diagonal_(-inf) / tau.repeat(2)[:, None]         # [2n, 2n], s_uv / tau_i
     positive = torch.arange(2 * n).roll(n)                              # the other view of the same image
     l = -s[torch.arange(2 * n), positive] + s.logsumexp(1)              # (1)
     loss = (weight.repeat(2) * l).sum() / weight.repeat(2).sum()        # (2)
@@ -35,12 +35,12 @@ class NTXent(NamedTuple):
     """The loss and its parts; anchors are the first views, then the second views. Fields marked (d) are detached."""
 
     loss: Tensor  # scalar, equation (2)
-    per_anchor: Tensor  # [2b] l_a, without weight and scale
-    attraction: Tensor  # scalar, weighted mean of -s_ap / tau; attraction + repulsion = loss
+    per_anchor: Tensor  # [2b] l_u, without weight and scale
+    attraction: Tensor  # scalar, weighted mean of -s_up / tau; attraction + repulsion = loss
     repulsion: Tensor  # scalar, weighted mean of the log-sum-exp
-    logsumexp: Tensor  # [2b] (d) log sum_{b != a} exp(s_ab / tau)
-    mean_similarity: Tensor  # [2b] (d) E_p[s_ab], p the softmax of s_ab / tau over b != a
-    positive_similarity: Tensor  # [2b] (d) s_ap
+    logsumexp: Tensor  # [2b] (d) log sum_{v != u} exp(s_uv / tau)
+    mean_similarity: Tensor  # [2b] (d) E_p[s_uv], p the softmax of s_uv / tau over v != u
+    positive_similarity: Tensor  # [2b] (d) s_up
     others: int  # terms in each log-sum-exp
 
 
@@ -56,7 +56,7 @@ def nt_xent(
 ) -> NTXent:
     """Compute equations (1) and (2) for two views of b images; projections of any length, they are normalised here.
 
-    `tau`, `weight` and `scale` are one number or one per image; `scale` multiplies l_a but not the sum of the weights.
+    `tau`, `weight` and `scale` are one number or one per image; `scale` multiplies l_u but not the sum of the weights.
     With `chunk`, that many rows of similarities exist at a time, recomputed in the backward pass: memory 2b x chunk
     instead of 2b x 2b, same result. Computed in float32 at least, in autocast too.
 
@@ -80,7 +80,7 @@ def nt_xent(
         total = weight.repeat(2).sum()
         tau, weight, scale = (v.repeat(2)[itself] for v in (tau, weight, scale))  # [2b] each
 
-        similarity = (z * others[positive]).sum(1)  # s_ap
+        similarity = (z * others[positive]).sum(1)  # s_up
         lse, mean = _LogSumExp.apply(z, others, itself, tau.reciprocal(), chunk or len(z))
         pull = -similarity / tau
         losses = pull + lse  # (1)
@@ -123,7 +123,7 @@ def _per_image(tau, weight, scale, n: int, like: Tensor) -> list[Float[Tensor, "
 
 
 class _LogSumExp(torch.autograd.Function):
-    """log sum_{b != a} exp(s_ab / tau_a) and E_p[s_ab] (not differentiable) of unit rows, a chunk of rows at a time.
+    """log sum_{v != u} exp(s_uv / tau_u) and E_p[s_uv] (not differentiable) of unit rows, a chunk of rows at a time.
 
     `itself` is the column of each row that is the row itself. Written out because the backward pass needs nothing but
     the softmax p: it is kept where the whole matrix is one chunk, else computed again, a chunk at a time (checkpointing
@@ -137,7 +137,7 @@ class _LogSumExp(torch.autograd.Function):
             s = slice(i, i + chunk)
             similarity = rows[s] @ columns.T  # [chunk, 2n]
             logits = similarity * inverse_tau[s, None]
-            logits.scatter_(1, itself[s, None], -torch.inf)  # b != a
+            logits.scatter_(1, itself[s, None], -torch.inf)  # v != u
             lse[s] = logits.logsumexp(1)
             p = logits.sub_(lse[s, None]).exp_()  # in place: the logits are not needed again
             mean[s] = torch.linalg.vecdot(p, similarity)
@@ -149,7 +149,7 @@ class _LogSumExp(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient, _):
-        # d lse_a / d s_ab = p_ab / tau_a, and s_ab = row_a . column_b
+        # d lse_u / d s_uv = p_uv / tau_u, and s_uv = row_u . column_v
         rows, columns, itself, inverse_tau, lse, *kept = ctx.saved_tensors
         by_row, by_column = torch.empty_like(rows), torch.zeros_like(columns)
         with torch.autocast(rows.device.type, enabled=False):

@@ -382,14 +382,14 @@ def uniformity(features: Float[Tensor, "n d"]) -> float:
 
 
 def anchor_push(
-    positive: Float[Tensor, "a"],
-    logsumexp: Float[Tensor, "a"],
+    positive: Float[Tensor, "2b"],
+    logsumexp: Float[Tensor, "2b"],
     tau: Float[Tensor, "b"],
     weight: Float[Tensor, "b"],
 ) -> Float[Tensor, "b"]:
-    """Sum the push of each image's two anchors on their negatives, (w_i / sum w) (1 - p_ap) / tau_i.
+    """Sum the push of each image's two anchors on their negatives, (w_i / sum w) (1 - p_up) / tau_i.
 
-    `positive` holds the similarities s_ap, `logsumexp` the log of sum_b exp(s_ab/tau), of view 1 then of view 2.
+    `positive` holds the similarities s_up, `logsumexp` the log of sum_v exp(s_uv / tau), of view 1 then of view 2.
     """
     both_tau, both_weight = tau.repeat(2), weight.repeat(2)
     p = (positive / both_tau - logsumexp).exp()  # softmax probability of the positive

@@ -20,12 +20,12 @@ def by_hand(z1, z2, tau, weight):
     b = len(z1)
     total = weights = 0.0
     losses, means = [], []
-    for a in range(2 * b):
-        t, w = float(tau[a % b]), float(weight[a % b])
-        s = {o: sum(x * y for x, y in zip(z[a], z[o], strict=True)) for o in range(2 * b) if o != a}
-        norm = sum(math.exp(v / t) for v in s.values())
-        losses.append(-s[(a + b) % (2 * b)] / t + math.log(norm))
-        means.append(sum(v * math.exp(v / t) for v in s.values()) / norm)
+    for u in range(2 * b):
+        t, w = float(tau[u % b]), float(weight[u % b])
+        s = {v: sum(x * y for x, y in zip(z[u], z[v], strict=True)) for v in range(2 * b) if v != u}
+        norm = sum(math.exp(cosine / t) for cosine in s.values())
+        losses.append(-s[(u + b) % (2 * b)] / t + math.log(norm))
+        means.append(sum(cosine * math.exp(cosine / t) for cosine in s.values()) / norm)
         total, weights = total + w * losses[-1], weights + w
     return total / weights, losses, means
 

@@ -221,13 +221,13 @@ def test_push_of_anchors_by_a_double_loop():
     weight = torch.linspace(2, 0.5, b, dtype=torch.float64)
     similarity = z @ z.T
     expected, positive, lse = (torch.zeros(m, dtype=torch.float64) for m in (b, 2 * b, 2 * b))
-    for a in range(2 * b):
-        i, p = a % b, (a + b) % (2 * b)
-        others = [c for c in range(2 * b) if c != a]
-        e = [math.exp(float(similarity[a, c] / tau[i])) for c in others]
-        share = math.exp(float(similarity[a, p] / tau[i])) / sum(e)
+    for u in range(2 * b):
+        i, p = u % b, (u + b) % (2 * b)
+        others = [v for v in range(2 * b) if v != u]
+        e = [math.exp(float(similarity[u, v] / tau[i])) for v in others]
+        share = math.exp(float(similarity[u, p] / tau[i])) / sum(e)
         expected[i] += weight[i] / (2 * weight.sum()) * (1 - share) / tau[i]
-        positive[a], lse[a] = similarity[a, p], math.log(sum(e))
+        positive[u], lse[u] = similarity[u, p], math.log(sum(e))
     torch.testing.assert_close(probes.anchor_push(positive, lse, tau, weight), expected)
 
 

@@ -222,7 +222,7 @@ class Guidance:
         return network(view1), network(view2)
 
     def scale(self, index: Int64[Tensor, "b"]) -> Float[Tensor, "b"] | None:
-        """Return factors of the losses l_a of a batch, or None for 1."""
+        """Return factors of the losses l_u of a batch, or None for 1."""
         return self.loss_scale(self.options, self.tau[index])
 
     @staticmethod

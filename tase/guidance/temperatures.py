@@ -101,7 +101,7 @@ class MMTS(Guidance):
 class ISogCLRTau(Guidance):
     """A temperature learned for each sample: the rule of iSogCLR (Qiu et al. 2023, arXiv 2305.11965) on our loss.
 
-    The gradient of tau_i is log E[exp(h / tau_i)] + r - E_p[h] / tau_i with h_ab = s_ab - s_ap, E over the b != a and p
+    The gradient of tau_i is log E[exp(h / tau_i)] + r - E_p[h] / tau_i with h_uv = s_uv - s_up, E over the v != u and p
     their softmax, mean of the image's two anchors. It equals r - KL(p || uniform), so tau settles where the softmax is
     that uneven. `iso_momentum` is the share of the old gradient that is kept.
     """

@@ -16,13 +16,13 @@ function normals(seed) {
   return () => Math.sqrt(-2 * Math.log(1 - uniform())) * Math.cos(2 * Math.PI * uniform());
 }
 
-/** Softmax over the others of each anchor, p_ab = exp(s_ab / tau_a) / sum_c exp(s_ac / tau_a): rows of [a * a]. */
+/** Softmax over the others of each anchor, p_uv = exp(s_uv / tau_u) / sum_v exp(s_uv / tau_u): [m * m], a row each. */
 function softmax(angle, tau) {
   const m = angle.length, n = tau.length, p = new Float64Array(m * m);
-  for (let a = 0; a < m; a++) {
+  for (let u = 0; u < m; u++) {
     let sum = 0;
-    for (let b = 0; b < m; b++) if (b !== a) sum += p[a * m + b] = Math.exp((Math.cos(angle[a] - angle[b]) - 1) / tau[a % n]);
-    for (let b = 0; b < m; b++) p[a * m + b] /= sum;
+    for (let v = 0; v < m; v++) if (v !== u) sum += p[u * m + v] = Math.exp((Math.cos(angle[u] - angle[v]) - 1) / tau[u % n]);
+    for (let v = 0; v < m; v++) p[u * m + v] /= sum;
   }
   return p;
 }
@@ -31,7 +31,7 @@ class Toy {
   constructor(el) {
     this.group = COUNTS.flatMap((count, g) => new Array(count).fill(g));
     this.n = this.group.length;
-    const size = this.group.map((g) => Math.log(COUNTS[g])), mean = size.reduce((a, b) => a + b) / this.n;
+    const size = this.group.map((g) => Math.log(COUNTS[g])), mean = size.reduce((x, y) => x + y) / this.n;
     const [high, , low] = COUNTS.map(Math.log);
     this.q = size.map((a) => (a - low) / (high - low)); // 1 head, 0 tail
     this.headness = size.map((a) => a - mean);
@@ -55,12 +55,12 @@ class Toy {
     return [...angle, ...angle].map((x) => x + NOISE * random());
   }
 
-  /** Share of each class in the push on negatives, the sum over its anchors of (w / sum w) (1 - p_ap) / tau. */
+  /** Share of each class in the push on negatives, the sum over its anchors of (w / sum w) (1 - p_up) / tau. */
   push(angle) {
     const { tau, weight, scale } = this.settings(), { n, group } = this, p = softmax(angle, tau), sums = [0, 0, 0];
-    for (let a = 0; a < 2 * n; a++) {
-      const i = a % n;
-      sums[group[i]] += ((weight[i] * scale[i]) / tau[i]) * (1 - p[a * 2 * n + ((a + n) % (2 * n))]);
+    for (let u = 0; u < 2 * n; u++) {
+      const i = u % n;
+      sums[group[i]] += ((weight[i] * scale[i]) / tau[i]) * (1 - p[u * 2 * n + ((u + n) % (2 * n))]);
     }
     const total = sums.reduce((x, y) => x + y);
     return sums.map((x) => x / total);
@@ -69,13 +69,13 @@ class Toy {
   /** Derivative [n] of equation (2) by the points' angles, for two views of them. */
   gradient(angle) {
     const { tau, weight, scale } = this.settings(), { n } = this, m = 2 * n, p = softmax(angle, tau);
-    const total = 2 * weight.reduce((a, b) => a + b), out = new Float64Array(n);
-    for (let a = 0; a < m; a++) {
-      const i = a % n, share = (weight[i] * scale[i]) / total / tau[i];
-      for (let b = 0; b < m; b++) {
-        const pull = share * (p[a * m + b] - (b === (a + n) % m ? 1 : 0)) * Math.sin(angle[a] - angle[b]);
+    const total = 2 * weight.reduce((x, y) => x + y), out = new Float64Array(n);
+    for (let u = 0; u < m; u++) {
+      const i = u % n, share = (weight[i] * scale[i]) / total / tau[i];
+      for (let v = 0; v < m; v++) {
+        const pull = share * (p[u * m + v] - (v === (u + n) % m ? 1 : 0)) * Math.sin(angle[u] - angle[v]);
         out[i] -= pull;
-        out[b % n] += pull;
+        out[v % n] += pull;
       }
     }
     return out;
@@ -167,12 +167,12 @@ class Toy {
 
   draw() {
     const { angle, group, anchor, n } = this, { tau } = this.settings(), place = (x) => [Math.cos(x), -Math.sin(x)];
-    const s = angle.map((x, b) => (b === anchor ? 0 : Math.exp((Math.cos(angle[anchor] - x) - 1) / tau[anchor])));
-    const sum = s.reduce((a, b) => a + b), p = s.map((x) => x / sum), colours = GROUP_COLOURS[this.root.matches(".dark") ? "dark" : "light"];
+    const s = angle.map((x, v) => (v === anchor ? 0 : Math.exp((Math.cos(angle[anchor] - x) - 1) / tau[anchor])));
+    const sum = s.reduce((x, y) => x + y), p = s.map((x) => x / sum), colours = GROUP_COLOURS[this.root.matches(".dark") ? "dark" : "light"];
     const seen = Math.exp(-p.reduce((total, x) => total + (x > 0 ? x * Math.log(x) : 0), 0));
-    const [u, v] = place(angle[anchor]);
-    const lines = p.map((x, b) => [x, place(angle[b])]).filter(([x]) => x > 1e-4).map(([x, [x2, y2]]) =>
-      h("line", { x1: u, y1: v, x2, y2, "stroke-width": 0.06 * Math.sqrt(x) }));
+    const [x1, y1] = place(angle[anchor]);
+    const lines = p.map((x, v) => [x, place(angle[v])]).filter(([x]) => x > 1e-4).map(([x, [x2, y2]]) =>
+      h("line", { x1, y1, x2, y2, "stroke-width": 0.06 * Math.sqrt(x) }));
     const points = angle.map((x, i) => {
       const [cx, cy] = place(x), look = () => Object.assign(this, { anchor: i }).draw();
       return h("circle", { cx, cy, r: i === anchor ? 0.045 : 0.026, fill: colours[group[i]], class: i === anchor ? "anchor" : "", onclick: look });

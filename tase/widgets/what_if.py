@@ -119,7 +119,7 @@ def nearest_first(h: Float[np.ndarray, "m d"], row: int) -> tuple[Int64[np.ndarr
 
 
 def push_shares(similarity: Float[np.ndarray, " m"], tau: float) -> Float[np.ndarray, " m"]:
-    """Compute the share of an anchor's push that each of its negatives takes, in %: the softmax of equation (1)."""
+    """Compute the share of anchor u's push that each negative v takes, in %: the softmax p_uv of equation (1)."""
     return 100 * torch.softmax(torch.from_numpy(similarity) / tau, 0).numpy()
 
 
