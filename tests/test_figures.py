@@ -474,6 +474,34 @@ def test_figures_of_another_run_stay(three, tmp_path):
     assert {p.name for p in both} >= {"figure5_push_simclr+tase.png", "figure4_dynamics_tase.png"}
 
 
+def test_figures_of_another_run_of_the_same_name_stay(tmp_path):
+    a, b = (make_run(tmp_path / folder / "tase", seed=seed) for seed, folder in enumerate("ab"))
+    out = tmp_path / "out"
+    first = {p: p.read_bytes() for p in figures.all_figures(a, out)}
+    second = {p: p.read_bytes() for p in figures.all_figures(b, out)}
+    assert {p.stem for p in first} >= {"figure5_push_tase", "figure4_dynamics_tase"}
+    assert {p.stem for p in second} >= {"figure5_push_b_tase", "figure4_dynamics_b_tase"}
+    assert all(p.read_bytes() == content for p, content in {**first, **second}.items())
+    assert {*figures.all_figures(a, out)} == {*first}  # each takes its own names again
+    assert {*figures.all_figures(b, out)} == {*second}
+    both = figures.all_figures([a, b], out)
+    assert {p.stem for p in both} >= {
+        "figure5_push_a_tase+b_tase",
+        "figure4_dynamics_a_tase",
+        "figure4_dynamics_b_tase",
+    }
+    assert all(p.read_bytes() == content for p, content in second.items())
+
+
+def test_figures_that_have_no_free_name_are_an_error(tmp_path):
+    run = make_run(tmp_path / "tase")
+    parts = run.path.resolve().parts[1:]
+    for depth in range(1, len(parts) + 1):
+        (tmp_path / f"figure5_push_{'_'.join(parts[-depth:])}.png").touch()
+    with pytest.raises(runs.RunError, match="another folder"):
+        figures.all_figures(run, tmp_path)
+
+
 def test_without_a_folder_figures_lie_in_the_run_or_next_to_the_runs(tmp_path):
     a, b = make_run(tmp_path / "x" / "a", "simclr"), make_run(tmp_path / "x" / "b", "simclr", seed=1)
     assert {p.parent for p in figures.all_figures(a)} == {tmp_path / "x" / "a" / "figures"}

@@ -42,7 +42,7 @@ from .pictures import (
 )
 from .sources import as_runs, by_method, is_balanced, results_of, snapshots_of
 from .study import draw_study, study_figure
-from .style import CLASS_COLOURS, GROUP_COLOURS, Figure, new_figure, save, style, theme
+from .style import CLASS_COLOURS, GROUP_COLOURS, Figure, kept_source, new_figure, save, style, theme
 
 
 def all_figures(
@@ -56,22 +56,38 @@ def all_figures(
     Figure 1 is drawn for each protocol that the runs were evaluated with, also in pairs where balanced controls are
     among them, figure 3 from one run of each method, and figure 4 for each run whose temperatures vary by sample. A run
     that lacks what a figure needs is left out of it, with a line on standard error. Without `out` the folder is
-    `figures` in the run's folder, or next to the runs; files end in the runs' names (or `label`), so that figures of
-    other runs stay.
+    `figures` in the run's folder, or next to the runs. Files end in the runs' names, with as many folders before them
+    as it takes to leave figures of other runs of these names alone. With a `label` they end in it, and replace what is
+    there.
     """
     runs = as_runs(runs)
     out = Path(out) if out else figures_folder(runs)
-    label = runs_label(runs) if label is None else label
     written: list[Path] = []
-    for name, some, needs, draw in wanted_figures(runs, f"_{label}" if label else ""):
+    for name, some, needs, draw in wanted_figures(runs, label) if label is not None else freely_named(runs, out):
         usable = []
         for run in some:
             with telling(name):
                 needs(run)
                 usable.append(run)
         with telling(name):
-            written += save(draw(usable, footer=footer), out / name) if usable else ()
+            source = source_of(some) if label is None else None
+            written += save(draw(usable, footer=footer), out / name, source) if usable else ()
     return sorted(written)
+
+
+def freely_named(runs: Sequence[Run], out: Path) -> list[tuple[str, Sequence[Run], Callable, Callable]]:
+    """Return all figures by the first names that no other runs' figures in `out` have; raises RunError without any."""
+    for depth in range(1, max(len(run.path.resolve().parts) for run in runs)):
+        wanted = list(wanted_figures(runs, None, depth))
+        there = {out / f"{name}.png": source_of(some) for name, some, *_ in wanted}
+        if all(not path.exists() or kept_source(path) == source for path, source in there.items()):
+            return wanted
+    raise RunError(f"{out} holds figures of other runs by all names of these: write them to another folder (--out)")
+
+
+def source_of(runs: Sequence[Run]) -> str:
+    """Return what tells a figure of these runs from one of others, wherever they lie: a sum over their folders."""
+    return f"{zlib.crc32(chr(10).join(sorted(str(run.path.resolve()) for run in runs)).encode()):08x}"
 
 
 @contextmanager
@@ -83,8 +99,12 @@ def telling(name: str) -> Iterator[None]:
         print(f"{name}: left out: {lack}", file=sys.stderr)
 
 
-def wanted_figures(runs: Sequence[Run], end: str) -> Iterator[tuple[str, Sequence[Run], Callable, Callable]]:
+def wanted_figures(
+    runs: Sequence[Run], label: str | None, depth: int = 1
+) -> Iterator[tuple[str, Sequence[Run], Callable, Callable]]:
     """Yield all figures: the file's name, the runs, what reads all that is needed of a run, and what draws them."""
+    label = runs_label(runs, depth) if label is None else label
+    end = f"_{label}" if label else ""
     protocols = [protocol for run in runs for protocol in (run.results or {}).get("protocols", {})]
     for protocol in dict.fromkeys(protocols or ["linear"]):
         needs, at = reads_results("protocols", protocol, "per_class"), protocol.replace("@", "-")
@@ -95,7 +115,7 @@ def wanted_figures(runs: Sequence[Run], end: str) -> Iterator[tuple[str, Sequenc
     yield f"figure3_tsne{end}", [max(some, key=is_laid_out) for _, some in by_method(runs)], run_layout, tsne
     for run in runs:
         if run.config.guidance_class.per_sample:
-            yield f"figure4_dynamics_{name_among(run, runs)}", [run], snapshots_of, dynamics
+            yield f"figure4_dynamics_{name_among(run, runs, depth)}", [run], snapshots_of, dynamics
     yield f"figure5_push{end}", runs, reads_results("push", "per_class"), push
 
 
@@ -114,17 +134,22 @@ def figures_folder(runs: Sequence[Run]) -> Path:
     return Path(paths[0] if len(paths) == 1 else os.path.commonpath([path.parent for path in paths])) / "figures"
 
 
-def name_among(run: Run, runs: Sequence[Run]) -> str:
-    """Return the run's name, with its folders' below the one that all share where another run has the same name."""
+def name_among(run: Run, runs: Sequence[Run], depth: int = 1) -> str:
+    """Return the run's name, with its folders' below the one that all share where another run has the same name.
+
+    With a `depth` of 2, 3, ... so many last parts of its path.
+    """
+    if depth > 1:
+        return "_".join(run.path.resolve().parts[1:][-depth:])
     if sum(other.name == run.name for other in runs) == 1:
         return run.name
     shared = os.path.commonpath([other.path.resolve() for other in runs])
     return "_".join(run.path.resolve().relative_to(shared).parts)
 
 
-def runs_label(runs: Sequence[Run]) -> str:
+def runs_label(runs: Sequence[Run], depth: int = 1) -> str:
     """Name a set of runs in a file's name: up to three by name, else the first, how many more, and a sum over all."""
-    names = [name_among(run, runs) for run in runs]
+    names = [name_among(run, runs, depth) for run in runs]
     if len(names) <= 3:
         return "+".join(names)
     return f"{names[0]}+{len(names) - 1}-more-{zlib.crc32('+'.join(names).encode()):08x}"

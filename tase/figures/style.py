@@ -17,6 +17,7 @@ import matplotlib.style
 from matplotlib.axis import Axis
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from PIL import Image
 
 from ..config import check_choice
 from ..data import GROUPS
@@ -130,27 +131,37 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _bytes(figure: mpl.figure.Figure, kind: str, dpi: float) -> bytes:
+def _bytes(figure: mpl.figure.Figure, kind: str, dpi: float, source: str | None = None) -> bytes:
     buffer = io.BytesIO()
     # No dates, no versions: the same results give the same file.
-    metadata = {"pdf": {"CreationDate": None, "Creator": None, "Producer": None}, "png": {"Software": None}}[kind]
+    png = {"Software": None, **({"Source": source} if source else {})}
+    metadata = {"pdf": {"CreationDate": None, "Creator": None, "Producer": None}, "png": png}[kind]
     with style(getattr(figure, "look", None)):
         figure.savefig(buffer, format=kind, dpi=dpi, metadata=metadata)
     return buffer.getvalue()
 
 
-def save(figure: mpl.figure.Figure, path: str | Path) -> tuple[Path, Path]:
+def save(figure: mpl.figure.Figure, path: str | Path, source: str | None = None) -> tuple[Path, Path]:
     """Write `figure` as PDF (TrueType fonts) and PNG (300 dpi) side by side; returns both paths.
 
-    `path` may end in .pdf, .png or neither; folders are made.
+    `path` may end in .pdf, .png or neither; folders are made. `source` is kept in the PNG (`kept_source`).
     """
     path = Path(path)
     stem = path.name.removesuffix(".pdf").removesuffix(".png")
     path.parent.mkdir(parents=True, exist_ok=True)
     paths = (path.with_name(f"{stem}.pdf"), path.with_name(f"{stem}.png"))
     for kind, target in zip(("pdf", "png"), paths, strict=True):
-        write_atomic(target, _bytes(figure, kind, 300))
+        write_atomic(target, _bytes(figure, kind, 300, source))
     return paths
+
+
+def kept_source(png: Path) -> str | None:
+    """Read the `source` that a figure was saved with; None without one, and for what is no picture."""
+    try:
+        with Image.open(png) as picture:
+            return picture.info.get("Source")
+    except OSError:
+        return None
 
 
 def footer(figure: mpl.figure.Figure, text: str) -> None:
