@@ -261,8 +261,9 @@ def test_views_of_lightly_have_the_parameters_of_the_configuration():
 
 def test_two_processes_train_together(monkeypatch):
     monkeypatch.setattr(bench.peers, "bench_networks", lambda s: (("conv4", 8, 1), ("conv4", 8, 2)))
-    alone, together = bench.bench_processes(BenchBudget(CPU, seconds=0.0, rounds=1))
+    alone, together, apart = bench.bench_processes(BenchBudget(CPU, seconds=0.0, rounds=1))
     assert alone["name"] == "1 process, 1 thread" and together["against"] == alone["name"]
+    assert apart["name"] == "2 processes that share nothing" and apart["processor_seconds"] > 0
     assert together["rate"] == pytest.approx(16 / together["seconds"])
     assert (
         0 < together["processor_seconds"] < together["seconds"] * 2 + 0.1

@@ -207,7 +207,7 @@ def matmul_peak(s: GpuBudget) -> str:
     backbone = "conv4" if s.shortest else "resnet18"
     a, t = (
         torch.randn(side, side, device=s.device, dtype=kind),
-        new_training(s, model__backbone="resnet18", optim__batch=64),
+        new_training(s, model__backbone=backbone, optim__batch=64),
     )
     with FlopCounterMode(display=False) as count:
         one_step(t)

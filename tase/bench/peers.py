@@ -157,8 +157,8 @@ def _knn(network: nn.Module, t: training.Training, images: Tensor, labels: Tenso
 
 
 @contextlib.contextmanager
-def crew(n: int, *work: Any) -> Iterator[Callable[[], float]]:
-    """Start n processes of one thread that train `work` (device, backbone, batch, steps) together.
+def crew(n: int, *work: Any, together: bool = True) -> Iterator[Callable[[], float]]:
+    """Start n processes of one thread that train `work` (device, backbone, batch, steps) together, or each by itself.
 
     What is given is a call that lets them train one epoch, waits for it, and returns the processor seconds of the one
     that took the most. Raises RuntimeError where one has ended.
@@ -166,10 +166,12 @@ def crew(n: int, *work: Any) -> Iterator[Callable[[], float]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    names = {"OMP_NUM_THREADS": 1, "WORLD_SIZE": n, "LOCAL_WORLD_SIZE": n, "MASTER_ADDR": "127.0.0.1"}
+    world = n if together else 1
+    names = {"OMP_NUM_THREADS": 1, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1"}
     code, pipes = f"from tase.bench import crew_member; crew_member{work!r}", {"stdin": -1, "stdout": -1, "text": True}
     members = []
-    for rank in range(n):
+    for i in range(n):
+        rank = i if together else 0
         own = names | {"MASTER_PORT": port, "RANK": rank, "LOCAL_RANK": rank, "PYTHONPATH": os.pathsep.join(sys.path)}
         environ = os.environ | {name: str(value) for name, value in own.items()}
         members.append(subprocess.Popen([sys.executable, "-c", code], env=environ, **pipes))
@@ -212,16 +214,18 @@ def crew_member(device: str, backbone: str, batch: int, steps: int) -> None:
 def bench_processes(s: BenchBudget) -> list[BenchRow]:
     """Measure epochs of one process of one thread against two of one thread each, at equal global batch.
 
-    A busy machine has no second core to give. The processor seconds of the process that took the most say what each
-    core would have to do.
+    Two that share nothing, each with half of the batch, say what two cores of this machine can give. A busy machine has
+    no second core: the processor seconds of the process that took the most say what each core would have to do.
     """
     backbone, batch, steps = bench_networks(s)[1]
     work, names = (s.device.type, backbone, batch, steps), ("1 process, 1 thread", "2 processes, 1 thread each")
+    apart = "2 processes that share nothing"
     if s.device.type == "cuda" and torch.cuda.device_count() < 2:
         return [{"case": backbone, "name": names[1], "skipped": "needs two GPUs"}]
-    spent: dict[str, list[float]] = {name: [] for name in names}
-    with crew(1, *work) as alone, crew(2, *work) as together:
-        crews = dict(zip(names, (alone, together)))
-        times = time_in_turn({name: lambda name=name: spent[name].append(crews[name]()) for name in names}, s, 2.0)
+    half = (s.device.type, backbone, batch // 2, steps)
+    with crew(1, *work) as alone, crew(2, *work) as team_of_two, crew(2, *half, together=False) as strangers:
+        crews = {names[0]: alone, names[1]: team_of_two, apart: strangers}
+        spent: dict[str, list[float]] = {name: [] for name in crews}
+        times = time_in_turn({name: lambda name=name: spent[name].append(crews[name]()) for name in crews}, s, 2.0)
     rows = rival_rows(f"{backbone}, {steps} x batch {batch}", times, names[0], batch * steps, "images/s")
     return [row | {"processor_seconds": statistics.median(spent[row["name"]])} for row in rows]
