@@ -29,6 +29,7 @@ PSEUDO, SPACE, COST = "pseudo-labels", "space", "cost"
 BASELINES = ("pixels", "untrained")
 SCORES = ("all", "head", "mid", "tail", "std")
 ACCURACIES = (*SCORES, "std_classes", "range_classes")
+SLOPES = ("by_size", "by_crowding")  # of the classes' accuracies (studies.class_slopes)
 EVENNESS = {"spread_cv": "cv_spread", "distance_cv": "cv_centres"}  # metric -> its key in the results' geometry
 
 # Metrics shown of a block, and those of them that are compared with the reference.
@@ -37,7 +38,14 @@ _SHOWN = {
     SPACE: (tuple(EVENNESS), tuple(EVENNESS)),
     COST: (("relative_time", "state_mib"), ()),
 }
-_NAMES = {"state_mib": "State MiB", "nmi": "NMI", "spread_cv": "Spread CV", "distance_cv": "Distance CV"}
+_NAMES = {
+    "state_mib": "State MiB",
+    "nmi": "NMI",
+    "spread_cv": "Spread CV",
+    "distance_cv": "Distance CV",
+    "by_size": "Largest over smallest class",
+    "by_crowding": "Most over least crowded class",
+}
 
 Values = Mapping[Hashable, float | None]  # (seed, split) -> value
 Result = Mapping[str, Any]  # what results.json holds
@@ -280,7 +288,7 @@ def lines_of(
 
 def with_interval(mean: float, ci95: float, metric: str = "all", sign: str = "") -> str:
     """Write "mean ± half-width of the interval", or what there is of it."""
-    digits = 1 if metric in SCORES else 3
+    digits = 1 if metric in (*SCORES, *SLOPES) else 3
     half = "" if math.isnan(ci95) else f" ± {ci95:.{digits}f}"
     return "" if math.isnan(mean) else f"{mean:{sign}.{digits}f}{half}"
 
@@ -300,9 +308,13 @@ def blocks(results: pandas.DataFrame, about: Mapping[str, Any]) -> Iterator[Bloc
             if about.get("contrast"):
                 frame = side_by_side(here, about, preset, protocol, compared, by=interactions)
                 first, second = about["contrast"]
-                title += f": (row - {about['reference']}) in {first} minus the same in {second}"
+                what = f"{title}: (row - {about['reference']}) in {first} minus the same in {second}"
                 if len(frame):  # any row has all four cells
-                    yield Block(title, lines_of(frame, compared, []))
+                    yield Block(what, lines_of(frame, compared, []))
+                frame = side_by_side(here, about, preset, protocol, SLOPES)
+                frame = frame[frame["by_crowding_difference"].notna()]
+                if len(frame):
+                    yield Block(f"{title}: who gains, row - {about['reference']}", lines_of(frame, [], SLOPES))
         published = here[here["kind"] == "published"].to_dict("records")
         if published:
             header = ["published, not measured here", "protocol", "All"]
@@ -326,6 +338,11 @@ def _study_legend(results: pandas.DataFrame, about: Mapping[str, Any]) -> list[s
     if SPACE in set(cells["protocol"]):
         lines.append(
             "space: coefficients of variation of the classes' spreads and of their centres' distances, 0: even."
+        )
+    if about.get("contrast") and set(SLOPES) & set(cells["metric"]):
+        lines.append(
+            "who gains: accuracies of the classes fitted by log size and by crowding (error on raw pixels, few-shot) "
+            "together; the gain of the largest class minus the smallest, and of the most crowded minus the least."
         )
     if COST in set(cells["protocol"]):
         lines.append(

@@ -25,6 +25,7 @@ from tase.evaluation import lacking
 from tase.figures import draw_study, redraw, study_figure
 from tase.studies import STUDIES, Job, Multiple, Study, Workers, each_method, over, plan, published, run_study
 from tase.studies import jobs as jobs_module
+from tase.studies.study import class_slopes
 from tase.tables import Bold, blocks, contrasts, interactions
 
 TINY = {
@@ -540,6 +541,35 @@ def test_headroom_is_balanced_minus_long_tail_of_the_same_seed(tmp_path, runs):
     harm = at["cell", "simclr, balanced"] - at["cell", "simclr"]
     np.testing.assert_allclose(at["headroom", "headroom: balanced - long tail"], harm, atol=1e-7)
     assert {"pixels", "untrained"} <= {row for kind, row in at if kind == "baseline"}
+
+
+def test_who_gains_is_told_by_size_and_by_crowding():
+    """Size and crowding go together in these classes; their shares of a planted gain are told apart."""
+    counts, pixels = [500, 200, 80, 30, 10], [80.0, 75.0, 90.0, 60.0, 50.0]
+    size = np.log(counts) / np.log(50)
+    crowding = (90.0 - np.array(pixels)) / 40
+
+    def judged(gain, balanced=False):
+        run = {"counts": [50] * 5 if balanced else counts, "eval_classes": [0, 1, 2, 3, 4], "balanced": balanced}
+        run["protocols"] = {"linear": {"per_class": (70 + gain).tolist()}}
+        run["baselines"] = {"pixels": {"few-shot": {"per_class": pixels}}}
+        return class_slopes(run, "linear")
+
+    assert judged(3 * size - 2 * crowding) == pytest.approx({"by_size": 3, "by_crowding": -2})
+    assert judged(-2 * crowding, balanced=True) == pytest.approx({"by_crowding": -2})
+    results = {"counts": counts, "balanced": False, "baselines": {"pixels": {"linear": {}}}}
+    assert class_slopes(results, "linear") == {}  # without few-shot nobody knows what is crowded
+    about = {"contrast": ["tail", "even"], "presets": ["p"], "on": "test", "reference": "a", "reference_column": "",
+             "outside": []}  # fmt: skip
+    rows = [
+        {"kind": "cell", "row": row, "column": column, "preset": "p", "protocol": "linear", "seed": seed, "split": seed,
+         "metric": metric, "value": value}
+        for row, column, seed in itertools.product("ab", ("tail", "even"), range(3))
+        for metric, value in judged((1 + seed) * size * (row == "b"), column == "even").items()
+    ]  # fmt: skip
+    *_, block = blocks(pd.DataFrame(rows), about)
+    assert "who gains, row - a" in block.title and block.lines[0][3].startswith("Largest over smallest class")
+    assert [line[:4] for line in block.lines[1:]] == [["b", "tail", "3", "+2.0 ± 2.5"], ["b", "even", "3", ""]]
 
 
 def test_published_figures_stand_apart_under_their_own_protocol(tmp_path):

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from ..config import Config, ConfigError, check, override
 from ..data import class_counts
 from ..evaluation import FILES, saved_results
@@ -313,10 +315,34 @@ def _scores_of_cell(entry: Entry, run: Run, on: str, costs: bool) -> dict[str, d
     if entry.job.clusterings:
         quality = entry.job.qualities.get(entry.config.identity)
         return {PSEUDO: quality} if quality else {}
-    scores = scores_by_protocol(saved_results(run, on))
+    results = saved_results(run, on)
+    scores = scores_by_protocol(results)
     space, (*_, quality) = scores.pop(SPACE), ({}, *run.history.quality)
-    scores = {name: some for name, some in scores.items() if name.split("@")[0] in entry.job.protocols}
+    wanted = {name: some for name, some in scores.items() if name.split("@")[0] in entry.job.protocols}
+    scores = {name: {**some, **class_slopes(results, name)} for name, some in wanted.items()}
     return {**scores, PSEUDO: quality, SPACE: space, COST: _cost_of(run) if costs else {}} if scores else {}
+
+
+def class_slopes(results: Mapping[str, Any], protocol: str) -> dict[str, float]:
+    """Fit the accuracies of the classes by their log size and their crowding together, by least squares.
+
+    A class's crowding is its error on raw pixels under `few-shot`: how easily it is mistaken for another before
+    anything is learned. Returns `by_size`, accuracy of the largest class minus the smallest in points (not on a
+    balanced set), and `by_crowding`, the most crowded class minus the least, each with the other held fixed. Nothing
+    where few-shot was not evaluated. Both are linear in the accuracies, so their differences say who gains.
+    """
+    pixels = results["baselines"].get("pixels", {}).get("few-shot")
+    if pixels is None:
+        return {}
+    counts = torch.tensor(results["counts"], dtype=torch.float64)[results["eval_classes"]]
+    judged = (results["protocols"][protocol], pixels)
+    accuracies, known = (torch.tensor(x["per_class"], dtype=torch.float64) for x in judged)
+    fitted = {**({} if results["balanced"] else {"by_size": counts.log()}), "by_crowding": -known}
+    spans = {name: x.max() - x.min() for name, x in fitted.items() if len(x) > 2 and x.max() > x.min()}
+    if not spans:
+        return {}
+    x = torch.stack([torch.ones_like(known), *(fitted[name] / span for name, span in spans.items())], 1)
+    return dict(zip(spans, torch.linalg.lstsq(x, accuracies).solution[1:].tolist()))
 
 
 def _cost_of(run: Run) -> dict[str, float]:
