@@ -4,11 +4,14 @@ Screenshots are left in test-artefacts/.
 """
 
 import csv
+import io
+import os
 import re
 
 import nbformat
 import pytest
 import torch
+from PIL import Image
 from test_browser import ARTEFACTS, FOREIGN, Page, browser, folder, lab, until  # noqa: F401 (fixtures)
 from test_notebooks import script as _notebook_script
 from test_report import planted
@@ -431,13 +434,63 @@ def frames_per_second(shown, seconds=2):
     return 1000 * (shown.get("t.frames") - start) / (shown.page.evaluate("performance.now()") - now)
 
 
+def first_picture(shown):
+    """Milliseconds from the opening of the file to the first picture."""
+    return shown.page.evaluate("performance.getEntriesByName('first picture')[0].startTime")
+
+
+def test_the_budget_two_thousand_images_over_twenty_snapshots(browser, tmp_path, capsys):  # noqa: F811
+    """At most 5 MB, and a picture within a second; a machine that is shared with other work has eight."""
+    run = planted(tmp_path / "run", 0)
+    (run.path / "environment.json").write_text('{"subset": ""}')
+    path = tase.report(run, out=tmp_path / "report.html", layout="pca", progress=False)
+    assert path.stat().st_size <= 5e6
+    best = float("inf")
+    for _ in range(6):  # the best of some openings
+        shown = Report(browser, path)
+        assert shown.get("[t.data.sets[0].index.length, t.steps.length]") == [2000, 20]
+        best = min(best, first_picture(shown))
+        shown.close()
+        if best < 1000:
+            break
+    with capsys.disabled():
+        print(f"\n2,000 images, 20 snapshots: {path.stat().st_size / 1e6:.1f} MB, first picture after {best:.0f} ms")
+    assert best < (1000 if os.environ.get("TASE_STRICT_TIMES") else 8000)
+
+
+def test_pictures_and_csv_under_a_strict_content_policy(browser, files, tmp_path):  # noqa: F811
+    """As in VS Code: styles in the page and data: addresses pass, blob: addresses do not."""
+    policy = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
+    meta = f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+    page = tmp_path / "strict.html"
+    page.write_text(files[1].read_text().replace("<head>", f"<head>{meta}", 1))
+    shown = Report(browser, page)
+    shown.page.locator("input[type=search]").fill("tail")
+    picture = shown.page.locator(".tase-gallery .tase-picture").first
+    assert picture.evaluate("(e) => getComputedStyle(e).backgroundImage").startswith('url("data:image/webp;base64,')
+    colours = Image.open(io.BytesIO(picture.screenshot())).convert("L").getextrema()
+    assert colours[1] - colours[0] > 60, "the picture is seen"
+    assert shown.table(tmp_path / "tail.csv")
+    assert shown.page.locator("a[download]").count() == 0
+    shown.close()  # no line of the console tells of something refused
+
+
+def test_the_search_field_shows_its_whole_hint(report):
+    room = """(e) => { const style = getComputedStyle(e), pen = document.createElement('canvas').getContext('2d');
+        pen.font = style.font;
+        return [pen.measureText(e.placeholder).width, e.clientWidth - parseFloat(style.paddingLeft) * 2]; }"""
+    for width in (1280, 820):
+        text, field = report(width=width).page.locator("input[type=search]").evaluate(room)
+        assert text < field - 4
+
+
 def test_frames_and_the_first_picture(report, browser, tmp_path, capsys):  # noqa: F811
     """Of two small runs, and of 100,000 points: on two shared cores without a graphics card."""
     many = tase.report(
         planted(tmp_path / "run", 0, 100_000, 3, side=8), out=tmp_path / "many.html", layout="pca", points=100_000
     )
     for name, shown in (("two runs", report(2)), ("100,000 points", Report(browser, many))):
-        drawn = shown.page.evaluate("performance.getEntriesByName('first picture')[0].startTime")
+        drawn = first_picture(shown)
         per_second = 0.0
         for _ in range(6):  # the machine is shared: the best of some seconds
             per_second = max(per_second, frames_per_second(shown))
@@ -598,6 +651,11 @@ def test_the_explorer_follows_jupyterlabs_theme_and_keeps_its_keys(notebook):
     until(lambda: not page.locator(".jp-Splash, #jupyterlab-splash").count(), "the new theme is there")
     page.locator(".tase").scroll_into_view_if_needed()
     notebook.shot("explorer_dark")
+    words = page.locator(".jp-OutputArea-output img").evaluate_all("(all) => all.map((e) => e.alt)")
+    assert len(words) >= 8 and all(len(alt) > 20 for alt in words), "every figure says what it shows"
+    assert not page.locator('[data-mime-type="application/vnd.jupyter.stderr"]').count(), "nothing is red"
+    page.locator(".jp-OutputArea-output img").first.scroll_into_view_if_needed()
+    notebook.shot("figures_dark")
     page.evaluate("document.querySelector('.tase').parentNode.tase.theme = { dark: false }")
     page.set_viewport_size(
         {"width": 1270, "height": 1600}

@@ -86,6 +86,13 @@ function swap(box, ...children) {
   if (at >= 0) controls()[Math.min(at, controls().length - 1)]?.focus({ preventScroll: true });
 }
 
+/** Bytes in base64. */
+function base64(bytes) {
+  let text = "";
+  for (let i = 0; i < bytes.length; i += 32768) text += String.fromCharCode(...bytes.subarray(i, i + 32768));
+  return btoa(text);
+}
+
 const button = (text, onclick, attributes = {}) => h("button", { type: "button", onclick, ...attributes }, text);
 
 // ------------------------------------------------------------------------------------------------------------ one map
@@ -429,8 +436,7 @@ class Explorer {
     this.restore(kept);
     this.hovered = { set: 0, row: -1 };
     this.still = matchMedia("(prefers-reduced-motion: reduce)");
-    const address = (sheet) => URL.createObjectURL(new Blob([sheet], { type: "image/webp" }));
-    this.sheets = this.data.sets.map((set) => (set.tiles ? set.tiles.sheets.map(address) : []));
+    this.name = `tase-${Math.random().toString(36).slice(2, 10)}`; // of its sheets: there may be other explorers on the page
     this.build();
     this.listen();
     this.readTheme();
@@ -474,7 +480,6 @@ class Explorer {
   close() {
     this.ends.abort();
     cancelAnimationFrame(this.frame);
-    this.sheets.flat().forEach((address) => URL.revokeObjectURL(address));
     this.el.replaceChildren();
   }
 
@@ -500,7 +505,14 @@ class Explorer {
     const remarks = [...new Set(said.filter(Boolean))].join(" ");
     this.root = h("div", { class: "tase" }, this.report ? this.title() : null, this.bar(),
       remarks ? h("p", { class: "tase-remark" }, remarks) : null, this.stage, this.below(), this.live, this.tip);
-    this.el.replaceChildren(this.root);
+    this.el.replaceChildren(this.sheets(), this.root);
+  }
+
+  /** The pictures' sheets as a style: the strict content policy of VS Code lets no blob: address through. */
+  sheets() {
+    const rules = this.data.sets.flatMap(({ tiles }, s) => (tiles ? tiles.sheets : []).map((sheet, k) =>
+      `.${this.name}-${s}-${k} { background-image: url(data:image/webp;base64,${base64(sheet)}); }`));
+    return h("style", {}, rules.join("\n"));
   }
 
   listen() {
@@ -565,8 +577,8 @@ class Explorer {
     this.slider = h("input", { type: "range", min: 0, max: this.steps.length - 1, step: 1, "aria-label": "Epoch",
       oninput: () => this.goTo(this.steps[this.slider.value]) });
     this.readout = h("output", { class: "tase-epoch" });
-    this.search = h("input", { type: "search", placeholder: "number, file, class, cluster 3", value: this.query,
-      "aria-label": "Search images", oninput: () => this.find(this.search.value) });
+    this.search = h("input", { type: "search", placeholder: "number, file, class", value: this.query,
+      title: "number, file, class, group or pseudo-label, such as cluster 3", "aria-label": "Search images", oninput: () => this.find(this.search.value) });
     const { runs } = this.everything, names = runs.map((run, i) => [i, `${run.title} · ${run.name}`]);
     const sides = this.pair.map((i, side) => dropdown(side ? "Right" : "Left", names, i, (k) => this.showRun(side, Number(k))));
     return h("div", { class: "tase-bar", role: "toolbar", "aria-label": "Time, colours and selection" },
@@ -1005,9 +1017,9 @@ class Explorer {
     if (place < 0) return h("span", { class: "tase-none", role: "img", "aria-label": label, style: size }, String(index[row]));
     const within = place % tiles.per, x = (within % tiles.columns) * px, y = Math.floor(within / tiles.columns) * px;
     const sharp = px >= 2 * tiles.side ? "image-rendering:pixelated;" : "";
-    const source = this.sheets[s][Math.floor(place / tiles.per)];
-    const ground = `background:url(${source}) -${x}px -${y}px / ${tiles.columns * px}px auto`;
-    return h("span", { class: "tase-picture", role: "img", "aria-label": label, style: size + sharp + ground });
+    const sheet = `${this.name}-${s}-${Math.floor(place / tiles.per)}`;
+    const ground = `background-position:-${x}px -${y}px;background-size:${tiles.columns * px}px auto`;
+    return h("span", { class: `tase-picture ${sheet}`, role: "img", "aria-label": label, style: size + sharp + ground });
   }
 
   /** A picture that is looked at when clicked, added to the selection with Shift, and ringed on the maps on hover. */
@@ -1339,8 +1351,11 @@ class Explorer {
     const table = [["image", "path", "class", "group", ...columns.map(title)], ...lines];
     const file = new Blob([table.map((line) => `${line.map(cell).join(",")}\n`).join("")], { type: "text/csv" });
     const href = URL.createObjectURL(file);
-    h("a", { href, download: `${this.data.runs[0].name}-epoch-${Math.round(this.epoch)}.csv` }).click();
-    setTimeout(() => URL.revokeObjectURL(href), 1000);
+    const link = h("a", { href, download: `${this.data.runs[0].name}-epoch-${Math.round(this.epoch)}.csv`, hidden: true });
+    this.root.append(link); // some frames save only what a link on the page names
+    link.click();
+    link.remove();
+    setTimeout(() => URL.revokeObjectURL(href), 60000); // a slow disk may still read it
     this.say(`${number(rows.length)} rows saved as CSV`);
   }
 }
