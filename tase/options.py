@@ -1,4 +1,4 @@
-"""Fields with default, help and bounds in one place; names that are looked up; errors that name what is allowed.
+"""Fields with default, help and bounds in one place; names that are looked up; errors and messages for the user.
 
 Configuration sections and the options of methods are made of these. Nothing here imports torch.
 """
@@ -9,9 +9,28 @@ import dataclasses
 import difflib
 import importlib
 import json
+import logging
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TextIO
+
+
+def message_stream() -> TextIO:
+    """Return where ordinary messages go: to standard error; in a notebook, where that is red, to the output."""
+    return sys.stdout if type(sys.stderr).__module__.startswith("ipykernel") else sys.stderr
+
+
+class Messages(logging.Handler):
+    """Write messages as they are, where the user has set up no logging of their own."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not logging.getLogger().handlers:
+            print(self.format(record), file=message_stream())
+
+
+log = logging.getLogger("tase")
+log.addHandler(Messages())
 
 
 class ConfigError(ValueError):

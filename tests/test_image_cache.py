@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
 import shutil
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -181,6 +183,19 @@ def test_skip_leaves_them_out_and_lists_them_once(folder, caplog):
     assert len(caplog.records) == 1 and all(name in caplog.text for name in bad)
     assert images.paths == tuple(f"{i}.png" for i in range(6))
     assert images.images[:, 0, 0, 0].tolist() == [0, 40, 80, 120, 160, 200]
+
+
+def test_they_are_listed_on_standard_error_and_in_a_notebook_in_the_output(folder, capsys, monkeypatch):
+    """JupyterLab shows standard error on a red ground, and to leave out files was the user's choice."""
+    spoil(folder)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    load(folder, on_bad_image="skip")
+    shown = capsys.readouterr()
+    assert "4 of 10 image files cannot be read" in shown.err and not shown.out
+    stream = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})()
+    monkeypatch.setattr(sys, "stderr", stream)
+    load(folder, on_bad_image="skip")
+    assert "4 of 10 image files cannot be read" in capsys.readouterr().out and not stream.getvalue()
 
 
 def test_counts_without_decoding_know_the_bad_files_of_an_earlier_decoding(folder):

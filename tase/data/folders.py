@@ -17,7 +17,6 @@ import hashlib
 import io
 import itertools
 import json
-import logging
 import os
 import threading
 import zlib
@@ -36,6 +35,7 @@ from tqdm.auto import tqdm
 
 from ..config import ConfigError
 from ..files import tidy
+from ..options import log
 from .sets import Mapped, Shards, shard_rows, take
 
 SUFFIXES = frozenset(
@@ -49,7 +49,6 @@ DECODE_CHUNK = 512  # files that are handed to the threads together
 WHITE = (255, 255, 255)
 ORIENTATION = 0x0112  # EXIF tag
 
-log = logging.getLogger("tase")
 _one_big_file = threading.Lock()
 
 

@@ -12,7 +12,6 @@ and ablations, `pictures` those of images, samples and clusters.
 from __future__ import annotations
 
 import os
-import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from typing import Any
 
 from ..config import METHODS
 from ..layouts import layout, run_layout
+from ..options import message_stream
 from ..runs import Run, RunError, kept_runs
 from ..studies import write_tables
 from .paper import control_pairs, dynamics, geometry, paired_accuracy, per_class_accuracy, push, tsne
@@ -55,7 +55,7 @@ def all_figures(
 
     Figure 1 is drawn for each protocol that the runs were evaluated with, also in pairs where balanced controls are
     among them, figure 3 from one run of each method, and figure 4 for each run whose temperatures vary by sample. A run
-    that lacks what a figure needs is left out of it, with a line on standard error. Without `out` the folder is
+    that lacks what a figure needs is left out of it, and a line says so. Without `out` the folder is
     `figures` in the run's folder, or next to the runs. Files end in the runs' names, with as many folders before them
     as it takes to leave figures of other runs of these names alone. With a `label` they end in it, and replace what is
     there.
@@ -92,11 +92,11 @@ def source_of(runs: Sequence[Run]) -> str:
 
 @contextmanager
 def telling(name: str) -> Iterator[None]:
-    """Tell what a figure lacks in a line on standard error, and go on with the others."""
+    """Tell what a figure lacks in a line, and go on with the others."""
     try:
         yield
     except RunError as lack:
-        print(f"{name}: left out: {lack}", file=sys.stderr)
+        print(f"{name}: left out: {lack}", file=message_stream())
 
 
 def wanted_figures(
