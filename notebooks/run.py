@@ -121,11 +121,15 @@ def merged(outputs: list[NotebookNode]) -> list[NotebookNode]:
 
 
 def cleaned(output: NotebookNode) -> NotebookNode:
-    """Keep the kinds of an output that a page on the web can show, a figure in 256 colours."""
+    """Keep the kinds of an output that a page on the web can show, a figure once, in 256 colours, with its words."""
     if "data" in output:
-        kinds = [kind for kind in KEPT if kind in output.data][:2]
-        output.data = NotebookNode({kind: output.data[kind] for kind in kinds})
-        output.metadata = NotebookNode()
+        # Of a figure the picture itself: not every page shows one that is inside of HTML.
+        kept = [kind for kind in KEPT if kind in output.data and not ("html" in kind and "image/png" in output.data)][
+            :2
+        ]
+        output.data = NotebookNode({kind: output.data[kind] for kind in kept})
+        words = output.metadata.get("image/png", {}).get("alt")
+        output.metadata = NotebookNode({"image/png": {"alt": words}} if words and "image/png" in kept else {})
         output.pop("transient", None)
         if "image/png" in output.data:
             output.data["image/png"] = fewer_colours(output.data["image/png"])
@@ -140,7 +144,9 @@ def fewer_colours(png: str) -> str:
     buffer, picture = io.BytesIO(), Image.open(io.BytesIO(base64.b64decode(png)))
     if picture.mode == "P":  # cleaned before
         return png.strip()
-    picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(buffer, "png", optimize=True)
+    method = Image.Quantize.FASTOCTREE if "A" in picture.mode else Image.Quantize.MEDIANCUT  # one with transparency
+    picture = picture if "A" in picture.mode else picture.convert("RGB")
+    picture.quantize(256, method, dither=Image.Dither.NONE).save(buffer, "png", optimize=True)
     return base64.b64encode(buffer.getvalue()).decode()
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import html
+import io
 import itertools
 import json
 import re
@@ -23,7 +26,7 @@ from tase.config import ConfigError
 from tase.figures import sources
 from tase.figures.paper import power_law
 from tase.figures.study import axis_of, readable
-from tase.figures.style import THEMES
+from tase.figures.style import THEMES, VALUES, on_any_ground
 from tase.presets import preset
 from tase.tables import summary
 
@@ -158,6 +161,33 @@ def test_every_figure_is_readable_and_says_where_it_comes_from(name, which, requ
         assert part in foot
     if name not in OF_ONE:
         assert draw(shown_runs, footer=False).get_supxlabel() == ""
+
+
+@pytest.mark.parametrize("name", ALL | PAIRS | OF_ONE)
+def test_a_notebook_shows_every_figure_on_any_ground_and_in_words(name, three):
+    """Text and lines have colours that neither white nor JupyterLab's dark page swallows; what is saved stays."""
+    figure = drawn((ALL | PAIRS | OF_ONE)[name](three))
+    before = [text.get_color() for text in figure.findobj(mpl.text.Text)]
+    shown = drawn(on_any_ground(figure))
+    words = [t for t in shown.findobj(mpl.text.Text) if t.get_text() and t.get_visible()]
+    lines = [x for x in shown.findobj(mpl.lines.Line2D) if x.get_visible() and x.get_linestyle() != "None"]
+    inks = {mpl.colors.to_hex(artist.get_color()) for artist in (*words, *lines)}
+    assert all(min(contrast(ink, "white"), contrast(ink, "#111111")) > 2.8 for ink in inks), inks
+    data, about = figure._repr_mimebundle_()
+    picture = imread(io.BytesIO(base64.b64decode(data["image/png"])))
+    assert picture[0, 0, 3] == 0 and picture[..., 3].max() == 1
+    alt = about["image/png"]["alt"]
+    assert f'alt="{html.escape(alt)}"' in data["text/html"] and len(alt) > 20 and "\n" not in alt
+    assert [text.get_color() for text in figure.findobj(mpl.text.Text)] == before
+    assert figure.get_facecolor() == (1, 1, 1, 1), "what is saved is on white"
+
+
+def test_a_figure_of_images_says_its_captions_and_alt_can_be_given():
+    image = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
+    figure = figures.thumbnails(image, ["three", "τ < 0.1"], title="Two digits")
+    assert figure._repr_mimebundle_()[1]["image/png"]["alt"] == "Two digits; 2 images: three, τ < 0.1"
+    figure.alt = "two zeros"
+    assert 'alt="two zeros"' in figure._repr_mimebundle_()[0]["text/html"]
 
 
 def test_the_footer_names_what_all_runs_have_otherwise_than_the_preset(tmp_path):
@@ -607,6 +637,8 @@ def contrast(colour, ground):
 
 
 def test_group_colours_have_three_to_one_on_their_background():
+    both = (*THEMES["screen"].groups, *(VALUES(x) for x in np.linspace(0, 1, 9)))
+    assert all(min(contrast(c, "white"), contrast(c, "#111111")) >= 3 for c in both)
     assert all(contrast(c, "white") >= 3 for c in THEMES["light"].groups)
     assert all(contrast(c, "#1E1E1E") >= 3 for c in (*THEMES["dark"].groups, THEMES["light"].groups[2]))
     assert THEMES["light"].groups == figures.GROUP_COLOURS

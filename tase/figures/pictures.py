@@ -26,7 +26,7 @@ from .paper import (
     name_classes,
 )
 from .sources import as_runs, signed, snapshots_of, title
-from .style import COLUMN, TEXT, Figure, colours, colours_of, group_handles, new_figure, seaborn, style
+from .style import COLUMN, TEXT, VALUES, Figure, colours, colours_of, group_handles, new_figure, seaborn, shades, style
 
 LOSSES = "losses at different τ do not compare"  # τ is part of the loss
 
@@ -156,7 +156,11 @@ def class_sizes(
         ax.bar_label(bars, fontsize=7, padding=1)
         ax.margins(y=0.1)
     ratio = counts.max() / max(counts.min(), 1)
-    ax.set(ylabel="training images", title=f"{counts.sum():,} images, largest to smallest {ratio:.3g} : 1")
+    form = ",.0f" if ratio >= 10 else ".1f"
+    ax.set(
+        ylabel="training images",
+        title=f"{counts.sum():,} images, largest to smallest {ratio:{form}} : 1",
+    )
     name_classes(ax, [names[i] for i in order] if names else None, len(counts))
     if groups is not None:
         ax.legend(handles=group_handles(), loc="upper right")
@@ -353,7 +357,7 @@ def temperature_map(run: Run, kind: str = "tsne", points: int = 3000) -> Figure:
     xy = layout(features[index], kind)
     figure = new_figure(TEXT, 3.0)
     for ax, values, name in zip(figure.subplots(1, 2), (h.tau, h.weight), ("temperature τ", "weight w")):
-        dots = ax.scatter(*xy.T, c=values[-1][index], s=4, cmap="viridis", lw=0, rasterized=True)
+        dots = ax.scatter(*xy.T, c=values[-1][index], s=4, cmap=VALUES, lw=0, rasterized=True)
         fill_panel(ax, xy)
         figure.colorbar(dots, ax=ax, label=name, location="top", shrink=0.8)
     return signed(figure, [run], title(run.config))
@@ -375,9 +379,8 @@ def cluster_confusion(run: Run) -> Figure:
     figure = new_figure(TEXT, 2.9)
     left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
     by_size = table[np.argsort(-sizes, kind="stable")][:, order]
-    shades = "Greys" if figure.look.paper == "white" else "Greys_r"  # no image: the colour of the background
     names = [h.classes[c] for c in order] if len(order) <= 12 else False
-    seaborn.heatmap(by_size, ax=left, cmap=shades, xticklabels=names, yticklabels=False)
+    seaborn.heatmap(by_size, ax=left, cmap=shades(), xticklabels=names, yticklabels=False)
     clusters = f"{(sizes > 0).sum()} clusters, by size"
     left.set(xlabel="true class, head to tail", ylabel=clusters, title="images of a class in a cluster")
     jitter = np.exp(np.random.default_rng(0).normal(0, 0.04, len(cluster)))  # classes of one size apart

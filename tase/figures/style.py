@@ -1,7 +1,10 @@
-"""How every figure looks: sizes, colours, light or dark, the footer that says where the numbers come from, saving."""
+"""How every figure looks: sizes, colours, the ground, the footer that says where the numbers come from, saving."""
 
 from __future__ import annotations
 
+import base64
+import copy
+import html
 import io
 import textwrap
 from collections.abc import Iterator
@@ -14,8 +17,14 @@ from typing import Any
 import matplotlib as mpl
 import matplotlib.figure
 import matplotlib.style
+import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axis import Axis
+from matplotlib.collections import Collection, PathCollection
+from matplotlib.colors import Colormap, LinearSegmentedColormap, to_rgba
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from PIL import Image
 
@@ -45,9 +54,13 @@ class Theme:
 THEMES = {
     "light": Theme("#222222", "#666666", "#D9D9D9", "#F1F1F1", "white", ("#204789", "#C53723", "#3CA27F")),
     "dark": Theme("#EAEAEA", "#A6A6A6", "#4A4A4A", "#2E2E2E", "none", ("#266CBC", "#EF5940", "#8DEECC")),
+    # For a notebook, whose page may be white or nearly black and can change: 3:1 to both.
+    "screen": Theme("#767676", "#858585", "#85858566", "#8585852E", "none", ("#266CBC", "#D9442B", "#3CA27F")),
 }
 GROUP_COLOURS = THEMES["light"].groups
 INK = THEMES["light"].ink
+# Values from low to high: as viridis, but every colour keeps 3:1 to white and to #111.
+VALUES = LinearSegmentedColormap.from_list("values", ("#7548BE", "#3A6FC4", "#1C86A8", "#2F9A72", "#8F9A1E"))
 _current: ContextVar[Theme] = ContextVar("theme", default=THEMES["light"])
 
 # Ten classes told apart (seaborn's "colorblind" order), and as many runs in one panel.
@@ -73,11 +86,14 @@ _RC = {
     **dict.fromkeys(("xtick.major.size", "ytick.major.size"), 2.5),
     "lines.linewidth": 1.2,
 }
+_BOX_PARTS = ("box", "whisker", "cap", "flier")
 
 
 @contextmanager
 def theme(name: str) -> Iterator[None]:
-    """Draw figures for a `light` or a `dark` background within the context; dark ones are transparent.
+    """Draw figures for a `light` or a `dark` background, or for either (`screen`), within the context.
+
+    All but light ones are transparent.
 
     Raises ConfigError for another name.
     """
@@ -94,6 +110,12 @@ def colours() -> Theme:
     return _current.get()
 
 
+def shades(look: Theme | None = None) -> Colormap:
+    """Return the shades from nothing to ink of the given theme, or of the current one."""
+    ink = to_rgba((look or colours()).ink)
+    return LinearSegmentedColormap.from_list("shades", [(*ink[:3], 0.0), ink])
+
+
 def run_marks() -> tuple[tuple[str, str], ...]:
     """Return colour and marker of each run or line in one panel."""
     return ((colours().ink, "o"), *_MARKS)
@@ -104,7 +126,7 @@ def style(look: Theme | None = None) -> Iterator[None]:
     """Apply the figures' matplotlib settings, not the user's own, in a context or to a function (`@style()`)."""
     look = look or colours()
     inks = ("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor")
-    softs = ("axes.edgecolor", "xtick.color", "ytick.color")
+    softs = ("axes.edgecolor", "xtick.color", "ytick.color", *(f"boxplot.{part}props.color" for part in _BOX_PARTS))
     papers = ("figure.facecolor", "axes.facecolor")
     own = {**dict.fromkeys(inks, look.ink), **dict.fromkeys(softs, look.soft), **dict.fromkeys(papers, look.paper)}
     with mpl.style.context(["default", {**_RC, **own}]):
@@ -112,9 +134,14 @@ def style(look: Theme | None = None) -> Iterator[None]:
 
 
 class Figure(mpl.figure.Figure):
-    """A matplotlib figure that keeps its style wherever it is drawn, and shows in a notebook without pyplot."""
+    """A matplotlib figure that keeps its style wherever it is drawn, and shows in a notebook without pyplot.
+
+    There it has no ground of its own and colours that can be read on a light and on a dark page, and says in words what
+    it shows: `alt`, or what `described` finds. What is saved stays as it was drawn.
+    """
 
     look: Theme = THEMES["light"]
+    alt: str = ""
 
     def draw(self, renderer) -> None:
         with style(self.look):  # ticks are made when first drawn, with the settings of that moment
@@ -122,6 +149,13 @@ class Figure(mpl.figure.Figure):
 
     def _repr_png_(self) -> bytes:
         return _bytes(self, "png", self.dpi)
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+        """Return the picture as HTML (JupyterLab gives a PNG no alt text), and as PNG for what shows no HTML."""
+        png = base64.b64encode(_bytes(on_any_ground(self), "png", self.dpi)).decode()
+        alt = self.alt or described(self)
+        shown = f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{png}" style="max-width: 100%">'
+        return {"text/html": shown, "image/png": png, "text/plain": repr(self)}, {"image/png": {"alt": alt}}
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -162,6 +196,77 @@ def kept_source(png: Path) -> str | None:
             return picture.info.get("Source")
     except OSError:
         return None
+
+
+# ----------------------------------------------------------------------------------------------------- in a notebook
+
+
+def on_any_ground(figure: Figure) -> Figure:
+    """Return a copy of a figure of the light theme in the colours of `screen`; others as they are."""
+    if figure.look is not THEMES["light"]:
+        return figure
+    figure, screen = copy.deepcopy(figure), THEMES["screen"]
+    figure.look = screen
+    other = {to_rgba(old)[:3]: to_rgba(new) for old, new in zip(_flat(THEMES["light"]), _flat(screen), strict=True)}
+    for artist in figure.findobj():
+        if isinstance(artist, Text):
+            _exchange(artist, other, "color")
+            if getattr(artist, "arrow_patch", None):
+                _exchange(artist.arrow_patch, other, "facecolor", "edgecolor")
+        elif isinstance(artist, Line2D):
+            _exchange(artist, other, "markerfacecolor", "markeredgecolor", "color")  # the first may follow the last
+        elif isinstance(artist, Patch):
+            _exchange(artist, other, "facecolor", "edgecolor")
+        elif isinstance(artist, Collection) and artist.get_array() is None:
+            _exchange(artist, other, "edgecolor", "facecolor")
+        elif isinstance(artist, Collection) and artist.get_cmap().name == "shades":
+            artist.set_cmap(shades(screen))
+    return figure
+
+
+def _exchange(artist: Artist, other: dict[tuple, tuple], *names: str) -> None:
+    """Exchange colours of an artist for the `other` ones; the paper's is exchanged in what is no text."""
+    for name in names:
+        value = getattr(artist, f"get_{name}")()
+        many = isinstance(value, np.ndarray) and value.ndim == 2
+        new = [_exchanged(one, other, not isinstance(artist, Text)) for one in (value if many else [value])]
+        getattr(artist, f"set_{name}")(new if many else new[0])
+
+
+def _flat(look: Theme) -> tuple[str, ...]:
+    return (look.ink, look.soft, look.faint, look.shade, look.paper, *look.groups)
+
+
+def _exchanged(colour: Any, other: dict[tuple, tuple], paper: bool) -> Any:
+    """Return the other colour where there is one, as transparent as before; the paper's only if `paper`."""
+    if isinstance(colour, str) and colour == "none":
+        return colour
+    rgba = to_rgba(colour)
+    new = other.get(rgba[:3])
+    if new is None or rgba[3] == 0 or (rgba[:3] == (1, 1, 1) and not paper):
+        return colour
+    return (*new[:3], new[3] * rgba[3])
+
+
+def described(figure: mpl.figure.Figure) -> str:
+    """Say in words what a figure shows: titles, what lies along the axes, the legends, and captions of pictures."""
+    parts = [figure.get_suptitle()]
+    captions = [ax.get_xlabel() for ax in figure.axes if ax.images]
+    if captions:
+        told = ", ".join(dict.fromkeys(filter(None, captions)))
+        parts.append(f"{len(captions)} image{'s' if len(captions) > 1 else ''}{': ' if told else ''}{told}")
+    for ax in figure.axes:
+        if not ax.images and (ax.has_data() or ax.texts):
+            parts += [ax.get_title(at) for at in ("left", "center", "right")]
+            along = [text for text in (ax.get_ylabel(), ax.get_xlabel()) if text]
+            parts.append(" against ".join(along))
+            points = sum(len(dots.get_offsets()) for dots in ax.collections if isinstance(dots, PathCollection))
+            parts.append(f"{points:,} points" if points > 20 else "")
+    legends = [*figure.legends, *(ax.get_legend() for ax in figure.axes if ax.get_legend())]
+    entries = dict.fromkeys(text.get_text() for legend in legends for text in legend.get_texts())
+    parts.append(", ".join(filter(None, entries)))
+    lines = (" ".join(part.split()) for part in parts)
+    return textwrap.shorten("; ".join(dict.fromkeys(filter(None, lines))) or "a figure", 700, placeholder=" ...")
 
 
 def footer(figure: mpl.figure.Figure, text: str) -> None:
