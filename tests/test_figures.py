@@ -7,9 +7,11 @@ import html
 import io
 import itertools
 import json
+import os
 import re
 import subprocess
 import sys
+import textwrap
 import warnings
 
 import matplotlib as mpl
@@ -180,6 +182,23 @@ def test_a_notebook_shows_every_figure_on_any_ground_and_in_words(name, three):
     assert f'alt="{html.escape(alt)}"' in data["text/html"] and len(alt) > 20 and "\n" not in alt
     assert [text.get_color() for text in figure.findobj(mpl.text.Text)] == before
     assert figure.get_facecolor() == (1, 1, 1, 1), "what is saved is on white"
+
+
+def test_a_figure_shows_itself_so_where_pyplot_has_a_format_for_all_figures(tmp_path):
+    pytest.importorskip("IPython")
+    lines = """
+        from IPython.core.interactiveshell import InteractiveShell
+        from IPython.core.pylabtools import select_figure_formats
+        from tase.figures import new_figure
+        shell = InteractiveShell.instance()
+        select_figure_formats(shell, {"png"})
+        figure = new_figure(2, 2)
+        figure.subplots().set_title("what it is")
+        data, about = shell.display_formatter.format(figure)
+        assert data["image/png"] in data["text/html"] and about["image/png"] == {"alt": "what it is"}
+    """
+    env = {**os.environ, "IPYTHONDIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", textwrap.dedent(lines)], env=env, check=True)
 
 
 def test_a_figure_of_images_says_its_captions_and_alt_can_be_given():

@@ -6,6 +6,7 @@ import base64
 import copy
 import html
 import io
+import sys
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -152,6 +153,9 @@ class Figure(mpl.figure.Figure):
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
         """Return the picture as HTML (JupyterLab gives a PNG no alt text), and as PNG for what shows no HTML."""
+        if shell := sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None:
+            # Once pyplot is there it has made a PNG of its own for every figure, which would come before this one.
+            shell.display_formatter.formatters["image/png"].for_type(Figure, lambda figure: None)
         png = base64.b64encode(_bytes(on_any_ground(self), "png", self.dpi)).decode()
         alt = self.alt or described(self)
         shown = f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{png}" style="max-width: 100%">'
