@@ -74,7 +74,9 @@ def execute(notebook: NotebookNode, work: Path, seconds: float = 900) -> None:
         kernel_manager_class=patient_manager(),
         resources={"metadata": {"path": str(work)}},
     )
-    client.execute()
+    # This checkout comes first, whatever is installed, and wherever "." leads from the kernel's folder.
+    paths = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)
+    client.execute(env={**os.environ, "PYTHONPATH": paths})
 
 
 # --------------------------------------------------------------------------------------------------------------- clean
@@ -168,7 +170,6 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="beginnings of names, such as 02 (default: all)")
     parser.add_argument("--work", help="folder for their runs, kept (default: a temporary one)")
     given = parser.parse_args()
-    os.environ.setdefault("PYTHONPATH", str(HERE.parent))
     written = {}
     with tempfile.TemporaryDirectory() as temporary:
         for path in notebooks(given.names):

@@ -193,7 +193,9 @@ def test_a_figure_shows_itself_so_where_pyplot_has_a_format_for_all_figures(tmp_
         shell = InteractiveShell.instance()
         select_figure_formats(shell, {"png"})
         figure = new_figure(2, 2)
-        figure.subplots().set_title("what it is")
+        ax = figure.subplots()
+        ax.plot([1, 2])
+        ax.set_title("what it is")
         data, about = shell.display_formatter.format(figure)
         assert data["image/png"] in data["text/html"] and about["image/png"] == {"alt": "what it is"}
     """
