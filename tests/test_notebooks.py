@@ -1,7 +1,9 @@
 """Every notebook runs from top to bottom in its time, shows what it is committed with, and is committed clean."""
 
 import ast
+import base64
 import importlib.util
+import io
 import os
 import re
 import subprocess
@@ -11,10 +13,11 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from PIL import Image
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("[0-9]*.ipynb"))
-INSTALL = "%pip install -q -e .."
+INSTALL = '%pip install -q -e "{checkout}"'
 SECONDS = 90  # for one notebook with the parameters below, on two cores
 SHORT = "{'optim.epochs': 40}"
 PARAMETERS = {  # what CI sets instead of the notebook's own parameters; SHARED is a folder for all of them
@@ -81,6 +84,10 @@ def test_it_runs_from_top_to_bottom(path, out, monkeypatch):
     pictures = [o for _, o in outputs if "image/png" in o.get("data", {})]
     views = [o for _, o in outputs if "application/vnd.jupyter.widget-view+json" in o.get("data", {})]
     assert pictures, f"{path.name} shows no picture"
+    for output in pictures:  # in words as well, and without a ground of its own: pages are light or dark
+        assert len(output.metadata["image/png"]["alt"]) > 20
+        picture = Image.open(io.BytesIO(base64.b64decode(output.data["image/png"])))
+        assert picture.convert("RGBA").getpixel((0, 0))[3] == 0
     assert views or path.stem[:2] in ("04", "06"), f"{path.name} shows no widget"
     RUN.clean(notebook)
     committed = nbformat.read(path, as_version=4)
@@ -144,6 +151,18 @@ def test_the_first_cell_installs_only_where_tase_is_missing():
     (source,) = {nbformat.read(path, as_version=4).cells[1].source for path in NOTEBOOKS}
     found = subprocess.run([sys.executable, "-c", plain(source) + "\nprint('site' in locals())"], capture_output=True)
     assert found.stdout.decode().strip() == "False", found.stderr.decode()
+
+
+def test_the_first_cell_finds_the_checkout_or_says_what_to_do(tmp_path):
+    source = nbformat.read(NOTEBOOKS[0], as_version=4).cells[1].source
+    missing = "import importlib.util, sys; importlib.util.find_spec = lambda name: None; sys.path.insert(0, '')\n"
+    look = re.sub("%pip.*", "print(checkout)", missing + source)
+    places = (FOLDER, FOLDER.parent, FOLDER.parent.parent)  # next to the notebook; and as after a clone in Colab
+    found = [subprocess.run([sys.executable, "-c", look], cwd=p, capture_output=True, text=True) for p in places]
+    assert [(Path(one.stdout.strip()) / "pyproject.toml").is_file() for one in found[:2]] == [True] * 2
+    assert found[2].returncode == 0, found[2].stderr
+    lost = subprocess.run([sys.executable, "-c", look], cwd=tmp_path, capture_output=True, text=True)
+    assert "tase is not installed" in lost.stderr and "run this cell again" in lost.stderr
 
 
 def test_there_are_seven():
