@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # The lowest version that pyproject.toml allows of each library that the tests below need.
 OLD := .venv-oldest
 FLOORS := $(shell sed -n '/^dependencies/,/^]/s/.*"\(.*\)>=\(.*\)",/\1==\2/p' pyproject.toml | grep -v 'jupyter\|widget\|umap')
-NOT_THERE := bench browser browser_report distributed engines explorer extend gpu house notebooks report widgets
+NOT_THERE := bench browser browser_report distributed engines extend gpu house notebooks report widgets
 OLD_TEST = OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) $(OLD)/bin/python -m pytest -m 'not soak and not slow' -n auto --dist loadfile
 
 .PHONY: demo test gpu soak oldest lab notebooks figures lint clean install
