@@ -56,7 +56,7 @@ THEMES = {
     "light": Theme("#222222", "#666666", "#D9D9D9", "#F1F1F1", "white", ("#204789", "#C53723", "#3CA27F")),
     "dark": Theme("#EAEAEA", "#A6A6A6", "#4A4A4A", "#2E2E2E", "none", ("#266CBC", "#EF5940", "#8DEECC")),
     # For a notebook, whose page may be white or nearly black and can change: 3:1 to both.
-    "screen": Theme("#767676", "#858585", "#85858566", "#8585852E", "none", ("#266CBC", "#D9442B", "#3CA27F")),
+    "screen": Theme("#767676", "#858585", "#85858566", "#8585852E", "none", ("#3D4DEA", "#F21807", "#1CA779")),
 }
 GROUP_COLOURS = THEMES["light"].groups
 INK = THEMES["light"].ink
