@@ -12,7 +12,7 @@ from playwright.sync_api import sync_playwright
 from test_browser import chromium
 
 FRAMES, HOLD = 4, 1200  # pictures from one snapshot to the next, milliseconds at the last one
-WIDTH, HEIGHT = 1180, 640
+WIDTH, HEIGHT = 1250, 640
 
 
 def frames(report: Path):
