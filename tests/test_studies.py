@@ -660,11 +660,11 @@ def test_each_process_has_its_share_of_cores_and_gpus(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    shares = [jobs_module._resources(slot, 3) for slot in range(3)]
+    shares = [jobs_module.resources(slot, 3) for slot in range(3)]
     assert [s["CUDA_VISIBLE_DEVICES"] for s in shares] == ["3", "5", "3"]
     assert {s["OMP_NUM_THREADS"] for s in shares} == {"2"}
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert "CUDA_VISIBLE_DEVICES" not in jobs_module._resources(0, 1)
+    assert "CUDA_VISIBLE_DEVICES" not in jobs_module.resources(0, 1)
 
 
 # -------------------------------------------------------------------------------- validation, and temperatures by group

@@ -22,6 +22,7 @@ from ..config import ViewsConfig
 from ..distributed import team
 from ..models import encode, initial_network
 from ..probes import knn_accuracy
+from ..studies.jobs import resources
 from .measuring import BenchBudget, BenchRow, bench_images, rival_rows, time_in_turn
 from .rivals import PilPairs, bench_networks, bench_training, plain_formula
 
@@ -173,7 +174,8 @@ def crew(n: int, *work: Any, together: bool = True) -> Iterator[Callable[[], flo
     for i in range(n):
         rank = i if together else 0
         own = names | {"MASTER_PORT": port, "RANK": rank, "LOCAL_RANK": rank, "PYTHONPATH": os.pathsep.join(sys.path)}
-        environ = os.environ | {name: str(value) for name, value in own.items()}
+        apart = {} if together else resources(i, n)  # a GPU each, as a team's members have
+        environ = os.environ | apart | {name: str(value) for name, value in own.items()}
         members.append(subprocess.Popen([sys.executable, "-c", code], env=environ, **pipes))
 
     def epoch() -> float:

@@ -255,7 +255,7 @@ class Workers(Executor):
         receiver, sender = SPAWN.Pipe(duplex=False)
         process = SPAWN.Process(target=_work, args=(sender, function, args))
         try:
-            with self.lock, _environment(_resources(slot, self.n)):  # the process reads it as it starts
+            with self.lock, _environment(resources(slot, self.n)):  # the process reads it as it starts
                 process.start()
                 self.processes.append(process)
             sender.close()  # so that `receiver` sees the end when the process, the only other holder, has ended
@@ -289,7 +289,7 @@ def _work(sender: Any, function: Callable, args: Sequence[Any]) -> None:
     sender.send(function(*args))
 
 
-def _resources(slot: int, at_once: int) -> dict[str, str]:
+def resources(slot: int, at_once: int) -> dict[str, str]:
     """Name a worker's threads and, where there are several GPUs, the one it sees, as environment variables."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     variables = {"OMP_NUM_THREADS": str(max(1, cores // at_once))}
