@@ -58,6 +58,7 @@ TWO = {
     "mechanism": (["simclr", "tase"], ["long tail"]),
     "trust": (["tase", "tase, 4 clusterings"], ["long tail"]),
     "choice": (["tase, 0.1 to 1", "tase, scale_by_tau"], ["long tail"]),
+    "scale": (["shuffled, scale_by_tau"], ["long tail", "balanced"]),
     "headroom": (["simclr"], ["epochs x1", "twice as wide"]),
     "rivals": (["simclr", "tase+bcl-i"], []),
 }

@@ -335,6 +335,22 @@ _ALL = (
         contrast=tuple(_BOTH),
     ),
     Study(
+        "scale",
+        "Does TASE gain more where each loss is scaled by its temperature, as validation said, and is it the guidance?",
+        rows={
+            **each_method(SIMCLR),
+            "simclr, tau 0.4": {"method": SIMCLR, "guidance.tau_0": 0.4},
+            **each_method("tase"),
+            **{
+                f"{name}, scale_by_tau": {"method": name, "guidance.scale_by_tau": True}
+                for name in ("tase", "shuffled", "oracle")
+            },
+        },
+        columns=_BOTH,
+        contrast=tuple(_BOTH),
+        outside=(BALANCED, "oracle, scale_by_tau"),
+    ),
+    Study(
         "headroom",
         "How much does the long tail cost, and does longer training or another network make it cost more?",
         rows=CONTROLS,
