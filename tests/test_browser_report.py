@@ -328,7 +328,7 @@ def test_dark_by_the_systems_setting_and_every_control_has_a_name(report):
     shown.shot("dark_1600", full_page=True)
 
 
-def test_group_colours_stand_out_on_both_grounds(report):
+def test_colours_of_groups_and_classes_stand_out_on_both_grounds(report):
     def luminance(colour):
         parts = [c / 255 for c in colour]
         linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
@@ -338,7 +338,7 @@ def test_group_colours_stand_out_on_both_grounds(report):
         shown = report(color_scheme=scheme)
         ground = shown.page.evaluate("getComputedStyle(document.querySelector('.tase')).backgroundColor")
         ground = luminance([int(c) for c in re.findall(r"\d+", ground)[:3]])
-        for colour in shown.get("(t.by = 'group', t.colouring(t.data.runs[0]).colours)"):
+        for colour in shown.get("['group', 'label'].flatMap((by) => (t.by = by, t.colouring(t.data.runs[0]).colours))"):
             low, high = sorted((luminance(colour), ground))
             assert (high + 0.05) / (low + 0.05) >= 3, (scheme, colour)
 

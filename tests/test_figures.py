@@ -13,6 +13,7 @@ import subprocess
 import sys
 import textwrap
 import warnings
+from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
@@ -23,12 +24,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
+import tase
 from tase import figures, files, runs
 from tase.config import ConfigError
 from tase.figures import sources
 from tase.figures.paper import power_law
 from tase.figures.study import axis_of, readable
-from tase.figures.style import THEMES, VALUES, on_any_ground
+from tase.figures.style import CLASS_COLOURS, THEMES, VALUES, on_any_ground
 from tase.presets import preset
 from tase.tables import summary
 
@@ -658,11 +660,21 @@ def contrast(colour, ground):
 
 
 def test_group_colours_have_three_to_one_on_their_background():
-    both = (*THEMES["screen"].groups, *(VALUES(x) for x in np.linspace(0, 1, 9)))
+    both = (*THEMES["screen"].groups, *CLASS_COLOURS, *(VALUES(x) for x in np.linspace(0, 1, 9)))
     assert all(min(contrast(c, "white"), contrast(c, "#111111")) >= 3 for c in both)
     assert all(contrast(c, "white") >= 3 for c in THEMES["light"].groups)
     assert all(contrast(c, "#1E1E1E") >= 3 for c in (*THEMES["dark"].groups, THEMES["light"].groups[2]))
     assert THEMES["light"].groups == figures.GROUP_COLOURS
+
+
+@pytest.mark.parametrize("deficiency", DEFICIENCIES)
+def test_class_colours_are_told_apart_and_are_the_same_in_explorers(deficiency):
+    seen = [lab(c, deficiency) for c in CLASS_COLOURS]
+    nearest = min(np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2))
+    assert nearest > (30 if deficiency == "none" else 15)
+    front = (Path(tase.__file__).parent / "widgets" / "front.js").read_text()
+    listed = re.search(r"const CLASSES = \[(.*?)\];", front, re.S)[1]
+    assert re.findall(r"#[0-9a-f]{6}", listed) == [c.lower() for c in CLASS_COLOURS]
 
 
 # ------------------------------------------------------------------------------------------------------------- studies

@@ -39,13 +39,14 @@ def reference_loop(
     """Return an epoch the way public code trains: workers that augment image by image, float32, a plain loss.
 
     Network (one with the weights that t had at first, if none is given), batch, optimiser, its rates and the
-    parameters of the views are those of t.
+    parameters of the views are those of t. Weights lie in torch's default memory format, as such code leaves them.
     """
     config, device = t.config, t.device
     data, optim, keep = data or PilPairs(t.set.images, config.views), config.optim, workers > 0
     options = {"num_workers": workers, "persistent_workers": keep, "pin_memory": device.type == "cuda"}
     loader = DataLoader(data, optim.batch, shuffle=True, drop_last=True, **options)
     network = network or initial_network(config, t.images.shape[1], t.size, device)
+    network.to(memory_format=torch.contiguous_format)
     optimiser = torch.optim.SGD(network.parameters(), optim.lr, optim.momentum, weight_decay=optim.weight_decay)
     step = itertools.count()
 

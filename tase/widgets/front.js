@@ -3,8 +3,8 @@
 
 const QUANTITIES = { tau: "temperature τ", weight: "weight w", headness: "headness a", loss: "loss" };
 const LAYOUTS = { tsne: "t-SNE", umap: "UMAP", pca: "PCA" };
-const CLASSES = [
-  "#1f77b4", "#d97706", "#0f9d76", "#d1495b", "#b565c9", "#a0683c", "#d66fae", "#7f8894", "#929b12", "#38a9d6",
+const CLASSES = [ // as in figures/style.py
+  "#6184ff", "#d67951", "#35721a", "#8943ba", "#aa9004", "#f9447a", "#0ba48a", "#9a4785", "#6a664d", "#848ec4",
 ];
 const VIRIDIS = [[68, 1, 84], [65, 68, 135], [42, 120, 142], [34, 168, 132], [122, 209, 81], [253, 231, 37]];
 const STEP = 700; // milliseconds from one snapshot to the next while playing
