@@ -167,6 +167,20 @@ def test_every_figure_is_readable_and_says_where_it_comes_from(name, which, requ
         assert draw(shown_runs, footer=False).get_supxlabel() == ""
 
 
+def test_ticks_that_return_when_it_is_drawn_are_seen_on_any_ground():
+    with figures.style():
+        figure = figures.new_figure(4, 3)
+        ax = figure.subplots()
+        ax.xaxis.set_major_locator(mpl.ticker.MultipleLocator(0.1))
+        ax.set_xlim(0, 1)
+        drawn(figure).axes[0].set_xlim(0, 0.3)
+    shown = on_any_ground(figure)
+    shown.axes[0].set_xlim(0, 1)
+    labels = [text for text in drawn(shown).axes[0].get_xticklabels() if text.get_text()]
+    assert len(labels) > 10
+    assert {mpl.colors.to_hex(text.get_color()) for text in labels} == {THEMES["screen"].ink.lower()}
+
+
 @pytest.mark.parametrize("name", ALL | PAIRS | OF_ONE)
 def test_a_notebook_shows_every_figure_on_any_ground_and_in_words(name, three):
     """Text and lines have colours that neither white nor JupyterLab's dark page swallows; what is saved stays."""

@@ -213,7 +213,10 @@ def on_any_ground(figure: Figure) -> Figure:
     figure, screen = copy.deepcopy(figure), THEMES["screen"]
     figure.look = screen
     other = {to_rgba(old)[:3]: to_rgba(new) for old, new in zip(_flat(THEMES["light"]), _flat(screen), strict=True)}
-    for artist in figure.findobj():
+    axes = [axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)]
+    # findobj leaves out the ticks that the present limits do not need; when it is drawn, they may.
+    ticks = [tick for axis in axes for tick in (*axis.majorTicks, *axis.minorTicks)]
+    for artist in (*figure.findobj(), *(part for tick in ticks for part in tick.findobj())):
         if isinstance(artist, Text):
             _exchange(artist, other, "color")
             if getattr(artist, "arrow_patch", None):
