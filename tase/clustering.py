@@ -118,21 +118,24 @@ def _seeds(h: Float[Tensor, "n d"], k: int, restarts: int, generator: torch.Gene
 
     Of a few candidates the one that brings all samples nearest is taken: else a small cluster is easily missed.
     """
-    run, tries = torch.arange(restarts, device=h.device), 5 + int(math.log(k))
+    n, tries = len(h), 5 + int(math.log(k))
     draws = torch.rand(k, restarts, tries, dtype=torch.float64, generator=generator, device=generator.device)
     draws = draws.to(h.device)
-    index = [(draws[0, :, 0] * len(h)).long()]  # of the first centres, [r]
+    index = torch.empty(k, restarts, dtype=torch.int64, device=h.device)
+    index[0] = (draws[0, :, 0] * n).long()
     distance = (1 - h @ h[index[0]].T).clamp_min_(0)  # to the nearest centre so far, [n, r]
-    for draw in draws[1:]:
+    # Made once: a hundred times as many, with small tensors in between, would leave holes of 0.2 GiB in the heap.
+    mass, nearer = draws.new_empty(restarts, n), h.new_empty(n, restarts, tries)
+    for i, draw in enumerate(draws[1:], 1):
         # Candidates with a probability that is proportional to their distance: inversion of its cumulative sum.
-        mass = distance.T.double().cumsum(1)  # [r, n]
-        drawn = torch.searchsorted(mass, draw * mass[:, -1:], right=True).clamp_max_(len(h) - 1)  # [r, tries]
-        nearer = (1 - h @ h[drawn.flatten()].T).clamp_min_(0).unflatten(1, (restarts, tries))
-        nearer = torch.minimum(nearer, distance[:, :, None])  # [n, r, tries]
+        mass.copy_(distance.T).cumsum_(1)
+        drawn = torch.searchsorted(mass, draw * mass[:, -1:], right=True).clamp_max_(n - 1)  # [r, tries]
+        torch.mm(h, h[drawn.flatten()].T, out=nearer.flatten(1))
+        torch.minimum(nearer.neg_().add_(1).clamp_min_(0), distance[:, :, None], out=nearer)
         best = nearer.sum(0).argmin(1)
-        distance = nearer[:, run, best]
-        index.append(drawn[run, best])
-    return h[torch.stack(index, dim=1)]
+        torch.gather(nearer, 2, best[None, :, None].expand(n, -1, 1), out=distance[:, :, None])
+        index[i] = drawn.gather(1, best[:, None])[:, 0]
+    return h[index.T]
 
 
 class _Clustering(NamedTuple):

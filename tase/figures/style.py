@@ -64,8 +64,8 @@ INK = THEMES["light"].ink
 VALUES = LinearSegmentedColormap.from_list("values", ("#7548BE", "#3A6FC4", "#1C86A8", "#2F9A72", "#8F9A1E"))
 _current: ContextVar[Theme] = ContextVar("theme", default=THEMES["light"])
 
-# Ten classes told apart: 3:1 to white and to nearly black, and 33 from each other in CIELAB (19 for colour-blind readers,
-# by Machado's matrices). The explorers have the same ten.
+# Ten classes told apart: 3:1 to white and to nearly black, and 33 from each other in CIELAB (19 for colour-blind
+# readers, by Machado's matrices). The explorers have the same ten.
 CLASS_COLOURS = (
     *("#6184FF", "#D67951", "#35721A", "#8943BA", "#AA9004"),
     *("#F9447A", "#0BA48A", "#9A4785", "#6A664D", "#848EC4"),
