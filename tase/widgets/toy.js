@@ -16,7 +16,7 @@ function normals(seed) {
   return () => Math.sqrt(-2 * Math.log(1 - uniform())) * Math.cos(2 * Math.PI * uniform());
 }
 
-/** Softmax over the others of each anchor, p_uv = exp(s_uv / tau_u) / sum_v exp(s_uv / tau_u): [m * m], a row each. */
+/** Softmax over the others of each anchor, p_uv = exp(s_uv / tau_u) / sum_{k != u} exp(s_uk / tau_u): [m * m], a row each. */
 function softmax(angle, tau) {
   const m = angle.length, n = tau.length, p = new Float64Array(m * m);
   for (let u = 0; u < m; u++) {
