@@ -396,8 +396,9 @@ def panel(tiny, tmp_path):
 
 
 def state_of(panel):
-    panel.look()
-    return live.training_state(live.open_if_run(panel.folder), panel.process)
+    state = live.training_state(live.open_if_run(panel.folder), panel.process)
+    panel.look()  # after it: the panel shows this state, or a later one
+    return state
 
 
 def test_a_live_training_starts_pauses_is_steered_stops_and_is_found_again(panel, tmp_path):
