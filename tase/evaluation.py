@@ -281,10 +281,10 @@ def push_per_class(
     config: Config,
     scale: Float[Tensor, "n"] | None = None,
 ) -> Float[Tensor, "C"]:
-    """Divide all push on negatives, (w_i / sum w)(1 - p_up) / tau_i summed over anchors, among the classes.
+    """Divide all push on negatives, (w_i / sum w) c_i (1 - p_up) / tau_i summed over anchors, among the classes.
 
     The training images pass once through two views and the network in eval mode, in batches as in training (the last
-    one is filled up with images already seen, which then count by their mean). `scale` multiplies as in the loss.
+    one is filled up with images already seen, which then count by their mean). `scale` is c, as in the loss.
     """
     device, n, batch = tau.device, len(images), config.optim.batch
     rng = generator(0, "push", device)
@@ -295,10 +295,10 @@ def push_per_class(
     for index in order.split(batch):
         view1, view2 = two_views(images.images[index].to(device), config.views, rng)
         index = index.to(device)
-        t, w = tau[index], weight[index]
+        t, w, c = tau[index], weight[index], None if scale is None else scale[index]
         out = nt_xent(network(view1), network(view2), t, w, chunk=config.optim.loss_chunk or None)
-        push = probes.anchor_push(out.positive_similarity, out.logsumexp, t, w)
-        total.index_add_(0, index, push if scale is None else push * scale[index])
+        push = probes.anchor_push(out.positive_similarity, out.logsumexp, t, w, c)
+        total.index_add_(0, index, push)
         seen.index_add_(0, index, torch.ones_like(push))
     return probes.class_shares(total / seen, images.labels.to(device), len(images.classes))
 

@@ -1,7 +1,7 @@
 """The contrastive loss with a temperature and a weight per sample: equations (1) and (2).
 
     l_u = - s_up / tau_i + log sum_{v != u} exp(s_uv / tau_i)          anchor u of image i, positive p, cosine s
-    L   = sum_u w_i l_u / sum_u w_i
+    L   = sum_u w_i c_i l_u / sum_u w_i                                c_i = tau_i / tau_0 in TASE, 1 in the others
 
 or, for two views z1, z2 [n, d] of n images, written plainly:
 
@@ -9,11 +9,11 @@ or, for two views z1, z2 [n, d] of n images, written plainly:
     s = (z @ z.T).fill_diagonal_(-inf) / tau.repeat(2)[:, None]         # [2n, 2n], s_uv / tau_i
     positive = torch.arange(2 * n).roll(n)                              # the other view of the same image
     l = -s[torch.arange(2 * n), positive] + s.logsumexp(1)              # (1)
-    loss = (weight.repeat(2) * l).sum() / weight.repeat(2).sum()        # (2)
+    loss = ((weight * scale).repeat(2) * l).sum() / weight.repeat(2).sum()                # (2), c the scale
 
 `nt_xent` is this without a square matrix in memory:
 
-    out = nt_xent(z1, z2, tau=tau[index], weight=weight[index])
+    out = nt_xent(z1, z2, tau=tau[index], weight=weight[index], scale=guide.scale(index))
     out.loss.backward()
 
 With one constant temperature it is SimCLR's NT-Xent (arXiv 2002.05709). Temperatures and weights are constants for the

@@ -386,14 +386,16 @@ def anchor_push(
     logsumexp: Float[Tensor, "2b"],
     tau: Float[Tensor, "b"],
     weight: Float[Tensor, "b"],
+    scale: float | Float[Tensor, "b"] | None = None,
 ) -> Float[Tensor, "b"]:
-    """Sum the push of each image's two anchors on their negatives, (w_i / sum w) (1 - p_up) / tau_i.
+    """Sum the push of each image's two anchors on their negatives, (w_i / sum w) c_i (1 - p_up) / tau_i, c the scale.
 
     `positive` holds the similarities s_up, `logsumexp` the log of sum_v exp(s_uv / tau), of view 1 then of view 2.
     """
     both_tau, both_weight = tau.repeat(2), weight.repeat(2)
     p = (positive / both_tau - logsumexp).exp()  # softmax probability of the positive
-    return (both_weight / both_weight.sum() * (1 - p) / both_tau).view(2, -1).sum(0)
+    push = (both_weight / both_weight.sum() * (1 - p) / both_tau).view(2, -1).sum(0)
+    return push if scale is None else push * scale
 
 
 def class_shares(push: Float[Tensor, "n"], y: Int64[Tensor, "n"], classes: int) -> Float[Tensor, "C"]:

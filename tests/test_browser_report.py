@@ -532,7 +532,7 @@ def test_the_toy_computes_the_librarys_loss(toy):
     torch.testing.assert_close(torch.tensor(found["gradient"]), angle.grad.sum(0).float(), atol=1e-6, rtol=1e-4)
     counts = torch.tensor([60, 20, 6])
     group = torch.repeat_interleave(torch.arange(3), counts)
-    push = anchor_push(out.positive_similarity, out.logsumexp, tau, weight) * scale
+    push = anchor_push(out.positive_similarity, out.logsumexp, tau, weight, scale)
     torch.testing.assert_close(torch.tensor(found["push"]), class_shares(push, group, 3).float(), atol=1e-5, rtol=1e-4)
     assert abs(float(tau[0]) - 0.6) + abs(float(tau[-1]) - 0.07) < 1e-9
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tase.config import METHODS, Config, ConfigError, Registry, fields, override
+from tase.config import METHODS, Config, ConfigError, Registry, applicable, fields, override
 from tase.presets import PRESETS, preset
 
 
@@ -158,7 +158,8 @@ def test_a_wrong_configuration_is_reported_before_torch_is_loaded():
         assert len(ended.stderr.strip().splitlines()) == 1
 
 
-# Of the version in which one configuration held the options of all methods: kept runs are found by them.
+# Of the version in which one configuration held the options of all methods, and TASE's losses were not scaled by tau:
+# kept runs are found by them.
 IDENTITIES = {
     "digits-lt/tase": "079c44712c3b",
     "fashion-mnist-lt-small/simclr": "de2eb387349a",
@@ -182,4 +183,11 @@ IDENTITIES = {
 
 @pytest.mark.parametrize("name", IDENTITIES)
 def test_identities_stay_what_they_were(name):
-    assert preset(*name.split("/")).identity == IDENTITIES[name]
+    data, method = name.split("/")
+    unscaled = applicable({"guidance.scale_by_tau": False}, method)
+    assert preset(data, method, overrides=unscaled).identity == IDENTITIES[name]
+
+
+def test_the_default_scales_by_tau():
+    assert preset("digits-lt").identity == "84673057cf76"
+    assert preset("fashion-mnist-lt-small", "shuffled").guidance.scale_by_tau

@@ -145,11 +145,12 @@ def test_without_an_update_nothing_is_guided():
 
 def test_scale_by_tau():
     x, _ = mixture()
-    guide = TASE(len(x), clusters=12, scale_by_tau=True, tau_0=0.25)
-    guide.update(x, 0)
+    guide = TASE(len(x), clusters=12, tau_0=0.07)
     index = torch.tensor([3, 500, 7])
-    torch.testing.assert_close(guide.scale(index), guide.tau[index] / 0.25)
-    assert TASE(20, clusters=2).scale(torch.tensor([3, 7])) is None
+    assert (guide.scale(index) == 1).all()  # exactly: until it knows something it is SimCLR
+    guide.update(x, 0)
+    torch.testing.assert_close(guide.scale(index), guide.tau[index] / 0.07)
+    assert TASE(20, clusters=2, scale_by_tau=False).scale(torch.tensor([3, 7])) is None
 
 
 def test_equal_clusters_warn_and_do_not_guide():

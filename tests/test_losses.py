@@ -190,10 +190,12 @@ def test_the_formula_in_the_docstring_is_the_loss():
     from tase import losses
 
     z1, z2, tau, weight = views()
+    scale = tau / 0.3
     lines = losses.__doc__.split("written plainly:")[1].split("`nt_xent` is")[0]
-    names = {"torch": torch, "F": F, "inf": math.inf, "z1": z1, "z2": z2, "tau": tau, "weight": weight, "n": len(z1)}
+    names = {"torch": torch, "F": F, "inf": math.inf, "z1": z1, "z2": z2, "n": len(z1)}
+    names |= {"tau": tau, "weight": weight, "scale": scale}
     exec(textwrap.dedent(lines), names)
-    assert names["loss"].item() == pytest.approx(nt_xent(z1, z2, tau, weight).loss.item(), abs=1e-12)
+    assert names["loss"].item() == pytest.approx(nt_xent(z1, z2, tau, weight, scale=scale).loss.item(), abs=1e-12)
 
 
 def test_wrong_input_is_named():

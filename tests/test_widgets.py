@@ -146,6 +146,19 @@ def test_the_push_on_neighbours_is_the_softmax_of_the_loss():
     assert what_if.push_shares(similarity, 0.05)[0] > share[0]  # a lower temperature: more on the nearest
 
 
+def test_how_hard_a_sample_pushes_is_what_the_loss_says(tiny):
+    samples = what_if.WhatIf(np.array([0.3, 0.1]), np.array([2.0, 0.5]), 1.0)
+    for config, factor in ((tiny(), 5), (tiny(guidance__scale_by_tau=False), 1 / 0.3), (tiny(method="simclr"), 1 / 0.3)):
+        assert TemperatureExplorer._strength(config, samples, 0) == pytest.approx(2 * factor)
+
+
+def test_equal_clusters_are_not_guided_by_in_the_explorer_either(run):
+    now = what_if.saved_samples(run, len(run.history) - 1)
+    flat = dataclasses.replace(now, quantity=type(now.quantity)(torch.zeros(len(now.tau)), None))
+    new = what_if.apply_options(flat, run.config.guidance)
+    assert new.spread < 0.1 and (new.tau == np.float32(0.2)).all() and (new.weight == 1).all()
+
+
 def test_most_changed_are_ordered_and_leave_out_what_stays():
     old, new = np.zeros(6), np.array([0.3, -0.1, 0, 0.1, -0.4, 0])
     up, down = what_if.most_changed(old, new, 4)

@@ -432,8 +432,8 @@ def push(runs: Run | Sequence[Run], footer: bool = True) -> Figure:
     """Draw figure 5: total push of each class on its negatives (share of all, in %) against its images, both log.
 
     Mean over the runs of a method; the slope is that of a straight line through the logarithms: 1 where push grows as
-    the number of images does, 0 where every class pushes alike. The push of an anchor is (w / sum w) (1 - p) / tau,
-    p the share of its positive in the softmax of equation (1). Raises RunError where a run has not been evaluated.
+    the number of images does, 0 where every class pushes alike. The push of an anchor is (w / sum w) c (1 - p) / tau,
+    p the share of its positive in the softmax of equation (1), c the factor of its loss. Raises RunError where a run has not been evaluated.
     """
     runs = as_runs(runs)
     found = [

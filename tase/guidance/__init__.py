@@ -2,7 +2,7 @@
 
     guide = TASE(n=len(images), clusters=100)
     guide.update(features, epoch=10)            # backbone features of all images, without augmentation [n, d]
-    guide.tau[index], guide.weight[index]       # for the loss of a batch
+    guide.tau[index], guide.weight[index], guide.scale(index)           # for the loss of a batch
 
 A method of your own is a subclass with its `Options`, which sets `tau` and `weight` in any of the hooks. Here, the
 closer a sample is to its centre, the lower its temperature, and samples whose loss stays high count more:

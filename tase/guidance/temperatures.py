@@ -138,6 +138,8 @@ class TASE(Constant):
 
     tau_i = tau_min + (tau_max - tau_min) q_i,    w_i = clip(exp(-gamma (a_i - mean a)), 1/w_max, w_max)
 
+    With `scale_by_tau`, the default, the loss of an anchor is multiplied by c_i = tau_i / tau_0: then its temperature says
+    only how its push is shared out, and its weight how strong the push is.
     With `trust`, log tau_i - log tau_0 and log w_i are multiplied by the trust s that independent clusterings give at
     the end of the warm-up (trust.py), and which is held, since guidance itself raises it; 0 is SimCLR.
     With `group_tau` (head, mid, tail) tau_i is that of the image's group in `groups`. Until epoch `warmup`,
@@ -157,7 +159,7 @@ class TASE(Constant):
         w_max: float = option(5.0, "weights are clipped to 1/w_max .. w_max", low=1)
         reversed: bool = option(False, "turn the temperatures round: head low, tail high (a control)")
         scale_by_tau: bool = option(
-            False, "multiply an anchor's loss by tau/tau_0: takes out the factor 1/tau of its gradient"
+            True, "multiply an anchor's loss by tau/tau_0: takes out the factor 1/tau of its gradient"
         )
         shuffled: bool = option(
             False, "permute the pairs (tau, w) among the samples: the control with the same distribution"

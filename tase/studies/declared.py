@@ -165,6 +165,7 @@ def _check_labels(what: str, names: Iterable[str], known: Iterable[str]) -> None
 
 _PAIR = {**CONTROLS, **each_method("tase")}  # what shows whether a gain depends on a setting
 _SIMCLR = each_method(SIMCLR)
+_UNSCALED: Axis = {"tase, not scaled": {"method": "tase", "guidance.scale_by_tau": False}}
 _BOTH: Axis = {"long tail": {}, "balanced": {"data.balanced": True}}
 _TAUS = (0.1, 0.2, 0.5)
 _MERGED = {"guidance.estimator": "merged", "guidance.space": "sqrt"}
@@ -204,7 +205,7 @@ _ALL = (
         rows={
             **CONTROLS,
             **each_method("tase-tau", "tase-weight", "tase"),
-            "tase, scale_by_tau": {"method": "tase", "guidance.scale_by_tau": True},
+            **_UNSCALED,
             **each_method("shuffled", "reversed", "oracle"),
         },
     ),
@@ -323,7 +324,7 @@ _ALL = (
             # Half the temperatures: about SimCLR's 0.2 on average, so that only their differences act.
             "tase, 0.05 to 0.25": {"method": "tase", "guidance.tau_min": 0.05, "guidance.tau_max": 0.25},
             "tase, 0.1 to 1": {"method": "tase", "guidance.tau_max": 1.0},
-            "tase, scale_by_tau": {"method": "tase", "guidance.scale_by_tau": True},
+            **_UNSCALED,
             "tase, gamma=1": {"method": "tase", "guidance.gamma": 1.0},
             # TASE's mean temperature for all, and quantity in the weights alone.
             "tase-weight, tau 0.4": {
@@ -336,19 +337,15 @@ _ALL = (
     ),
     Study(
         "scale",
-        "Does TASE gain more where each loss is scaled by its temperature, as validation said, and is it the guidance?",
+        "Does TASE gain more where each loss is scaled by its temperature, and is it the guidance?",
         rows={
             **each_method(SIMCLR),
             "simclr, tau 0.4": {"method": SIMCLR, "guidance.tau_0": 0.4},
-            **each_method("tase"),
-            **{
-                f"{name}, scale_by_tau": {"method": name, "guidance.scale_by_tau": True}
-                for name in ("tase", "shuffled", "oracle")
-            },
+            **_UNSCALED,
+            **each_method("tase", "shuffled", "oracle"),
         },
         columns=_BOTH,
         contrast=tuple(_BOTH),
-        outside=(BALANCED, "oracle, scale_by_tau"),
     ),
     Study(
         "headroom",

@@ -301,7 +301,7 @@ class TemperatureExplorer(Panel):
         if options.tau_min == options.tau_max:
             return f"A range of zero width: every sample gets τ = {options.tau_min:g}; only the weights differ."
         if spread < 0.1:
-            return "The clusters are all about as large and say nothing about quantity: every sample gets the middle τ."
+            return "The clusters are all about as large and say nothing about quantity: no guidance from them."
         if len(self.now.index) < self.n:
             return f"Clustered again from the {len(self.now.index):,} images whose features this snapshot keeps."
         if self.base.method != self.run.config.method:
@@ -320,13 +320,20 @@ class TemperatureExplorer(Panel):
         now, i = self.now, int(np.flatnonzero(self.now.index == self.sample.value)[0])
         old, proposed = push_shares(cosine, now.tau[i]), push_shares(cosine, new.tau[i])
         count = min(10, len(old))
-        factor = (new.weight[i] / new.tau[i]) / (now.weight[i] / now.tau[i])  # the gradient's size goes with w / tau
+        factor = self._strength(self.config, new, i) / self._strength(self.run.config, now, i)
         lines = [
             f"τ {now.tau[i]:.2f} → {new.tau[i]:.2f}",
             f"{count} nearest: {old[:count].sum():.0f} → {proposed[:count].sum():.0f} %",
-            f"factor w/τ: × {factor:.2f}",
+            f"strength: × {factor:.2f}",
         ]
         return (old, proposed), "\n".join(lines)
+
+    @staticmethod
+    def _strength(config: Config, samples: SampleTable | WhatIf, i: int) -> float:
+        """What the size of sample i's gradient is in proportion to: w c / tau, with c the factor of its loss."""
+        tau = torch.tensor(samples.tau[i])
+        scale = config.guidance_class.loss_scale(config.guidance, tau)
+        return float(samples.weight[i] / tau * (1 if scale is None else scale))
 
     def _strip(self, title: str, index: Any, captions: list[str]) -> str:
         """Images in a row under a title, or why there are none."""

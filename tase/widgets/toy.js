@@ -35,7 +35,7 @@ class Toy {
     const [high, , low] = COUNTS.map(Math.log);
     this.q = size.map((a) => (a - low) / (high - low)); // 1 head, 0 tail
     this.headness = size.map((a) => a - mean);
-    Object.assign(this, { el, seed: 1, anchor: this.group.indexOf(2), values: { tail: 0.1, head: 0.5, gamma: 0.5 }, scaled: false });
+    Object.assign(this, { el, seed: 1, anchor: this.group.indexOf(2), values: { tail: 0.1, head: 0.5, gamma: 0.5 }, scaled: true });
     this.still = matchMedia("(prefers-reduced-motion: reduce)");
     this.build();
     this.shuffle(1);
@@ -55,7 +55,7 @@ class Toy {
     return [...angle, ...angle].map((x) => x + NOISE * random());
   }
 
-  /** Share of each class in the push on negatives, the sum over its anchors of (w / sum w) (1 - p_up) / tau. */
+  /** Share of each class in the push on negatives, the sum over its anchors of (w / sum w) c (1 - p_up) / tau. */
   push(angle) {
     const { tau, weight, scale } = this.settings(), { n, group } = this, p = softmax(angle, tau), sums = [0, 0, 0];
     for (let u = 0; u < 2 * n; u++) {
@@ -111,7 +111,7 @@ class Toy {
       const input = h("input", { type: "range", min, max, step, value: this.values[key], "aria-label": label, oninput: change });
       return h("label", {}, h("span", {}, label), input, text);
     };
-    const scaled = h("input", { type: "checkbox", onchange: () => {
+    const scaled = h("input", { type: "checkbox", checked: this.scaled, onchange: () => {
       this.scaled = scaled.checked;
       this.restart();
     } });
@@ -185,6 +185,6 @@ class Toy {
     this.circle.setAttribute("aria-label", `Points on a circle: ${NAMES.map((name, g) => `${name} ${percent(arcs[g])}`).join(", ")}`);
     this.said.textContent = `At τ = ${fixed(tau[anchor])} the ringed point of the ${NAMES[group[anchor]]} sees ${seen.toFixed(1)} of ${n - 1} ` +
       "others: a line is as thick as its share of the push. Click a point to make it the anchor. A weight changes how much of " +
-      "all push a class has; a temperature how each anchor shares its own out, and by the factor 1/τ how strong it is.";
+      `all push a class has; a temperature how each anchor shares its own out${this.scaled ? "." : ", and by the factor 1/τ how strong it is."}`;
   }
 }

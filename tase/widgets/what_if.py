@@ -94,9 +94,9 @@ def reclustered(
 def apply_options(now: SampleTable, options: Any) -> WhatIf:
     """Compute tau and w of equations (4) to (6) from the saved headness, after the ramp."""
     q, spread = clipped_rank(now.quantity, options.headness_map)
+    share = now.strength if options.trust else 1.0
     tau, weight = temperature_and_weight(q, now.quantity.a, options)
-    if options.trust:
-        tau, weight = shrunken(tau, weight, options.tau_0, now.strength)
+    tau, weight = shrunken(tau, weight, options.tau_0, 0.0 if spread < 0.1 else share)
     return WhatIf(tau.numpy(), weight.numpy(), float(spread))
 
 
