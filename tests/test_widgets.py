@@ -148,8 +148,8 @@ def test_the_push_on_neighbours_is_the_softmax_of_the_loss():
 
 def test_how_hard_a_sample_pushes_is_what_the_loss_says(tiny):
     samples = what_if.WhatIf(np.array([0.3, 0.1]), np.array([2.0, 0.5]), 1.0)
-    for config, factor in ((tiny(), 5), (tiny(guidance__scale_by_tau=False), 1 / 0.3), (tiny(method="simclr"), 1 / 0.3)):
-        assert TemperatureExplorer._strength(config, samples, 0) == pytest.approx(2 * factor)
+    for config, tau in ((tiny(), 0.2), (tiny(guidance__scale_by_tau=False), 0.3), (tiny(method="simclr"), 0.3)):
+        assert TemperatureExplorer._strength(config, samples, 0) == pytest.approx(2 / tau)
 
 
 def test_equal_clusters_are_not_guided_by_in_the_explorer_either(run):

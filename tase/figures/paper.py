@@ -433,7 +433,8 @@ def push(runs: Run | Sequence[Run], footer: bool = True) -> Figure:
 
     Mean over the runs of a method; the slope is that of a straight line through the logarithms: 1 where push grows as
     the number of images does, 0 where every class pushes alike. The push of an anchor is (w / sum w) c (1 - p) / tau,
-    p the share of its positive in the softmax of equation (1), c the factor of its loss. Raises RunError where a run has not been evaluated.
+    p the share of its positive in the softmax of equation (1), c the factor of its loss.
+    Raises RunError where a run has not been evaluated.
     """
     runs = as_runs(runs)
     found = [

@@ -138,8 +138,8 @@ class TASE(Constant):
 
     tau_i = tau_min + (tau_max - tau_min) q_i,    w_i = clip(exp(-gamma (a_i - mean a)), 1/w_max, w_max)
 
-    With `scale_by_tau`, the default, the loss of an anchor is multiplied by c_i = tau_i / tau_0: then its temperature says
-    only how its push is shared out, and its weight how strong the push is.
+    With `scale_by_tau`, the default, an anchor's loss is multiplied by c_i = tau_i / tau_0: its temperature then says
+    only how its push is shared out, and its weight how strong it is.
     With `trust`, log tau_i - log tau_0 and log w_i are multiplied by the trust s that independent clusterings give at
     the end of the warm-up (trust.py), and which is held, since guidance itself raises it; 0 is SimCLR.
     With `group_tau` (head, mid, tail) tau_i is that of the image's group in `groups`. Until epoch `warmup`,
