@@ -386,7 +386,7 @@ def anchor_push(
     logsumexp: Float[Tensor, "2b"],
     tau: Float[Tensor, "b"],
     weight: Float[Tensor, "b"],
-    scale: float | Float[Tensor, "b"] | None = None,
+    scale: Float[Tensor, "b"] | None = None,
 ) -> Float[Tensor, "b"]:
     """Sum the push of each image's two anchors on their negatives, (w_i / sum w) c_i (1 - p_up) / tau_i, c the scale.
 

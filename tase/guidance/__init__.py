@@ -42,7 +42,16 @@ from typing import TYPE_CHECKING
 from ..config import METHODS, Config, check
 from .base import Guidance, Method, compose
 from .parts import BCL, GH, SDCLR
-from .temperatures import MMTS, TASE, Constant, ISogCLRTau, TemperatureSchedule, shrunken, temperature_and_weight
+from .temperatures import (
+    LEAST_SPREAD,
+    MMTS,
+    TASE,
+    Constant,
+    ISogCLRTau,
+    TemperatureSchedule,
+    shrunken,
+    temperature_and_weight,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +61,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BCL",
     "GH",
+    "LEAST_SPREAD",
     "MMTS",
     "SDCLR",
     "TASE",

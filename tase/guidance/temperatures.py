@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from ..losses import NTXent
 
 
+LEAST_SPREAD = 0.1  # of the log sizes; below it the clusters say nothing about quantity
+
+
 class Constant(Guidance):
     """SimCLR (Chen et al. 2020, arXiv 2002.05709): one temperature for all samples and the whole run."""
 
@@ -215,7 +218,7 @@ class TASE(Constant):
         super().update(features, epoch)
         q, a = self.pseudo.q.to(self.device), self.pseudo.headness.to(self.device)
         share = self._trusted_share(epoch)
-        if self.pseudo.spread < 0.1:
+        if self.pseudo.spread < LEAST_SPREAD:
             message = "The clusters are all about as large and say nothing about quantity: no guidance from them."
             warnings.warn(message, stacklevel=2)
             share = 0.0

@@ -15,6 +15,7 @@ from ..clustering import centred
 from ..config import Config, check
 from ..data import GROUPS
 from ..files import RunError
+from ..guidance import LEAST_SPREAD
 from ..runs import Run
 from .base import (
     BackgroundJob,
@@ -300,7 +301,7 @@ class TemperatureExplorer(Panel):
         """What one should know about the picture, most important first."""
         if options.tau_min == options.tau_max:
             return f"A range of zero width: every sample gets τ = {options.tau_min:g}; only the weights differ."
-        if spread < 0.1:
+        if spread < LEAST_SPREAD:
             return "The clusters are all about as large and say nothing about quantity: no guidance from them."
         if len(self.now.index) < self.n:
             return f"Clustered again from the {len(self.now.index):,} images whose features this snapshot keeps."

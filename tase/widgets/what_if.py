@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int64
 
 from ..config import Config
-from ..guidance import TASE, build_guidance, shrunken, temperature_and_weight
+from ..guidance import LEAST_SPREAD, TASE, build_guidance, shrunken, temperature_and_weight
 from ..pseudo_labels import Quantity, clipped_rank
 from ..runs import History, Run
 from .svg import group_of_samples
@@ -36,7 +36,7 @@ class WhatIf(NamedTuple):
 
     tau: Float[np.ndarray, " n"]
     weight: Float[np.ndarray, " n"]
-    spread: float  # hi - lo of equation (4); below 0.1 the clusters say nothing about quantity
+    spread: float  # hi - lo of equation (4)
 
 
 def saved_quantity(history: History, t: int, options: Any) -> Quantity:
@@ -96,7 +96,7 @@ def apply_options(now: SampleTable, options: Any) -> WhatIf:
     q, spread = clipped_rank(now.quantity, options.headness_map)
     share = now.strength if options.trust else 1.0
     tau, weight = temperature_and_weight(q, now.quantity.a, options)
-    tau, weight = shrunken(tau, weight, options.tau_0, 0.0 if spread < 0.1 else share)
+    tau, weight = shrunken(tau, weight, options.tau_0, 0.0 if spread < LEAST_SPREAD else share)
     return WhatIf(tau.numpy(), weight.numpy(), float(spread))
 
 
