@@ -297,7 +297,9 @@ def test_torchrun_writes_one_normal_run(whole_run):
     run, printed = whole_run
     assert run.finished and printed["epoch"] == 10 and run.metrics["epoch"].tolist() == list(range(1, 11))
     assert run.metrics["knn"].notna().sum() == 2 and run.history.epoch.tolist() == list(range(0, 11, 2))
-    assert run.environment["processes"] == 2 and run.metrics["loss"].iloc[-1] < run.metrics["loss"].iloc[0]
+    assert run.environment["processes"] == 2
+    loss = run.metrics["loss"].to_numpy()  # does not compare across the warm-up's end, where guidance scales it
+    assert loss[run.config.warmup - 1] < loss[0] and loss[-1] < loss[len(loss) // 2]
     # Features of both processes' images are of the encoder that is kept: its running means are those of all.
     kept = torch.from_numpy(run.features())
     torch.testing.assert_close(kept, tase.encode(run.encoder(), run.images.images), atol=2e-3, rtol=2e-3)
