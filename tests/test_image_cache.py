@@ -229,6 +229,13 @@ def test_a_file_that_claims_too_many_pixels(folder, monkeypatch):
         load(folder)
 
 
+def test_a_large_file_is_read_without_a_warning(folder, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 99)  # of files with 100
+    with pytest.warns(Image.DecompressionBombWarning):
+        read_image(str(next(folder.rglob("*.png"))), 4)
+    load(folder)  # warnings are errors in tests
+
+
 # ---------------------------------------------------------------- the cache
 
 

@@ -19,6 +19,7 @@ import itertools
 import json
 import os
 import threading
+import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -291,11 +292,15 @@ def _report_unreadable(files: list[File], bad: dict[int, str], on_bad_image: str
 
 def _decode(shards: list[Shard], size: int, fit: str) -> None:
     """Make the shards that are missing or damaged; several processes share them out."""
-    for wait in (0, -1):  # those that no other process makes; then wait for the others'
-        for shard in shards:
-            with contextlib.suppress(Timeout), FileLock(f"{shard.path}.lock", timeout=wait):
-                if _unreadable_in(shard, check_bytes=wait == 0) is None:
-                    _make(shard, size, fit)
+    from PIL import Image
+
+    with warnings.catch_warnings():  # of each large file; one at a time is decoded, and twice as many pixels are refused
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        for wait in (0, -1):  # those that no other process makes; then wait for the others'
+            for shard in shards:
+                with contextlib.suppress(Timeout), FileLock(f"{shard.path}.lock", timeout=wait):
+                    if _unreadable_in(shard, check_bytes=wait == 0) is None:
+                        _make(shard, size, fit)
 
 
 def _make(shard: Shard, size: int, fit: str) -> None:
