@@ -294,7 +294,7 @@ def _decode(shards: list[Shard], size: int, fit: str) -> None:
     """Make the shards that are missing or damaged; several processes share them out."""
     from PIL import Image
 
-    with warnings.catch_warnings():  # of each large file; one at a time is decoded, and twice as many pixels are refused
+    with warnings.catch_warnings():  # of each large file: one at a time is decoded, twice as many pixels are refused
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         for wait in (0, -1):  # those that no other process makes; then wait for the others'
             for shard in shards:
