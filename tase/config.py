@@ -394,10 +394,9 @@ class Config:
         """Tell whether the guidance takes fresh features before `epoch`, counted from 0."""
         return epoch % self.refresh == 0 or epoch in (self.warmup, self.optim.epochs)
 
-    def next_refresh(self, epoch: int) -> int:
-        """Return the first epoch after `epoch` before which there is a refresh; at most the last one."""
-        later = range(epoch + 1, self.optim.epochs)
-        return next((e for e in later if self.is_refresh(e)), self.optim.epochs)
+    def next_refresh(self, epoch: int) -> int | None:
+        """Return the first epoch after `epoch` before which there is a refresh; None where none is left."""
+        return next((e for e in range(epoch + 1, self.optim.epochs) if self.is_refresh(e)), None)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as JSON has it: sections of plain values."""

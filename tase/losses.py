@@ -36,8 +36,8 @@ class NTXent(NamedTuple):
 
     loss: Tensor  # scalar, equation (2)
     per_anchor: Tensor  # [2b] l_u, without weight and scale
-    attraction: Tensor  # scalar, weighted mean of -s_up / tau; attraction + repulsion = loss
-    repulsion: Tensor  # scalar, weighted mean of the log-sum-exp
+    attraction: Tensor  # scalar, the part of -s_up / tau in it; attraction + repulsion = loss
+    repulsion: Tensor  # scalar, the part of the log-sum-exp in it
     logsumexp: Tensor  # [2b] (d) log sum_{v != u} exp(s_uv / tau)
     mean_similarity: Tensor  # [2b] (d) E_p[s_uv], p the softmax of s_uv / tau over v != u
     positive_similarity: Tensor  # [2b] (d) s_up

@@ -88,7 +88,8 @@ def initial_network(config: Config, channels: int, size: int, device: torch.devi
     """
     model = config.model
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator(config.seed, "network").initial_seed())
+        # The weights are drawn on the CPU; torch.manual_seed would also seed the accelerators, for good.
+        torch.default_generator.manual_seed(generator(config.seed, "network").initial_seed())
         network = build(model, channels, config.views.size or size)
     if model.weights:
         state, mean, std = published_weights(model, network.about)

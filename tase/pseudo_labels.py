@@ -35,6 +35,7 @@ from torch.nn import functional as F
 from .clustering import aligned, directions, directions_as_of, mean_directions, rows_of, spherical_kmeans
 from .config import ESTIMATORS, check
 
+LEAST_SPREAD = 0.1  # of the log sizes; below it the clusters say nothing about quantity
 STREAMED = 2**14  # rows at a time of the pass that assigns more images than are clustered
 # Highest temperature of an assignment, as a share of the mean distance (1 - cosine) of two centres. Clear clusters
 # would need a higher one to be as unsure as the confidence asks for; a large one then lends the small ones more than
@@ -200,11 +201,11 @@ def _linked(centres: Float[Tensor, "k d"], levels: Iterable[int], method: str) -
 def clipped_rank(quantity: Quantity, how: str = "log") -> tuple[Float64[Tensor, "n"], float]:
     """Map headness to q_i in [0, 1], by log size (equation (4)) or by rank; return also hi - lo.
 
-    Where hi - lo < 0.1, q_i is 0.5: the groups are all about as large, and say nothing about quantity.
+    Where hi - lo < LEAST_SPREAD, q_i is 0.5: the groups are all about as large, and say nothing about quantity.
     """
     a, log_sizes = quantity
     low, high = _percentiles(a if log_sizes is None else log_sizes)
-    if high - low < 0.1:
+    if high - low < LEAST_SPREAD:
         return torch.full_like(a, 0.5), high - low
     return (_midrank(a) if how == "rank" else ((a - low) / (high - low)).clamp(0, 1)), high - low
 
@@ -267,6 +268,8 @@ class PseudoLabels:
         self.headness_map, self.label_noise, self.space, self.memory = headness_map, label_noise, space, memory
         self.generator = torch.Generator().manual_seed(0) if generator is None else generator
         self.truth = None if labels is None else labels.long().to(self.device)
+        if labels is not None:
+            self.clusters = int(labels.max()) + 1
         self.p: Tensor | None = None  # not saved: only the next update needs it, and makes its own
         self.labels = self.assigned = torch.full((n,), -1, device=self.device)
         self.headness = torch.zeros(n, dtype=torch.float64, device=self.device)
@@ -310,11 +313,12 @@ class PseudoLabels:
             self.p = self._soft(h)
             self.labels = self.p.argmax(1)
         else:
-            self.assigned, self.centres = self.truth, mean_directions(h, self.truth, int(self.truth.max()) + 1)
+            self.assigned, self.centres = self.truth, mean_directions(h, self.truth, self.clusters)
             self.p, self.labels = F.one_hot(self.truth, len(self.centres)).to(h.dtype), self.truth
         sources = self._permuted()
         if sources is not None:
             self.p, self.labels = self.p[sources], self.labels[sources]
+            quantity = quantity and quantity._replace(a=quantity.a[sources])
         self.sizes = sizes_of(self.p)
         return quantity or self.estimate(h, self.p, self.centres, **self.options)
 
@@ -326,8 +330,6 @@ class PseudoLabels:
         part = copy.copy(self)
         part.n, part.label_noise, part.memory, part.headness = len(index), 0.0, 0.0, self.headness[index]
         part.truth, part.assigned = None if self.truth is None else self.truth[index], self.assigned[index]
-        if self.truth is not None:
-            part.clusters = int(self.truth.max()) + 1
         part.update(x, quantity)
         grown = math.log(self.n / len(index))
         value = values_behind(part.headness, part.p) + grown  # of each cluster

@@ -7,7 +7,7 @@
         for each batch of indices:                                      train_step
             two views, each sample with its own draws
             z1, z2 = network(view 1), network(view 2)                   guidance.embed
-            loss = NT-Xent with tau[indices], w[indices]                equations (1), (2)
+            loss = NT-Xent with tau, w and c[indices]                   equations (1), (2)
             one SGD step, learning rate by warm-up and cosine
     features of all images, last snapshot, encoder
 

@@ -3,7 +3,7 @@
     walk_im = log perplexity, in samples, of a walk over the clusters of clustering m that overlap; m = 1..M
     c       = mean_{m < l} cov_i(walk_im, walk_il)          variance that the clusterings share, in squared log units
     s       = clip((c - C0) / (C1 - C0), 0, 1)              trust: C0 is what balanced data reach, C1 a clear tail
-    tau_i   = tau_0 (tau_i / tau_0)^s,   w_i = w_i^s        with guidance.trust; s = 0 is SimCLR (guidance.shrunken)
+    tau_i   = tau_0 (tau_i / tau_0)^s,   w_i = w_i^s        with guidance.trust; s = 0 is SimCLR (`shrunken`)
 
 The clusterings differ in their start and in the random half of the dimensions that they see. That they agree is not
 enough: they also agree on how crowded a neighbourhood is. C0 and C1 were set on digits-lt, seeds 0 to 5, balanced and

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 import warnings
 from dataclasses import dataclass
@@ -165,6 +166,28 @@ def test_equal_clusters_warn_and_do_not_guide():
         simclr.update(features, 0)  # does not use it
 
 
+def test_temperatures_of_groups_need_no_sizes():
+    truth = torch.arange(40) % 4
+    group = torch.tensor([0, 1, 1, 2])[truth]
+    guide = TASE(40, labels=truth, groups=group, group_tau=(0.5, 0.2, 0.1), warmup=0, ramp=0)
+    guide.update(F.one_hot(truth, 4).float(), 0)  # equal classes; no warning either
+    assert torch.equal(guide.tau, torch.tensor([0.5, 0.2, 0.1])[group]) and (guide.weight == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    {"tau_min": 0.3, "tau_max": 0.9, "gamma": 2.0, "w_max": 1.1, "headness_map": "rank", "reversed": True}.items(),
+)
+def test_each_steerable_option_acts_from_the_next_update_on(name, value):
+    x, _ = mixture()
+    guides = [TASE(len(x), clusters=20, warmup=0, ramp=0) for _ in range(2)]
+    guides[1].steer(dataclasses.replace(guides[1].options, **{name: value}))
+    for guide in guides:
+        guide.update(x, 0)
+    assert name in TASE.steerable and len(TASE.steerable) == 6
+    assert not all(torch.equal(getattr(guides[0], of), getattr(guides[1], of)) for of in ("tau", "weight"))
+
+
 def test_degenerate_features_survive():
     for features in (torch.zeros(30, 4), torch.ones(30, 4)):
         guide = TASE(30, clusters=3)
@@ -330,8 +353,20 @@ def test_build_reads_the_config():
 
 
 def test_oracle_needs_labels():
-    with pytest.raises(ConfigError, match=r"guidance\.labels = 'oracle'.*no labels"):
-        built("oracle", 100)
+    for build in (lambda: built("oracle", 100), lambda: TASE(100, labels=None, options=TASE.Options(labels="oracle"))):
+        with pytest.raises(ConfigError, match=r"guidance\.labels = 'oracle'.*no labels"):
+            build()
+
+
+def test_options_or_fields_but_not_both():
+    with pytest.raises(ConfigError, match=r"options = \['tau_max'\]: must be either"):
+        TASE(20, options=TASE.Options(), tau_max=0.9)
+
+
+def test_a_cosine_needs_the_length_of_the_run():
+    for build in (lambda: MMTS(10), lambda: TemperatureSchedule(10).start_epoch(0)):
+        with pytest.raises(ConfigError, match="epochs = 0: must be the length of the run"):
+            build()
 
 
 def test_state_is_a_copy_and_checked():

@@ -378,6 +378,16 @@ def test_label_noise_permutes_the_share():
     assert torch.equal(noisy.labels, noisy.p.argmax(1)) and torch.equal(noisy.assigned, clean.labels)
 
 
+def test_label_noise_permutes_a_quantity_that_is_given():
+    x, _ = mixture()
+    pseudo = PseudoLabels(len(x), clusters=20, space="centred", label_noise=0.3, generator=gen())
+    a = torch.arange(len(x)).double()
+    pseudo.update(x, Quantity(a, None))
+    moved = pseudo.headness != a
+    assert moved.double().mean().item() == pytest.approx(0.3, abs=0.01)
+    assert torch.equal(pseudo.labels, pseudo.assigned[pseudo.headness.long()])  # as the labels
+
+
 def test_oracle_takes_the_true_labels():
     x, truth = mixture()
     pseudo = PseudoLabels(len(x), labels=truth, estimator="density")
@@ -481,6 +491,16 @@ def test_true_labels_of_many_images_give_what_they_give_of_few():
     assert torch.equal(part.labels, truth) and torch.equal(part.sizes, full.sizes)
     # Class sizes are those of the sample, grown.
     torch.testing.assert_close(part.headness, full.headness, rtol=0, atol=0.15)
+
+
+def test_a_class_of_which_no_image_is_drawn():
+    x, truth = mixture((300, 100, 1))
+    for seed in range(4):  # one in four draws has the rare image
+        part = PseudoLabels(len(x), labels=truth, generator=gen(seed))
+        part.sample = 100
+        part.update(x)
+        assert torch.equal(part.labels, truth) and part.sizes.tolist() == [300, 100, 1]
+        assert part.headness.isfinite().all()
 
 
 def test_values_behind_headness_are_found():

@@ -408,6 +408,18 @@ def test_a_later_request_keeps_what_still_waits(trained, tmp_path):
     assert load_json(slim.path / "control.json")["set"] == {} == slim.pending
 
 
+def test_a_request_is_checked_after_what_has_been_steered_already(trained, tmp_path):
+    slim = trained[2].slim(tmp_path / "slim")
+    taken = {"guidance.tau_min": 0.6, "guidance.tau_max": 0.9}
+    (slim.path / "events.jsonl").write_text(json.dumps({"id": "a", "epoch": 2, "step": 9, "set": taken}) + "\n")
+    slim.control(tau_min=0.7)  # above the tau_max that the run began with
+    with pytest.raises(ConfigError, match="at least guidance.tau_min = 0.7"):
+        slim.control(tau_max=0.65)
+    (slim.path / "control.json").write_text(json.dumps({"id": "b", "set": {"guidance.tau_max": -1}}))
+    slim.control(action="stop")  # can always be asked for
+    assert load_json(slim.path / "control.json")["action"] == "stop"
+
+
 def test_metrics_of_a_growing_file_leave_out_a_half_line(trained, tmp_path):
     slim = trained[2].slim(tmp_path / "slim")
     with open(slim.path / "metrics.jsonl", "a") as file:

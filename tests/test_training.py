@@ -228,11 +228,21 @@ def test_steering_is_recorded_and_replayed(tiny, tmp_path):
     assert replayed.identity == run.identity
 
 
+def test_a_run_that_repeats_its_events_takes_a_new_request_after_them(tiny, tmp_path):
+    config = tiny(record__checkpoint_every=1)
+    run = train(config, tmp_path / "a", until=2, progress=False)
+    old = {"id": "old", "epoch": 6, "step": 36, "set": {"guidance.tau_max": 0.9}}
+    (run.path / "events.jsonl").write_text(json.dumps(old) + "\n")  # as of a run that came to epoch 6 before
+    run.control(tau_max=0.3)
+    run = train(config, tmp_path / "a", resume=True, progress=False)
+    assert [(e["epoch"], e["set"]["guidance.tau_max"]) for e in run.events] == [(6, 0.9), (6, 0.3)]
+    assert run.history.tau[-1].max() == pytest.approx(0.3, abs=0.01)
+
+
 def test_stop_and_pause_from_outside(tiny, tmp_path):
     def stop(run):
         if run.status["epoch"] == 2:
             run.control(action="stop")
-            time.sleep(0.35)  # requests are looked at three times a second
 
     with pytest.raises(KeyboardInterrupt):
         train(tiny(), tmp_path / "run", on_epoch=stop, progress=False)

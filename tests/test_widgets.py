@@ -95,7 +95,21 @@ def unlabelled(run):
 # --- from a snapshot to temperatures ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("changes", [{}, {"headness_map": "rank"}, {"reversed": True}, {"gamma": 0.0}])
+ORACLE = {"labels": "oracle"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"headness_map": "rank"},
+        {"reversed": True},
+        {"gamma": 0.0},
+        {"trust": True},
+        {**ORACLE, "trust": True},
+        {**ORACLE, "group_tau": (0.5, 0.3, 0.15)},
+    ],
+)
 def test_what_if_with_the_runs_own_options_is_what_training_saved(tiny, tmp_path, changes):
     config = tiny(**{f"guidance__{k}": v for k, v in changes.items()}, optim__epochs=4)
     run = tase.train(config, tmp_path / "run", progress=False)

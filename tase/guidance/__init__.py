@@ -43,13 +43,11 @@ from ..config import METHODS, Config, check
 from .base import Guidance, Method, compose
 from .parts import BCL, GH, SDCLR
 from .temperatures import (
-    LEAST_SPREAD,
     MMTS,
     TASE,
     Constant,
     ISogCLRTau,
     TemperatureSchedule,
-    shrunken,
     temperature_and_weight,
 )
 
@@ -61,7 +59,6 @@ if TYPE_CHECKING:
 __all__ = [
     "BCL",
     "GH",
-    "LEAST_SPREAD",
     "MMTS",
     "SDCLR",
     "TASE",
@@ -72,7 +69,6 @@ __all__ = [
     "TemperatureSchedule",
     "build_guidance",
     "compose",
-    "shrunken",
     "temperature_and_weight",
 ]
 
@@ -127,12 +123,10 @@ def build_guidance(
     `groups` [n]: 0 head, 1 mid, 2 tail, of the true classes. `generator` serves the clustering. Raises ConfigError for
     an oracle without labels and more clusters than images.
     """
-    oracle = config.guidance.labels == "oracle"
-    check(not oracle or labels is not None, "guidance.labels", "oracle", "kmeans, as these images have no labels")
     return config.guidance_class(
         n,
         options=config.guidance,
-        labels=labels if oracle else None,
+        labels=labels if config.guidance.labels == "oracle" else None,
         groups=groups,
         epochs=config.optim.epochs,
         device=device,

@@ -123,7 +123,10 @@ class Guidance:
         **fields: Any,
     ):
         check(n >= 1, "n", n, "the number of images, at least 1")
+        check(options is None or not fields, "options", sorted(fields), "either options or single fields, not both")
         self.options = options or self._options(fields if labels is None else {**fields, "labels": "oracle"})
+        known = self.options.labels != "oracle" or labels is not None or pseudo is not None
+        check(known, "guidance.labels", "oracle", "kmeans, as these images have no labels")
         self.n, self.epochs, self.groups, self.device = n, epochs, groups, torch.device(device)
         self.pseudo = pseudo or self._pseudo_labels(labels, generator)
         self.found: dict[str, float] = {}
@@ -240,6 +243,7 @@ class Guidance:
     def steer(self, options: Options) -> None:
         """Take new options from the next update on."""
         self.options = options
+        self.pseudo.headness_map = options.headness_map  # the one steerable option of the pseudo-labels
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of all that changes during training; loadable with weights_only."""

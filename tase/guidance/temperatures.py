@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from ..losses import NTXent
 
 
-LEAST_SPREAD = 0.1  # of the log sizes; below it the clusters say nothing about quantity
-
-
 class Constant(Guidance):
     """SimCLR (Chen et al. 2020, arXiv 2002.05709): one temperature for all samples and the whole run."""
 
@@ -28,7 +25,11 @@ class Constant(Guidance):
 
     @dataclass(frozen=True)
     class Options(Guidance.Options):
-        tau_0: float = option(0.2, "constant temperature: of simclr, and of tase before its warm-up ends", above=0)
+        tau_0: float = option(
+            0.2,
+            "constant temperature: of simclr, and of tase before its warm-up ends; tase multiplies losses by tau/tau_0",
+            above=0,
+        )
 
     def __init__(self, n: int, **common: Any):
         super().__init__(n, **common)
@@ -54,8 +55,14 @@ class TemperatureSchedule(Guidance):
 
     def start_epoch(self, epoch: int) -> None:
         low, high = self.options.ts_range
-        wave = math.cos(2 * math.pi * epoch / (self.epochs / self.options.periods))
+        wave = cosine(epoch, self.epochs, self.options.periods)
         self.tau = torch.full_like(self.tau, low + (high - low) * (1 + wave) / 2)
+
+
+def cosine(epoch: int, epochs: int, periods: int) -> float:
+    """Return cos(2 pi e / P) of a run of `epochs` with P = epochs / periods; raises ConfigError for no epochs."""
+    check(epochs >= 1, "epochs", epochs, "the length of the run, at least 1")
+    return math.cos(2 * math.pi * epoch / (epochs / periods))
 
 
 class MMTS(Guidance):
@@ -90,7 +97,7 @@ class MMTS(Guidance):
     def start_epoch(self, epoch: int) -> None:
         self.epoch = epoch
         (low, high), alpha = self.options.mm_range, self.options.mm_alpha
-        wave = alpha / 2 * math.cos(2 * math.pi * epoch / (self.epochs / self.options.periods))
+        wave = alpha / 2 * cosine(epoch, self.epochs, self.options.periods)
         self.tau = wave + low + (high - low) * self.share
 
     def update(self, features: Float[Tensor, "n d"], epoch: int) -> None:
@@ -215,17 +222,16 @@ class TASE(Constant):
         self.weight = torch.lerp(torch.ones_like(self.weight), self.target_weight, done)
 
     def update(self, features: Float[Tensor, "n d"], epoch: int) -> None:
+        from ..pseudo_labels import LEAST_SPREAD
+
         super().update(features, epoch)
         q, a = self.pseudo.q.to(self.device), self.pseudo.headness.to(self.device)
-        share = self._trusted_share(epoch)
-        if self.pseudo.spread < LEAST_SPREAD:
+        if self.pseudo.spread < LEAST_SPREAD and not self.options.group_tau:
             message = "The clusters are all about as large and say nothing about quantity: no guidance from them."
             warnings.warn(message, stacklevel=2)
-            share = 0.0
-        tau, weight = temperature_and_weight(q, a, self.options)
-        if self.options.group_tau:
-            tau = tau.new_tensor(self.options.group_tau)[self.groups.to(self.device)]
-        tau, weight = shrunken(tau, weight, self.options.tau_0, share)
+        groups = None if self.groups is None else self.groups.to(self.device)
+        share = self._trusted_share(epoch)
+        tau, weight = temperature_and_weight(q, a, self.pseudo.spread, self.options, share, groups)
         self.target_tau, self.target_weight = tau[self.order].float(), weight[self.order].float()
         TASE.start_epoch(self, epoch)
 
@@ -243,13 +249,28 @@ class TASE(Constant):
 
 
 def temperature_and_weight(
-    q: Float[Tensor, "n"], a: Float[Tensor, "n"], options: TASE.Options
+    q: Float[Tensor, "n"],
+    a: Float[Tensor, "n"],
+    spread: float,
+    options: TASE.Options,
+    share: float = 1.0,
+    groups: Int64[Tensor, "n"] | None = None,
 ) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"]]:
-    """Compute equations (5) and (6): tau and w of samples with q in [0, 1] and headness a, after the ramp."""
+    """Compute equations (5) and (6): tau and w of samples with q in [0, 1] and headness a, after the ramp.
+
+    `share` of the guidance acts, and none where the `spread` of the log sizes is too small to say anything, unless
+    `options.group_tau` gives the temperatures of `groups` (0, 1, 2).
+    """
+    from ..pseudo_labels import LEAST_SPREAD
+
     c = options
     tau = c.tau_min + (c.tau_max - c.tau_min) * (1 - q if c.reversed else q)  # (5)
     weight = (-c.gamma * (a - a.mean())).exp().clamp(1 / c.w_max, c.w_max)  # (6)
-    return tau, weight
+    if c.group_tau:
+        tau = tau.new_tensor(c.group_tau)[groups]
+    elif spread < LEAST_SPREAD:
+        share = 0.0
+    return shrunken(tau, weight, c.tau_0, share)
 
 
 def shrunken(

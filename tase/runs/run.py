@@ -397,12 +397,13 @@ def request(folder: str | Path, config: Config, action: str = "run", set: dict[s
     """Ask the training in `folder` to run on, pause or stop, and to take the fields `set` from its next refresh on.
 
     Fields of an earlier request that are still pending stay. Returns the request's id. Raises ConfigError for an
-    unknown action, and for fields that cannot be steered.
+    unknown action, and for fields that cannot be steered, or not to these values after what has been steered already.
     """
     check_choice("action", action, ACTIONS)
-    waiting = not_taken(load_optional_json(Path(folder) / "control.json"), read_lines(Path(folder) / "events.jsonl"))
-    changes = {**waiting, **(set or {})}
-    check_steering(config, [], changes)
+    events = read_lines(Path(folder) / "events.jsonl")
+    changes = {**not_taken(load_optional_json(Path(folder) / "control.json"), events), **(set or {})}
+    if set:
+        check_steering(config, events, changes)
     id = uuid.uuid4().hex[:8]
     save_json(Path(folder) / "control.json", {"id": id, "action": action, "set": changes})
     return id

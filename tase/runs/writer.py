@@ -291,10 +291,14 @@ class RunWriter:
         return self._request().get("action", "run")
 
     def take(self, epoch: int, step: int) -> list[dict[str, Any]]:
-        """Return the events of this refresh: those recorded for it, and the pending request if it is valid."""
+        """Return the events of this refresh: those recorded for it, and the pending request if it is valid.
+
+        A run that goes on from before recorded events repeats all of them before it takes anything new.
+        """
         request = self._request()
         event = {"id": request.get("id"), "epoch": epoch, "step": step, "set": not_taken(request, self.events)}
-        if event["set"] and self._is_valid(event):
+        repeating = any(event["epoch"] > epoch for event in self.events)
+        if event["set"] and not repeating and self._is_valid(event):
             self.events.append(event)
             write_lines(self.folder / "events.jsonl", self.events)
         return [event for event in self.events if event["epoch"] == epoch]

@@ -258,7 +258,8 @@ class LiveTraining(Panel):
             return "The process has ended without a word; resume continues from its last checkpoint.", True
         if run.pending and state in ("training", "paused"):
             at = run.config.next_refresh(epoch)
-            return f"Pending: {_options_text(run.pending)}; takes effect at the next refresh, before epoch {at}.", False
+            when = f"takes effect at the next refresh, before epoch {at}" if at else "too late, as no refresh is left"
+            return f"Pending: {_options_text(run.pending)}; {when}.", at is None
         if state == "finished":
             judge = f"tase evaluate {run.path} (how accurate it is), " if run.history.labels is not None else ""
             return f"Finished. Next: {judge}tase report {run.path} (how it went, image by image).", False

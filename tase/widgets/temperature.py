@@ -15,7 +15,7 @@ from ..clustering import centred
 from ..config import Config, check
 from ..data import GROUPS
 from ..files import RunError
-from ..guidance import LEAST_SPREAD
+from ..pseudo_labels import LEAST_SPREAD
 from ..runs import Run
 from .base import (
     BackgroundJob,

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int64
 
 from ..config import Config
-from ..guidance import LEAST_SPREAD, TASE, build_guidance, shrunken, temperature_and_weight
+from ..guidance import TASE, build_guidance, temperature_and_weight
 from ..pseudo_labels import Quantity, clipped_rank
 from ..runs import History, Run
 from .svg import group_of_samples
@@ -94,9 +94,9 @@ def reclustered(
 def apply_options(now: SampleTable, options: Any) -> WhatIf:
     """Compute tau and w of equations (4) to (6) from the saved headness, after the ramp."""
     q, spread = clipped_rank(now.quantity, options.headness_map)
-    share = now.strength if options.trust else 1.0
-    tau, weight = temperature_and_weight(q, now.quantity.a, options)
-    tau, weight = shrunken(tau, weight, options.tau_0, 0.0 if spread < LEAST_SPREAD else share)
+    share = now.strength if options.trust and options.labels != "oracle" else 1.0
+    groups = torch.from_numpy(now.group.astype(np.int64))
+    tau, weight = temperature_and_weight(q, now.quantity.a, spread, options, share, groups)
     return WhatIf(tau.numpy(), weight.numpy(), float(spread))
 
 
