@@ -507,10 +507,16 @@ def _fields(options: type) -> dict[str, Field]:
 
 
 def override(config: Config, overrides: Mapping[str, Any]) -> Config:
-    """Return `config` with the dotted fields of `overrides` replaced and checked; values may be strings."""
+    """Return `config` with the dotted fields of `overrides` replaced and checked; values may be strings.
+
+    Another method brings the fields that make it what it is, and leaves none of the former one's behind.
+    """
     method = overrides.get("method", config.method)
     check(isinstance(method, str), "method", method, "a text")
     known = fields(method)
+    if method != config.method:
+        former = {name: known[name].default for name in METHODS[config.method].changes if name in known}
+        overrides = {**former, **METHODS[method].changes, **overrides}
     top: dict[str, Any] = {}
     sections: dict[str, dict[str, Any]] = {}
     for name, value in overrides.items():

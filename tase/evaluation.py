@@ -439,7 +439,7 @@ def _header(run: Run, features: Features) -> dict[str, Any]:
         "format": RESULTS_FORMAT,
         **{name: getattr(config, name) for name in ("identity", "preset", "method", "seed", "split")},
         "balanced": config.data.balanced,
-        "changes": [f"{name.partition('.')[2]}={value}" for name, value in presets.changes(config).items()],
+        "changes": presets.changes_in_words(config),
         "commit": run.commit,
         "subset": train.hash,
         "tail": features.tail_hash,

@@ -135,6 +135,7 @@ def preset(name: str, method: str = "tase", seed: int = 0, overrides: Mapping[st
     Raises ConfigError for an unknown preset, method or field (with the nearest name) and for invalid values.
     """
     check_choice("preset", name, PRESETS)
+    method = (overrides or {}).get("method", method)
     chosen = {**applicable(PRESETS[name], method), **METHODS[method].changes, **(overrides or {})}
     return override(Config(), {"preset": name, "method": method, "seed": seed, **chosen})
 
@@ -143,3 +144,8 @@ def changes(config: Config) -> dict[str, Any]:
     """Return the fields that decide the result and differ from the configuration's preset and method."""
     base = preset(config.preset, config.method) if config.preset in PRESETS else Config(method=config.method)
     return {name: value for name, value in config.changes(base).items() if name != "data.balanced"}
+
+
+def changes_in_words(config: Config) -> list[str]:
+    """Return `changes` as texts: "rho=20"."""
+    return [f"{name.partition('.')[2]}={value}" for name, value in changes(config).items()]

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .config import METHODS, ConfigError, fields
 from .lazy import torch
+from .presets import changes_in_words
 from .runs import Run
 
 if TYPE_CHECKING:
@@ -399,11 +400,13 @@ def compare(runs: Any, reference: str = "simclr") -> pandas.DataFrame:
     distance_cv (evenness of the space), each with its standard deviation and the half-width of its 95 % interval over
     the runs (`all_sd`, `all_ci`; NaN for one run); `difference`, `difference_ci`: of all to the row `reference`, paired
     by seed and split; `subset`: hash of the training images, or how many there are. std is the population standard
-    deviation of the three group accuracies. Raises ConfigError for runs not yet evaluated.
+    deviation of the three group accuracies. Raises ConfigError for runs not yet evaluated, and for two runs of one seed
+    in a row.
     """
     import pandas
 
     rows = pandas.DataFrame(_compared_rows(_labelled_results(_entries(runs))), columns=COLUMNS)
+    _check_seeds(rows[rows["kind"] == "cell"])
     about = {"reference": reference, "reference_column": "", "outside": ()}
     metrics = (*SCORES, *EVENNESS)
     tables = rows.loc[rows["kind"] == "cell", ["preset", "protocol"]].drop_duplicates().itertuples(index=False)
@@ -414,6 +417,13 @@ def compare(runs: Any, reference: str = "simclr") -> pandas.DataFrame:
     frame = frame.join(subsets, on=place).rename(columns=_COMPARED)
     numbers = [f"{m}{ending}" for m in metrics for ending in ("", "_sd", "_ci")]
     return frame[["preset", "protocol", "method", "n", *numbers, "difference", "difference_ci", "subset"]]
+
+
+def _check_seeds(cells: pandas.DataFrame) -> None:
+    twice = cells[cells.duplicated(["preset", "protocol", "row", "seed", "split", "metric"])]
+    for preset, row, seed in twice[["preset", "row", "seed"]].itertuples(index=False):
+        rows = "name the rows yourself, as in compare({'first': runs, 'second': others})"
+        raise ConfigError(f"two runs of '{row}' on {preset} have seed {seed}, and would be one row; {rows}")
 
 
 _COMPARED = {"row": "method", "all_difference": "difference", "all_difference_ci": "difference_ci"}
@@ -427,8 +437,11 @@ def _entries(runs: Any) -> list[tuple[str | None, Result]]:
         return _entries(Run(runs))
     if isinstance(runs, Run) and not runs.results:
         raise ConfigError(f"{runs.path} has not been evaluated: tase evaluate {runs.path}")
-    if isinstance(runs, (Run, Mapping)):
-        return [(None, runs.results if isinstance(runs, Run) else runs)]
+    if isinstance(runs, Run):  # its results say how it differed from the preset when it was evaluated
+        changed = [*changes_in_words(runs.config), *([f"steered={runs.steering}"] if runs.steered else [])]
+        return [(None, {**runs.results, "changes": changed})]
+    if isinstance(runs, Mapping):
+        return [(None, runs)]
     return [entry for some in runs for entry in _entries(some)]
 
 

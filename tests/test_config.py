@@ -126,6 +126,16 @@ def test_a_file_of_an_older_format_opens_without_the_options_of_other_methods():
         Config.from_dict(saved)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_is_itself_wherever_its_name_is_set(method):
+    named = preset("digits-lt", method)
+    assert preset("digits-lt", overrides={"method": method}) == named
+    for before in ("tase", "shuffled", "bcl-d", "crowding"):
+        other = override(preset("digits-lt", before), {"method": method}).changes(named)
+        assert set(other) <= {"guidance.sdclr_pruned"}  # which is the preset's
+    assert override(named, {"method": "shuffled", "guidance.shuffled": False}).guidance.shuffled is False
+
+
 def test_when_the_guidance_is_refreshed():
     config = preset("digits-lt", overrides={"optim.epochs": 50, "guidance.refresh": 20, "guidance.warmup": 0.3})
     assert [e for e in range(51) if config.is_refresh(e)] == [0, 15, 20, 40, 50]

@@ -15,6 +15,8 @@ from tase import probes
 from tase.config import PROTOCOLS, ConfigError
 from tase.data import ImageSet, Splits
 from tase.evaluation import Pixels, Predictions, evaluate, judged_features, lacking, push_per_class, scores_of
+from tase.figures import by_method
+from tase.files import load_json, save_json
 from tase.models import build, encode
 from tase.probes import pad_crop_flip, sgd_probe
 from tase.tables import compare, format_table, to_markdown
@@ -406,6 +408,29 @@ def test_comparing_real_runs(trained, tmp_path):
     (run.path / "results.json").unlink()
     with pytest.raises(ConfigError, match="tase evaluate"):
         compare([run])
+
+
+def test_runs_of_other_defaults_and_steered_runs_have_rows_of_their_own(trained, tmp_path):
+    older = copy_of(trained[2], tmp_path / "older")
+    saved = load_json(older.path / "config.json")
+    saved["config"]["guidance"]["scale_by_tau"] = False  # the default once, when its results were written
+    save_json(older.path / "config.json", saved)
+    assert older.results["changes"] == trained[2].results["changes"]
+    steered = copy_of(trained[2], tmp_path / "steered")
+    event = {"id": "a", "epoch": 20, "step": 60, "set": {"guidance.tau_max": 0.9, "guidance.gamma": 1.0}}
+    (steered.path / "events.jsonl").write_text(json.dumps(event) + "\n")
+    frame = compare([trained[2], tase.Run(older.path), tase.Run(steered.path)])
+    names = ["tase", "tase (scale_by_tau=False)", "tase (steered=20 tau_max=0.9 gamma=1.0)"]
+    assert frame["method"].unique()[2:].tolist() == names
+    drawn = by_method([trained[2], tase.Run(steered.path)])
+    assert [label for label, _ in drawn] == ["TASE, long tail", "TASE, long tail, steered at 20 tau_max=0.9 gamma=1.0"]
+
+
+def test_two_runs_of_a_seed_are_no_row():
+    runs = [result("simclr", 0, 50.0), result("simclr", 1, 51.0), result("simclr", 1, 52.0, subset="another")]
+    with pytest.raises(ConfigError, match="two runs of 'simclr' on digits-lt have seed 1"):
+        compare(runs)
+    assert compare({"one": runs[:2], "two": runs[2:]})["n"].tolist()[-2:] == [2, 1]
 
 
 def test_probes_agree_with_scikit_learn_on_real_pixels(trained):

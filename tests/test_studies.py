@@ -422,6 +422,17 @@ def test_runs_that_fail_are_named_and_the_others_kept(pair, tmp_path, monkeypatc
     assert "failed: simclr" in found.markdown
 
 
+def test_a_run_that_was_steered_is_no_cell(pair, tmp_path):
+    run(pair, tmp_path / "out", tmp_path / "runs", seeds=[0])
+    (cell,) = [
+        path for path in (tmp_path / "runs").iterdir() if path.name[0] != "." and tase.Run(path).config.method == "tase"
+    ]
+    event = {"id": "a", "epoch": 2, "step": 12, "set": {"guidance.tau_max": 0.9}}
+    (cell / "events.jsonl").write_text(json.dumps(event) + "\n")
+    found = run(pair, tmp_path / "out", tmp_path / "runs", seeds=[0])
+    assert len(found.failed) == 1 and "was steered while it trained" in found.failed[0]
+
+
 # -------------------------------------------------------------------------------------------------------------- numbers
 
 

@@ -114,8 +114,10 @@ def by_method(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
     gathered: dict[str, list[Run]] = {}
     for run in runs:
         level = dataclasses.replace(run.config, seed=0, data=dataclasses.replace(run.config.data, split=-1))
-        gathered.setdefault(level.training_identity, []).append(run)
-    return list(zip(labels_of([some[0].config for some in gathered.values()]), gathered.values()))
+        gathered.setdefault(level.training_identity + run.steering, []).append(run)
+    labels = labels_of([some[0].config for some in gathered.values()])
+    steering = [f", steered at {some[0].steering}" if some[0].steered else "" for some in gathered.values()]
+    return [(label + how, some) for label, how, some in zip(labels, steering, gathered.values())]
 
 
 # ---------------------------------------------------------------------------------------------- classes, head to tail

@@ -229,6 +229,12 @@ class Run:
         return {**marks, **{event["epoch"]: "steered" for event in self.events}}
 
     @property
+    def steering(self) -> str:
+        """What was changed while it trained: "20 tau_max=0.9, 40 gamma=1.0"; empty if nothing was."""
+        sets = [(e["epoch"], " ".join(f"{n.partition('.')[2]}={v}" for n, v in e["set"].items())) for e in self.events]
+        return ", ".join(f"{epoch} {changed}" for epoch, changed in sets)
+
+    @property
     def identity(self) -> str:
         """The configuration's identity; a steered run has one of its own, from its events."""
         if not self.steered:

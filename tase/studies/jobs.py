@@ -55,9 +55,9 @@ class Job:
 
     @property
     def run(self) -> Run | None:
-        """The finished run, or None."""
+        """The finished run, or None; one that was steered while it trained is none."""
         run = Run(self.folder) if (self.folder / "config.json").exists() else None
-        return run if run and run.finished else None
+        return run if run and run.finished and not run.steered else None
 
     @property
     def claim(self) -> Claim:
@@ -88,6 +88,8 @@ class Job:
     def do(self, on_epoch: Callable[[Run], None] | None = None) -> None:
         """Do what is missing of the job; an interrupted training is resumed."""
         run = train(self.config, self.folder, resume=True, on_epoch=on_epoch, progress=False)
+        if run.steered:
+            raise RunError(f"{run.path} was steered while it trained, so it is no run of a study; move it away")
         if self.protocols:
             evaluate(run, self.protocols, progress=False, on=self.on)
         done = self.qualities
