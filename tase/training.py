@@ -505,12 +505,12 @@ def _loop(t, splits, writer, interrupted, last, on_epoch, progress) -> None:
         if not quiet and sys.stderr.isatty():  # a notebook would show it on a red ground
             bar.write(t.placed, file=sys.stderr)
         while t.epoch < last and not stop():
-            started = time.perf_counter()
+            started, first = time.perf_counter(), t.position  # of a resumed epoch only the rest is done here
             if t.position == 0:
                 _before_epoch(t, writer)
             if not train_epoch(t, stop):
                 return
-            row = _metrics(t, splits, started)
+            row = _metrics(t, splits, started, first)
             writer.log(row)
             writer.status("training", epoch=t.epoch, step=t.step)
             if t.epoch % t.config.record.checkpoint_every == 0:
@@ -523,7 +523,7 @@ def _loop(t, splits, writer, interrupted, last, on_epoch, progress) -> None:
                 rank_zero(lambda: on_epoch(Run(writer.folder)) and None)()
 
 
-def _metrics(t: Training, splits: Splits, started: float) -> dict[str, Any]:
+def _metrics(t: Training, splits: Splits, started: float, first: int) -> dict[str, Any]:
     """Return the epoch's line in metrics.jsonl (the only place where the loop waits for the device)."""
     check_finite(t)
     loss, attraction, repulsion, steps = t.sums.tolist()
@@ -534,7 +534,7 @@ def _metrics(t: Training, splits: Splits, started: float) -> dict[str, Any]:
         "attraction": attraction / steps,
         "repulsion": repulsion / steps,
         "lr": t.optimiser.param_groups[0]["lr"],
-        "images_per_second": steps * t.config.optim.batch / max(1e-9, time.perf_counter() - started),
+        "images_per_second": (steps - first) * t.config.optim.batch / max(1e-9, time.perf_counter() - started),
     }
     every, judge = t.config.record.knn_every, splits.val or splits.test
     if judge is not None and every and t.epoch % every == 0:
