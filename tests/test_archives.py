@@ -147,6 +147,13 @@ def test_tar_shards_have_labels_and_class_names(kind, tmp_path):
     assert torch.equal(braced.images[:], images.images[:]) and len(braced) == 36
 
 
+def test_shards_in_capital_letters_are_test_images(tmp_path):
+    root = tars(tmp_path / "shards" / "Train", "a")
+    tars(tmp_path / "shards" / "Test", "a", 1, seed=1)
+    splits = load_splits(tase.preset("folder", overrides=fields("wds", root.parent, tmp_path / "cache")))
+    assert len(splits.train) == len(splits.test) == 36
+
+
 def test_tar_shards_are_read_once(tmp_path, monkeypatch):
     root, cache = tars(tmp_path / "shards"), tmp_path / "cache"
     first = load_images("wds", root, image_size=8, cache=cache)

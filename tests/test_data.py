@@ -517,6 +517,48 @@ def test_folder_with_an_official_test(tmp_path):
     assert splits.train.counts.tolist() == [5, 4] and torch.bincount(splits.test.labels).tolist() == [3, 2]
 
 
+@pytest.mark.parametrize(
+    ("train", "test", "more"),
+    [
+        ("train", "test", ("valid",)),
+        ("train", "validation", ()),
+        ("train", "test", ("annotations", "__MACOSX", "empty")),
+        ("Train", "Test", ()),
+        ("Training", "Testing", ()),
+        ("TRAIN", "dev", ()),
+        ("train", "", ("logs",)),
+    ],
+)
+def test_parts_are_no_classes(train, test, more, tmp_path):
+    root = tmp_path / "pictures"
+    write_tree(root / train, {"ant": 5, "bee": 4})
+    for seed, name in enumerate((test, *more) if test else more, 1):
+        if name in (test, "valid"):
+            write_tree(root / name, {"ant": 3, "bee": 2 if name == test else 1}, start=seed)
+        (root / name).mkdir(exist_ok=True)
+        (root / name / "._ant.png").write_text("of a Mac")
+        (root / name / "about.xml").write_text("no image")
+    splits = load_splits(folder_config(root, tmp_path))
+    assert splits.train.classes == ("ant", "bee") and splits.train.counts.tolist() == [5, 4]
+    assert splits.test is None if not test else torch.bincount(splits.test.labels).tolist() == [3, 2]
+
+
+@pytest.mark.parametrize(
+    ("folders", "words"),
+    [
+        (("train", "cat"), "called like parts .train. and others .cat."),
+        (("ant", "bee", "cow", "Test"), "called like parts .Test. and others .ant, bee, cow."),
+        (("test", "val"), "called like parts .test, val. but no single train/"),
+        (("train", "Train", "test"), "called like parts .Train, train, test. but no single train/"),
+    ],
+)
+def test_folders_that_may_be_parts_or_classes_are_asked_about(folders, words, tmp_path):
+    for name in folders:
+        write_tree(tmp_path / "pictures" / name, {"ant": 2, "bee": 2})
+    with pytest.raises(ConfigError, match=f"holds folders {words}: leave only train/ and test/"):
+        load_splits(folder_config(tmp_path / "pictures", tmp_path))
+
+
 @pytest.mark.parametrize("root", ["", "/no/such/folder"])
 def test_missing_folder(root, tmp_path):
     with pytest.raises(ConfigError, match="data.root"):

@@ -28,14 +28,13 @@ from ..config import ConfigError, DataConfig, check, is_hub_name, unknown
 from ..files import RunError, write_atomic
 from .folders import SUFFIXES, Listing, cache_folder
 from .sets import short_hash
-from .sources import facts, missing_data
+from .sources import JUDGED, facts, missing_data
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 LABELS = ("cls", "json", "txt")  # extensions of a sample's label, the first that it has counts
 LABEL_KEYS = ("label", "class", "class_name", "cls")  # where a sample's JSON has it
-JUDGED = ("test", "validation", "valid", "val", "dev")  # parts that are test images: the first that is there
 
 
 def listing_of(archive: Any, root: Path, paths: Sequence[str], labels: Sequence[int | str] | None, names=()) -> Listing:
@@ -198,7 +197,8 @@ def wds(data: DataConfig) -> tuple[Listing, Listing | None]:
     tars = _shards(data)
     check_shards(tars)
     part = {
-        tar: next((p for p in JUDGED if p in (tar.parent.name, re.split(r"\W|_|\d", tar.name)[0])), "") for tar in tars
+        tar: next((p for p in JUDGED if p in (tar.parent.name.lower(), re.split(r"\W|_|\d", tar.name.lower())[0])), "")
+        for tar in tars
     }
     judged = next((p for p in JUDGED if p in part.values()), None)
     train = _list_tars([tar for tar in tars if not part[tar]] or tars, data)

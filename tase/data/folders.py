@@ -131,6 +131,16 @@ def list_folder(root: Path) -> Listing:
     paths = _image_paths(root)
     if not paths:
         raise ConfigError(f"data.root = {str(root)!r} holds no image files ({', '.join(sorted(SUFFIXES))})")
+    return _in_classes(root, paths)
+
+
+def list_part(listing: Listing, name: str) -> Listing:
+    """List by itself what lies in one of the folders of a listing: its classes are the folders in there."""
+    paths = [path.partition("/")[2] for path in listing.paths if path.startswith(f"{name}/")]
+    return _in_classes(listing.root / name, paths)
+
+
+def _in_classes(root: Path, paths: list[str]) -> Listing:
     nested = [path for path in paths if "/" in path]
     if not nested:
         return Listing(root, tuple(paths), None, ())

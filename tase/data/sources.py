@@ -36,10 +36,12 @@ from jaxtyping import Bool, UInt8
 from torch import Tensor
 
 from ..config import SOURCES, Config, ConfigError, DataConfig, check, override
-from .folders import Listing, cache_folder, decode_folder, file_size, known_unreadable, list_folder
+from .folders import Listing, cache_folder, decode_folder, file_size, known_unreadable, list_folder, list_part
 from .sets import ImageSet, short_hash
 
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
+TRAINED = ("train", "training")  # names of the part that is trained on, in small letters
+JUDGED = ("test", "testing", "validation", "valid", "val", "dev")  # parts that are test images: the first that is there
 NUMBERS = tuple(str(c) for c in range(100))  # class names of CIFAR-100 and ImageNet-100 until their data are read
 
 Part = ImageSet | Listing  # of pixels, or of files to be decoded
@@ -284,18 +286,30 @@ def imagenet100(data: DataConfig) -> tuple[Listing, Listing]:
 
 
 def folder(data: DataConfig) -> tuple[Listing, Listing | None]:
-    """List a folder of images, one sub-folder a class, or none; or its parts train/ and test/ (or val/)."""
+    """List a folder of images, one sub-folder a class, or none; or its parts train/ and test/ (or val/, ...).
+
+    Parts are known by name, in small or capital letters; folders that hold no images do not count.
+    """
     root = Path(data.root).expanduser()
     if not data.root or not root.is_dir():
         command = "--set data.root=FOLDER   (one sub-folder for each class, or none)"
         command = "sudo apt install openclipart-png" if "openclipart" in data.root else command
         raise missing_data("folder of images", [data.root or "''"], command)
-    tests = [root / name for name in ("test", "val") if (root / name).is_dir()]
-    others = {p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")} - {"train", "test", "val"}
-    if not tests or others or not (root / "train").is_dir():
-        return list_folder(root), None
-    train = list_folder(root / "train")
-    return train, None if train.labels is None else list_folder(tests[0])
+    found = list_folder(root)
+    trains, tests = ([name for name in found.classes if name.lower() in names] for names in (TRAINED, JUDGED))
+    if not trains and not tests:
+        return found, None
+    others = [name for name in found.classes if name not in (*trains, *tests)]
+    if len(trains) != 1 or others:
+        beside = f"and others ({', '.join(others[:3])})" if others else "but no single train/"
+        raise ConfigError(
+            f"data.root = {data.root!r} holds folders called like parts ({', '.join(trains + tests)}) {beside}: leave "
+            "only train/ and test/ (or val/) with images there, or set data.root to the folder with the folders of "
+            "classes; a class that is called so has to be renamed"
+        )
+    train = list_part(found, trains[0])
+    parts = [list_part(found, name) for name in sorted(tests, key=lambda name: JUDGED.index(name.lower()))]
+    return train, max(parts, key=lambda part: bool(set(part.classes) & set(train.classes)), default=None)
 
 
 # ----------------------------------------------------------------------------------------------------- published lists
