@@ -147,6 +147,26 @@ def test_tar_shards_have_labels_and_class_names(kind, tmp_path):
     assert torch.equal(braced.images[:], images.images[:]) and len(braced) == 36
 
 
+@pytest.mark.parametrize("source", ["hf", "wds"])
+def test_a_class_name_without_images_is_left_out(source, request, tmp_path, caplog):
+    names = ["ant", "none", "bee", "cow"]
+    if source == "hf":
+        datasets = request.getfixturevalue("datasets")
+        rows = list(pictures())
+        given = {"img": [picture for *_, picture in rows], "label": [c + (c > 0) for c, *_ in rows]}
+        data = datasets.Dataset.from_dict(given).cast_column("label", datasets.ClassLabel(names=names))
+        (tmp_path / "d").mkdir()
+        data.to_parquet(str(tmp_path / "d" / "train-00000-of-00001.parquet"))
+    else:
+        tars(tmp_path / "d", kind="cls")
+        (tmp_path / "d" / "classes.txt").write_text("ant\nbee\ncow\nnone\n")
+    check_images(load_images(source, tmp_path / "d", image_size=8, cache=tmp_path / "cache"))
+    for more in ({}, {"data.rule": "custom", "data.n_max": 8, "data.rho": 2}):
+        config = tase.preset("folder", overrides=fields(source, tmp_path / "d", tmp_path / "cache", **more))
+        assert load_splits(config).train.classes == CLASSES
+    assert "classes without training images are left out: none" in caplog.text
+
+
 def test_shards_in_capital_letters_are_test_images(tmp_path):
     root = tars(tmp_path / "shards" / "Train", "a")
     tars(tmp_path / "shards" / "Test", "a", 1, seed=1)

@@ -111,13 +111,9 @@ class Listing:
         return dataclasses.replace(self, paths=paths, labels=labels, rows=rows)
 
     def of_classes(self, classes: tuple[str, ...]) -> Listing:
-        """Return the files of these classes only, numbered in this order; ConfigError if one has no files here."""
-        missing = sorted(set(classes) - set(self.classes))
-        if missing:
-            raise ConfigError(f"data.root: {self.root} has no images of class {', '.join(missing[:5])}")
-        ids = torch.full((len(self.classes),), -1)
-        ids[[self.classes.index(name) for name in classes]] = torch.arange(len(classes))
-        labels = ids[self.labels]
+        """Return the files of these classes only, numbered in this order; of some there may be none."""
+        places = {name: c for c, name in enumerate(classes)}
+        labels = torch.tensor([places.get(name, -1) for name in self.classes])[self.labels]
         return dataclasses.replace(self, labels=labels, classes=classes).keep(labels >= 0)
 
 
