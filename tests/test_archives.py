@@ -80,6 +80,18 @@ def tars(folder, name="train", shards=2, kind="cls", seed=0):
     return folder
 
 
+def shard(path, samples):
+    """Write samples, contents by their extensions, as one WebDataset shard."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as file:
+        for row, sample in enumerate(samples):
+            for extension, content in sample.items():
+                info = tarfile.TarInfo(f"{row:06d}.{extension}")
+                info.size = len(content)
+                file.addfile(info, io.BytesIO(content))
+    return path
+
+
 def fields(source, root, cache, **more):
     return {"data.source": source, "data.root": str(root), "data.cache": str(cache), "data.image_size": 8, **more}
 
@@ -192,6 +204,39 @@ def test_tar_shards_without_labels(tmp_path):
     assert images.labels is None and len(images) == 36
 
 
+@pytest.mark.parametrize("captions", ["json", "txt", "both"])
+def test_captions_are_no_classes(captions, tmp_path, caplog):
+    """As img2dataset writes: the JSON tells where an image is from, the text is its caption; a third are the same."""
+    rows = list(enumerate(pictures()))
+    texts = [b"a picture" if row % 3 == 0 else f"picture {row}".encode() for row, _ in rows]
+    about = [json.dumps({"caption": text.decode(), "status": "success"}).encode() for text in texts]
+    samples = [{"png": data, "txt": text, "json": of} for (_, (_, data, _)), text, of in zip(rows, texts, about)]
+    for sample in samples:
+        sample.pop({"json": "txt", "txt": "json"}.get(captions), None)
+    samples[5].pop("txt", None)  # one has none
+    root, cache = shard(tmp_path / "a" / "00000.tar", samples), tmp_path / "cache"
+    for _ in range(2):
+        assert load_images("wds", root, image_size=8, cache=cache).labels is None
+    assert ("24 of 35 .txt differ, so they are taken for captions" in caplog.text) == (captions != "json")
+    if captions != "txt":
+        assert load_images("wds", root, image_size=8, cache=cache, columns="png,status").classes == ("success",)
+        with one_line("000000.json cannot be read: no whole number or text under other, label"):
+            load_images("wds", root, image_size=8, cache=cache, columns="png,other")
+
+
+def test_a_text_is_a_class_beside_json_without_one_and_in_a_small_test(tmp_path):
+    rows, about = list(pictures()), b'{"width": 11}'
+    train = [{"png": data, "json": about, "txt": CLASSES[c].encode()} for c, data, _ in rows]
+    shard(tmp_path / "s" / "train-0.tar", train)
+    shard(tmp_path / "s" / "test-0.tar", [train[row] for row in (0, 20, 35)])  # one image of each class
+    check_images(load_images("wds", tmp_path / "s", image_size=8, cache=tmp_path / "cache"))
+    config = tase.preset("folder", overrides=fields("wds", tmp_path / "s", tmp_path / "cache"))
+    assert load_splits(config).test.labels.tolist() == [0, 1, 2]
+    shard(tmp_path / "s" / "train-0.tar", [*train[:-1], {"png": train[-1]["png"], "json": about}])
+    with one_line("000035.png has no label .*, but others have"):
+        load_splits(config)
+
+
 @pytest.mark.parametrize("source", ["hf", "wds"])
 def test_the_tail_is_made_by_rule_and_a_run_trains(source, datasets, tmp_path):
     root = parquet(datasets, tmp_path / "d") if source == "hf" else tars(tmp_path / "d")
@@ -271,20 +316,15 @@ def test_missing_and_damaged_tar_shards_are_named(tmp_path):
     ("extension", "content", "message"),
     [
         ("cls", b"first", "the label .*000000.cls cannot be read: invalid literal"),
-        ("json", b'{"caption": "a cat"}', "000000.json cannot be read: no whole number or text under label, class"),
+        ("json", b'{"label": null}', "000000.json cannot be read: no whole number or text under label, class"),
         ("json", b'{"label": 0.5}', "000000.json cannot be read: no whole number or text"),
         ("json", b"{", "000000.json cannot be read"),
     ],
 )
 def test_a_wrong_label_in_a_tar_is_named(extension, content, message, tmp_path):
-    data = next(pictures())[1]
-    with tarfile.open(tmp_path / "a.tar", "w") as file:
-        for name, part in (("000000.png", data), (f"000000.{extension}", content)):
-            info = tarfile.TarInfo(name)
-            info.size = len(part)
-            file.addfile(info, io.BytesIO(part))
+    sample = {"png": next(pictures())[1], extension: content}
     with one_line(message):
-        load_images("wds", tmp_path / "a.tar", image_size=8, cache=tmp_path / "cache")
+        load_images("wds", shard(tmp_path / "a.tar", [sample]), image_size=8, cache=tmp_path / "cache")
 
 
 def test_broken_pictures_in_archives_are_skipped_and_named(tmp_path):
