@@ -246,6 +246,17 @@ def class_counts(config: Config) -> dict[str, Any]:
     }
 
 
+def check_few_shot(probe: ImageSet, per_class: int) -> None:
+    """Raise ConfigError where a class of the probe list has fewer than `per_class` images."""
+    sizes = torch.bincount(probe.labels)
+    fewest = int(sizes[sizes > 0].min())
+    allowed = (
+        f"1 to {fewest}, the smallest class of the probe list; it belongs to a run, so another one has to be trained "
+        "with it, or this one evaluated without few-shot: --protocols linear lt-knn"
+    )
+    check(1 <= per_class <= fewest, "data.few_shot_per_class", per_class, allowed)
+
+
 def few_shot_draws(probe: ImageSet, per_class: int, draws: int) -> list[Int64[Tensor, "m"]]:
     """Return `draws` fixed choices of `per_class` images of each class in the probe list, as indices into it.
 
@@ -253,10 +264,7 @@ def few_shot_draws(probe: ImageSet, per_class: int, draws: int) -> list[Int64[Te
     class has fewer images.
     """
     check(probe.labels is not None, "evaluation.protocols", "few-shot", "one that needs no labels: there are none")
-    sizes = torch.bincount(probe.labels)
-    fewest = int(sizes[sizes > 0].min())
-    allowed = f"1 to {fewest}, the smallest class of the list"
-    check(1 <= per_class <= fewest, "data.few_shot_per_class", per_class, allowed)
+    check_few_shot(probe, per_class)
     streams = [generator(draw, "few labels", of_split=True) for draw in range(draws)]
     keys = [torch.randperm(len(probe), generator=stream) for stream in streams]
     return [(rank_in_class(probe.labels, key) < per_class).nonzero()[:, 0] for key in keys]
