@@ -88,9 +88,12 @@ def _figures(args: argparse.Namespace) -> dict[str, Any]:
     from .runs import Run, keep_runs
 
     if args.redraw:
+        if args.runs or args.out or args.keep:
+            raise ConfigError("figures --redraw FOLDER draws into FOLDER what is kept there: no RUN, --out or --keep")
         from .bench import redraw_bench
 
-        written = [*figures.redraw(args.redraw), *redraw_bench(args.redraw)]
+        note = not args.no_footer
+        written = [*figures.redraw(args.redraw, note), *redraw_bench(args.redraw, note)]
     else:
         if not args.runs:
             raise ConfigError("figures needs one or more run folders, or --redraw FOLDER")
@@ -190,17 +193,16 @@ def _report(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _trust(args: argparse.Namespace) -> dict[str, Any]:
-    import csv
-
     from .runs import Run
-    from .verdict import run_trust
+    from .verdict import read_labels, run_trust
 
     run, labels = Run(args.run_folder), None
     if args.labels == "own":
+        if run.history.labels is None:
+            raise ConfigError(f"--labels own: the images of {run.path} have no labels; give a CSV of some")
         labels = {str(i): str(label) for i, label in enumerate(run.history.labels)}
     elif args.labels:
-        with open(args.labels, newline="", encoding="utf-8") as file:
-            labels = {row[0]: row[1] for row in csv.reader(file) if len(row) >= 2}
+        labels = read_labels(args.labels)
     facts = run_trust(run, labels)
     if not args.json:
         print("\n".join(f"{name:12} {value}" for name, value in facts.items()))
@@ -264,13 +266,13 @@ def _bench(args: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
-def _with_config(parser: argparse.ArgumentParser, default: str | None = None, required: bool = True) -> None:
-    needed = required and default is None
-    parser.add_argument("--preset", default=default, required=needed, help=f"one of {', '.join(PRESETS)}")
-    parser.add_argument("--method", default="tase", help=f"one of {', '.join(METHODS)} (default tase)")
+def _with_config(parser: argparse.ArgumentParser, default: str | None = None, method: bool = True) -> None:
+    parser.add_argument("--preset", default=default, required=default is None, help=f"one of {', '.join(PRESETS)}")
+    if method:
+        parser.add_argument("--method", default="tase", help=f"one of {', '.join(METHODS)} (default tase)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the run (default 0)")
     parser.add_argument("--set", nargs="+", default=[], action="extend", metavar="FIELD=VALUE", help="override fields")
-    parser.add_argument("--help-fields", nargs=0, action=_HelpFields, help="list the fields of --method, then end")
+    parser.add_argument("--help-fields", nargs=0, action=_HelpFields, help="list the method's fields, then end")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -300,9 +302,13 @@ def _parser() -> argparse.ArgumentParser:
     p = verb("figures", _figures, "draw the figures of evaluated runs (PDF and PNG)")
     p.add_argument("runs", nargs="*", metavar="RUN")
     p.add_argument("--out", help="folder of the figures (default: RUN/figures, or figures next to several runs)")
-    p.add_argument("--redraw", metavar="FOLDER", help="redraw every figure from the runs kept in FOLDER/**/runs.zip")
+    p.add_argument(
+        "--redraw", metavar="FOLDER", help="redraw every figure there from what is kept in FOLDER/**/runs.zip"
+    )
     p.add_argument("--keep", action="store_true", help="keep slim copies of the runs in OUT/runs.zip, for --redraw")
-    p.add_argument("--no-footer", action="store_true", help="leave out the line with preset, subset, seeds and commit")
+    p.add_argument(
+        "--no-footer", action="store_true", help="leave out the line below with preset, seeds, commit or machine"
+    )
 
     p = verb("study", _study, "run a declared study: what is missing of its grid, then its tables and its figure")
     _study_arguments(p)
@@ -315,13 +321,13 @@ def _parser() -> argparse.ArgumentParser:
 
     p = verb("bench", _bench, "measure speed and memory against named rivals")
     p.add_argument("--quick", action="store_true", help="small sizes, few rounds: under 45 s on two idle cores")
-    sections = "views, loss, kmeans, step, loop, guidance, rivals; and peers, processes, which run only if named"
+    sections = "views, loss, kmeans, step, loop, guidance, rivals; if named also the longer peers, processes, scale"
     p.add_argument("--only", nargs="+", default=[], metavar="SECTION", help=f"some of: {sections}")
     p.add_argument("--out", help="write bench.json and a figure of bars into this folder")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, or cuda:N (default auto)")
 
     p = verb("demo", _demo, "the main job on the embedded digits: three runs, table, figures")
-    _with_config(p, default="digits-lt")
+    _with_config(p, default="digits-lt", method=False)
     p.add_argument("--out", default="runs/demo", help="folder of the runs (default runs/demo)")
     return parser
 
@@ -357,19 +363,19 @@ def _study_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--on", default="test", help="judge on test (default), or on val, to choose without seeing the test")
     p.add_argument("--headroom", action="store_true", help="add SimCLR on the long tail and on a balanced set")
     p.add_argument("--set", nargs="+", default=[], action="extend", metavar="FIELD=VALUE", help="for all cells")
-    p.add_argument("--keep", action="store_true", help="copy what tables need of the runs to OUT/runs (with --runs)")
+    p.add_argument("--keep", action="store_true", help="copy what tables need of the runs to OUT/runs.zip")
     p.add_argument("--dry-run", action="store_true", help="print the grid and what it costs; run nothing")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; returns the exit status: 0, 2 for an error in what was asked, 130 when stopped."""
-    args = _parser().parse_args(argv)
     warnings.formatwarning = lambda message, category, *_: f"{category.__name__}: {message}\n"
     several = _several()
     first, speaks = (not several or os.environ.get(name) == "0" for name in ("RANK", "LOCAL_RANK"))
     if not first:
         warnings.simplefilter("ignore")  # the first process says it
     try:
+        args = _parser().parse_args(argv)
         if several and args.verb != "train":
             raise ConfigError(f"several processes can train together, not {args.verb}: start it without torchrun")
         for path in args.files:

@@ -25,7 +25,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -248,15 +248,11 @@ def scores_of(predictions: Predictions, features: Features) -> dict[str, Any]:
     return scores
 
 
-def _measured(features: Features, protocols: Sequence[str], bar) -> dict[str, dict[str, Any]]:
-    """Measure the protocols on one backbone: scores by their names."""
-    found = {}
-    for name in protocols:
-        bar.set_postfix_str(name)
-        for score, predictions in PROTOCOLS[name](features, features.config).items():
-            found[score] = scores_of(predictions, features)
-        bar.update()
-    return found
+def _measured(features: Features, protocol: str, bar) -> dict[str, dict[str, Any]]:
+    """Measure a protocol on one backbone: scores by their names."""
+    bar.set_postfix_str(protocol)
+    found = PROTOCOLS[protocol](features, features.config)
+    return {score: scores_of(predictions, features) for score, predictions in found.items()}
 
 
 @torch.no_grad()
@@ -336,21 +332,25 @@ def _baseline_key(kind: str, features: Features, splits: Splits) -> str:
 
 
 def _baseline(
-    kind: str, run: Run, features: Features, protocols: Sequence[str], force: bool, bar
+    kind: str, run: Run, features: Features, protocol: str, force: bool, bar, others: dict[str, Features]
 ) -> dict[str, dict[str, Any]]:
-    """Score raw pixels or the untrained network; runs in the same folder share them through a hidden folder."""
+    """Score raw pixels or the untrained network; runs in the same folder share them through a hidden folder.
+
+    `others` keeps their features from one protocol to the next.
+    """
     path = run.path.parent / ".baselines" / f"{kind}-{_baseline_key(kind, features, run.splits)}.json"
-    saved = {} if force else load_optional_json(path)
-    todo = _unmeasured(saved, protocols, run.config)
-    bar.update(len(protocols) - len(todo))
-    if todo:
+    saved = load_optional_json(path)
+    if force or _unmeasured(saved, [protocol], run.config):
         bar.set_description(f"{run.name}: {kind}")
-        images, device = features.images("tail"), features.device
-        backbone = Pixels() if kind == "pixels" else _untrained(run.config, images, device).backbone
-        saved |= _measured(dataclasses.replace(features, backbone=backbone.eval(), known={}), todo, bar)
+        if kind not in others:
+            images, device = features.images("tail"), features.device
+            backbone = Pixels() if kind == "pixels" else _untrained(run.config, images, device).backbone
+            others[kind] = dataclasses.replace(features, backbone=backbone.eval(), known={})
+        saved |= _measured(others[kind], protocol, bar)
         path.parent.mkdir(exist_ok=True)
         save_json(path, saved)
-    return {score: saved[score] for name in protocols for score in score_names(name, run.config)}
+    bar.update()
+    return {score: saved[score] for score in score_names(protocol, run.config)}
 
 
 # ------------------------------------------------------------------------------------------------------------- evaluate
@@ -394,42 +394,46 @@ def evaluate(
     `on="val"` judges on the validation images instead, for choices that must not see the test; these results are a file
     of their own, results_val.json. (Validation then also picks the probe's regularisation, alike for all runs.)
 
-    Protocols that results.json already has are not measured again unless `force`, and none is lost. Writes the features
-    of the test images too. Every protocol is also measured on raw pixels and on the network as initialised; these are
-    kept in `.baselines` next to the run's folder, for the runs that share them. Only evaluated classes are seen by any
-    probe. Raises ConfigError for unknown protocols and where labels or test images are missing (it names what),
-    RunError for a run that has not finished.
+    Protocols that results.json already has are not measured again unless `force`, and none is lost: each is written as
+    soon as it is measured. Writes the features of the test images too. Every protocol is also measured on raw pixels
+    and on the network as initialised; these are kept in `.baselines` next to the run's folder, for the runs that share
+    them. Only evaluated classes are seen by any probe. Raises ConfigError for unknown protocols and where labels or
+    test images are missing (it names what), RunError for a run that has not finished.
     """
     from tqdm.auto import tqdm
 
     check_choice("on", on, FILES)
     run = run if isinstance(run, Run) else Run(run)
     names = _chosen_protocols(protocols, run.config)
-    saved = saved_results(run, on)
+    saved, replaced = saved_results(run, on), []
     if force or saved.get("draws") != run.config.evaluation.draws:
-        before = (score.split("@")[0] for score in saved.get("protocols", {}))
-        names, saved = list(dict.fromkeys([*names, *before])), {}
+        replaced = [score.split("@")[0] for score in saved.get("protocols", {})]
+        names, saved = list(dict.fromkeys([*names, *replaced])), {}
     todo = _unmeasured(saved.get("protocols", {}), names, run.config)
     if not todo:
         return saved
     device = choose_device(run.config.optim)
     features = judged_features(run.encoder(device), run.config, run.splits, device, on)
     results = saved or _header(run, features)
-    with tqdm(total=3 * len(todo) + 2, desc=run.name, disable=not progress, dynamic_ncols=True) as bar:
-        results["protocols"] |= _measured(features, todo, bar)
-        results["geometry"] = results.get("geometry") or _geometry_of(features)
-        bar.update()
-        results["push"] = results.get("push") or _push_of(run, run.images, device)
-        bar.update()
-        for kind in BASELINES:
-            results["baselines"][kind] |= _baseline(kind, run, features, todo, force, bar)
-        bar.set_description(run.name)
-        bar.set_postfix_str(_headline(results))
     tidy(run.path), tidy(run.path.parent / ".baselines")
     if on == "test":
         ids = features.eval_classes.to(device)[features.y("judged")].cpu().numpy()
         save_npz(run.path / "features_test.npz", features=features.x("judged").half().cpu().numpy(), labels=ids)
-    save_json(run.path / FILES[on], results)
+    with tqdm(total=3 * len(todo) + 2, desc=run.name, disable=not progress, dynamic_ncols=True) as bar:
+        results["geometry"] = results.get("geometry") or _geometry_of(features)
+        bar.update()
+        results["push"] = results.get("push") or _push_of(run, run.images, device)
+        bar.update()
+        others: dict[str, Features] = {}
+        for name in todo:
+            results["protocols"] |= _measured(features, name, bar)
+            bar.update()
+            for kind in BASELINES:
+                results["baselines"][kind] |= _baseline(kind, run, features, name, force, bar, others)
+            bar.set_description(run.name)
+            bar.set_postfix_str(_headline(results))
+            if not replaced or name == todo[-1]:  # what is replaced stays until all of it is measured
+                save_json(run.path / FILES[on], results)
     return load_json(run.path / FILES[on])
 
 

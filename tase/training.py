@@ -38,8 +38,8 @@ import torch
 from torch import Tensor, nn
 
 from . import models
-from .config import Config, OptimConfig, check
-from .data import ImageSet, Splits, batches, epoch_order, load_splits, place
+from .config import Config, ConfigError, OptimConfig, check
+from .data import ImageSet, Splits, batches, check_few_shot, epoch_order, load_splits, place
 from .distributed import (
     all_reduce,
     any_of,
@@ -57,6 +57,7 @@ from .distributed import (
 from .files import read_lines
 from .guidance import Guidance, build_guidance
 from .losses import NTXent, nt_xent
+from .options import log
 from .probes import knn_accuracy
 from .pseudo_labels import quality
 from .runs import PER_SAMPLE, PER_SNAPSHOT, Run, RunWriter, steered
@@ -444,6 +445,7 @@ def train(
     with team(device, config.optim.batch), rank_zero(writer) as writer:
         splits = load_splits(config)  # Ctrl-C ends this immediately; decoded images are kept in the cache
         if not writer.finished(splits.train):
+            _warn_of_few_labels(config, splits)
             with interruptible(wait=True) as interrupted:
                 t = _start(config, splits, writer, device)
                 _loop(t, splits, writer, interrupted, last, on_epoch, progress)
@@ -455,6 +457,16 @@ def train(
     if t and t.epoch < last:
         raise KeyboardInterrupt(f"stopped at epoch {t.epoch}; resume with resume=True (--resume)")
     return Run(out) if rank() == 0 else None
+
+
+def _warn_of_few_labels(config: Config, splits: Splits) -> None:
+    """Say what the few-shot protocols will lack: once the run is trained it cannot be set any more."""
+    few = any(name.startswith("few-shot") for name in config.evaluation.protocols)
+    if few and splits.probe is not None and splits.test is not None and rank() == 0:
+        try:
+            check_few_shot(splits.probe, config.data.few_shot_per_class)
+        except ConfigError as lack:
+            log.warning("few-shot will be impossible for this run: %s", lack)
 
 
 def _start(config: Config, splits: Splits, writer: RunWriter, device: torch.device) -> Training:

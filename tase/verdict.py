@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from .config import ConfigError
 from .runs import Run
 from .streams import generator
 from .trust import feature_trust
@@ -21,7 +24,7 @@ def run_trust(run: Run, labels: Mapping[str, str] | None = None) -> dict[str, An
     later), `last`, s at the last snapshot, `at_ends`, the share of the images at the lowest and at the highest
     temperature, and what they mean in words. With labels (file name or number of an image -> class, of 50 to 200 images
     drawn at random) also the rank correlation of the run's headness with how often a class occurs among them, its 95 %
-    interval (bootstrap over images), and advice. Raises RunError for a run without features, ValueError for labels of
+    interval (bootstrap over images), and advice. Raises RunError for a run without features, ConfigError for labels of
     fewer than 20 of its images.
     """
     history, tau = run.history, run.history.tau[-1]
@@ -32,6 +35,21 @@ def run_trust(run: Run, labels: Mapping[str, str] | None = None) -> dict[str, An
     facts |= {"last": round(last["trust"], 3), "at_ends": [round(share, 3) for share in ends]}
     facts["verdict"] = trust_words(found["trust"])
     return facts if labels is None else {**facts, **_with_labels(history.headness[-1], _classes(run, labels))}
+
+
+def read_labels(path: str | os.PathLike) -> dict[str, str]:
+    """Read labels, name or number of an image and its class, from CSV with commas, semicolons or tabs.
+
+    What does not have two columns is passed over. Raises ConfigError where the text is not UTF-8.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:  # Excel begins it with a mark
+            first = file.readline()
+            file.seek(0)
+            rows = list(csv.reader(file, delimiter=max(",;\t", key=first.count)))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{os.fspath(path)} cannot be read as CSV in UTF-8: {error}; save it as that") from error
+    return {row[0].strip(): row[1].strip() for row in rows if len(row) >= 2}
 
 
 def _found(run: Run, t: int) -> dict[str, float]:
@@ -67,7 +85,7 @@ def _classes(run: Run, labels: Mapping[str, str]) -> dict[int, str]:
     numbers |= {str(i): i for i in range(n)}
     known = {numbers[name]: label for name, label in labels.items() if name in numbers}
     if len(known) < 20:
-        raise ValueError(f"labels of {len(known)} of the run's {n} images: 50 to 200 are needed to say anything")
+        raise ConfigError(f"labels of {len(known)} of the run's {n} images: 50 to 200 are needed to say anything")
     return known
 
 

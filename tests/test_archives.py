@@ -80,6 +80,18 @@ def tars(folder, name="train", shards=2, kind="cls", seed=0):
     return folder
 
 
+def shard(path, samples):
+    """Write samples, contents by their extensions, as one WebDataset shard."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as file:
+        for row, sample in enumerate(samples):
+            for extension, content in sample.items():
+                info = tarfile.TarInfo(f"{row:06d}.{extension}")
+                info.size = len(content)
+                file.addfile(info, io.BytesIO(content))
+    return path
+
+
 def fields(source, root, cache, **more):
     return {"data.source": source, "data.root": str(root), "data.cache": str(cache), "data.image_size": 8, **more}
 
@@ -147,6 +159,33 @@ def test_tar_shards_have_labels_and_class_names(kind, tmp_path):
     assert torch.equal(braced.images[:], images.images[:]) and len(braced) == 36
 
 
+@pytest.mark.parametrize("source", ["hf", "wds"])
+def test_a_class_name_without_images_is_left_out(source, request, tmp_path, caplog):
+    names = ["ant", "none", "bee", "cow"]
+    if source == "hf":
+        datasets = request.getfixturevalue("datasets")
+        rows = list(pictures())
+        given = {"img": [picture for *_, picture in rows], "label": [c + (c > 0) for c, *_ in rows]}
+        data = datasets.Dataset.from_dict(given).cast_column("label", datasets.ClassLabel(names=names))
+        (tmp_path / "d").mkdir()
+        data.to_parquet(str(tmp_path / "d" / "train-00000-of-00001.parquet"))
+    else:
+        tars(tmp_path / "d", kind="cls")
+        (tmp_path / "d" / "classes.txt").write_text("ant\nbee\ncow\nnone\n")
+    check_images(load_images(source, tmp_path / "d", image_size=8, cache=tmp_path / "cache"))
+    for more in ({}, {"data.rule": "custom", "data.n_max": 8, "data.rho": 2}):
+        config = tase.preset("folder", overrides=fields(source, tmp_path / "d", tmp_path / "cache", **more))
+        assert load_splits(config).train.classes == CLASSES
+    assert "classes without training images are left out: none" in caplog.text
+
+
+def test_shards_in_capital_letters_are_test_images(tmp_path):
+    root = tars(tmp_path / "shards" / "Train", "a")
+    tars(tmp_path / "shards" / "Test", "a", 1, seed=1)
+    splits = load_splits(tase.preset("folder", overrides=fields("wds", root.parent, tmp_path / "cache")))
+    assert len(splits.train) == len(splits.test) == 36
+
+
 def test_tar_shards_are_read_once(tmp_path, monkeypatch):
     root, cache = tars(tmp_path / "shards"), tmp_path / "cache"
     first = load_images("wds", root, image_size=8, cache=cache)
@@ -163,6 +202,39 @@ def test_tar_shards_without_labels(tmp_path):
     root = tars(tmp_path / "shards", kind="none")
     images = load_images("wds", root, image_size=8, cache=tmp_path / "cache")
     assert images.labels is None and len(images) == 36
+
+
+@pytest.mark.parametrize("captions", ["json", "txt", "both"])
+def test_captions_are_no_classes(captions, tmp_path, caplog):
+    """As img2dataset writes: the JSON tells where an image is from, the text is its caption; a third are the same."""
+    rows = list(enumerate(pictures()))
+    texts = [b"a picture" if row % 3 == 0 else f"picture {row}".encode() for row, _ in rows]
+    about = [json.dumps({"caption": text.decode(), "status": "success"}).encode() for text in texts]
+    samples = [{"png": data, "txt": text, "json": of} for (_, (_, data, _)), text, of in zip(rows, texts, about)]
+    for sample in samples:
+        sample.pop({"json": "txt", "txt": "json"}.get(captions), None)
+    samples[5].pop("txt", None)  # one has none
+    root, cache = shard(tmp_path / "a" / "00000.tar", samples), tmp_path / "cache"
+    for _ in range(2):
+        assert load_images("wds", root, image_size=8, cache=cache).labels is None
+    assert ("24 of 35 .txt differ, so they are taken for captions" in caplog.text) == (captions != "json")
+    if captions != "txt":
+        assert load_images("wds", root, image_size=8, cache=cache, columns="png,status").classes == ("success",)
+        with one_line("000000.json cannot be read: no whole number or text under other, label"):
+            load_images("wds", root, image_size=8, cache=cache, columns="png,other")
+
+
+def test_a_text_is_a_class_beside_json_without_one_and_in_a_small_test(tmp_path):
+    rows, about = list(pictures()), b'{"width": 11}'
+    train = [{"png": data, "json": about, "txt": CLASSES[c].encode()} for c, data, _ in rows]
+    shard(tmp_path / "s" / "train-0.tar", train)
+    shard(tmp_path / "s" / "test-0.tar", [train[row] for row in (0, 20, 35)])  # one image of each class
+    check_images(load_images("wds", tmp_path / "s", image_size=8, cache=tmp_path / "cache"))
+    config = tase.preset("folder", overrides=fields("wds", tmp_path / "s", tmp_path / "cache"))
+    assert load_splits(config).test.labels.tolist() == [0, 1, 2]
+    shard(tmp_path / "s" / "train-0.tar", [*train[:-1], {"png": train[-1]["png"], "json": about}])
+    with one_line("000035.png has no label .*, but others have"):
+        load_splits(config)
 
 
 @pytest.mark.parametrize("source", ["hf", "wds"])
@@ -244,20 +316,15 @@ def test_missing_and_damaged_tar_shards_are_named(tmp_path):
     ("extension", "content", "message"),
     [
         ("cls", b"first", "the label .*000000.cls cannot be read: invalid literal"),
-        ("json", b'{"caption": "a cat"}', "000000.json cannot be read: no whole number or text under label, class"),
+        ("json", b'{"label": null}', "000000.json cannot be read: no whole number or text under label, class"),
         ("json", b'{"label": 0.5}', "000000.json cannot be read: no whole number or text"),
         ("json", b"{", "000000.json cannot be read"),
     ],
 )
 def test_a_wrong_label_in_a_tar_is_named(extension, content, message, tmp_path):
-    data = next(pictures())[1]
-    with tarfile.open(tmp_path / "a.tar", "w") as file:
-        for name, part in (("000000.png", data), (f"000000.{extension}", content)):
-            info = tarfile.TarInfo(name)
-            info.size = len(part)
-            file.addfile(info, io.BytesIO(part))
+    sample = {"png": next(pictures())[1], extension: content}
     with one_line(message):
-        load_images("wds", tmp_path / "a.tar", image_size=8, cache=tmp_path / "cache")
+        load_images("wds", shard(tmp_path / "a.tar", [sample]), image_size=8, cache=tmp_path / "cache")
 
 
 def test_broken_pictures_in_archives_are_skipped_and_named(tmp_path):

@@ -385,3 +385,5 @@ def test_every_bar_of_the_figure_has_its_name_and_every_group_its_heading():
     low, high = axes.get_xlim()
     assert low <= 0.5 and high >= 2
     assert [label.get_text() for label in below.get_yticklabels()] == ["resnet18, batch 512", "conv4, batch 512"]
+    notes = [bench.bench_figure(json.loads(kept.read_text()), note).get_supxlabel() for note in (True, False)]
+    assert "commit" in notes[0] and not notes[1]

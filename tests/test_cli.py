@@ -1,6 +1,7 @@
 """The command line as users meet it: help, info, errors in one line, the demo's whole path."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -63,6 +64,10 @@ def test_info_of_images_without_labels_says_so(tmp_path, capsys):
         (["evaluate", "nowhere"], "nowhere is no run"),
         (["figures"], "run folders"),
         (["figures", "--redraw", "nowhere"], "nowhere"),
+        (["figures", "--redraw", ".", "--out", "there"], "no RUN, --out or --keep"),
+        (["figures", "--redraw", ".", "--keep"], "no RUN, --out or --keep"),
+        (["figures", "run", "--redraw", "."], "no RUN, --out or --keep"),
+        (["train", "--method", "foo", "--help-fields"], "unknown method 'foo'"),
         (["train", "--preset", "folder", "--set", "data.root=nowhere"], "nowhere"),
     ],
 )
@@ -84,6 +89,32 @@ def test_the_demo_trains_evaluates_compares_and_draws(tmp_path, capsys):
     assert {"figure2_geometry.png", "figure3_tsne.pdf", "figure4_dynamics_tase.png", "figure5_push.pdf"} <= drawn
     assert main([*words, "--json"]) == 0  # all is there already
     assert len(json.loads(capsys.readouterr().out)["runs"]) == 3
+
+
+def test_the_demo_takes_no_method(capsys):
+    with pytest.raises(SystemExit):
+        main(["demo", "--method", "simclr"])
+    assert "unrecognized arguments: --method simclr" in capsys.readouterr().err
+
+
+def test_help_names_every_section_of_the_benchmark_and_where_runs_are_kept(capsys):
+    from tase.bench import BENCH_SECTIONS
+
+    told = {}
+    for verb in ("bench", "study"):
+        with pytest.raises(SystemExit):
+            main([verb, "--help"])
+        told[verb] = " ".join(capsys.readouterr().out.split())
+    assert set(BENCH_SECTIONS) <= set(re.findall(r"\w+", told["bench"])) and "OUT/runs.zip" in told["study"]
+
+
+@pytest.mark.parametrize("words", [[], ["--no-footer"]])
+def test_a_redraw_leaves_out_the_footer_where_it_is_to(words, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr("tase.figures.redraw", lambda folder, footer: told.append(footer) or [])
+    monkeypatch.setattr("tase.bench.redraw_bench", lambda folder, note: told.append(note) or [])
+    assert main(["figures", "--redraw", str(tmp_path), *words]) == 0
+    assert told == [not words] * 2
 
 
 def test_kept_runs_are_redrawn_without_their_features(trained, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import pickle
 import struct
@@ -267,6 +268,19 @@ def test_a_source_is_one_function(added):
         load_splits(own(**{"data.rule": "sdclr", "data.n_max": 0}))
 
 
+def test_a_class_name_without_training_images_is_left_out(added, caplog):
+    def three(n):
+        return dataclasses.replace(noise(n, ("a", "b", "c")), labels=torch.tensor([0, 2]).repeat(n // 2))
+
+    added["noise"] = lambda data: (three(200), noise(30, ("a", "b", "c")))
+    splits = load_splits(own(**{"data.n_max": 50, "data.rho": 5.0}))
+    assert splits.train.classes == splits.test.classes == ("a", "c")
+    assert sorted(splits.train.counts.tolist()) == [10, 50]
+    assert torch.bincount(splits.test.labels).tolist() == [10, 10]
+    assert load_images("noise").counts.tolist() == [100, 100]
+    assert "classes without training images are left out: b" in caplog.text
+
+
 def test_what_is_known_of_a_source_before_its_data(added):
     @facts(classes=("a", "b", "c"), n_max={"sdclr": 40})
     def not_there(data):
@@ -515,6 +529,93 @@ def test_folder_with_an_official_test(tmp_path):
     write_tree(tmp_path / "pictures/test", {"bee": 2, "ant": 3}, start=1)
     splits = load_splits(folder_config(tmp_path / "pictures", tmp_path))
     assert splits.train.counts.tolist() == [5, 4] and torch.bincount(splits.test.labels).tolist() == [3, 2]
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "more"),
+    [
+        ("train", "test", ("valid",)),
+        ("train", "validation", ()),
+        ("train", "test", ("annotations", "__MACOSX", "empty")),
+        ("Train", "Test", ()),
+        ("Training", "Testing", ()),
+        ("TRAIN", "dev", ()),
+        ("train", "", ("logs",)),
+    ],
+)
+def test_parts_are_no_classes(train, test, more, tmp_path):
+    root = tmp_path / "pictures"
+    write_tree(root / train, {"ant": 5, "bee": 4})
+    for seed, name in enumerate((test, *more) if test else more, 1):
+        if name in (test, "valid"):
+            write_tree(root / name, {"ant": 3, "bee": 2 if name == test else 1}, start=seed)
+        (root / name).mkdir(exist_ok=True)
+        (root / name / "._ant.png").write_text("of a Mac")
+        (root / name / "about.xml").write_text("no image")
+    splits = load_splits(folder_config(root, tmp_path))
+    assert splits.train.classes == ("ant", "bee") and splits.train.counts.tolist() == [5, 4]
+    assert splits.test is None if not test else torch.bincount(splits.test.labels).tolist() == [3, 2]
+
+
+@pytest.mark.parametrize(
+    ("folders", "words"),
+    [
+        (("train", "cat"), "called like parts .train. and others .cat."),
+        (("ant", "bee", "cow", "Test"), "called like parts .Test. and others .ant, bee, cow."),
+        (("test", "val"), "called like parts .test, val. but no single train/"),
+        (("train", "Train", "test"), "called like parts .Train, train, test. but no single train/"),
+    ],
+)
+def test_folders_that_may_be_parts_or_classes_are_asked_about(folders, words, tmp_path):
+    for name in folders:
+        write_tree(tmp_path / "pictures" / name, {"ant": 2, "bee": 2})
+    with pytest.raises(ConfigError, match=f"holds folders {words}: leave only train/ and test/"):
+        load_splits(folder_config(tmp_path / "pictures", tmp_path))
+
+
+@pytest.mark.parametrize("below", ["", "unknown"])
+def test_a_test_without_labels_is_none_and_the_next_part_judges(below, tmp_path, caplog):
+    root = tmp_path / "pictures"
+    write_tree(root / "train", {"ant": 5, "bee": 4})
+    (root / "test" / below).mkdir(parents=True)
+    Image.new("RGB", (9, 9)).save(root / "test" / below / "1.png")
+    assert load_splits(folder_config(root, tmp_path)).test is None
+    assert "test images without labels" in caplog.text
+    held = load_splits(folder_config(root, tmp_path, test_per_class=1))
+    assert len(held.test) == 2 and held.eval_classes.tolist() == [0, 1]
+    write_tree(root / "val", {"ant": 3, "bee": 2}, start=1)
+    assert len(load_splits(folder_config(root, tmp_path)).test) == 5
+
+
+def test_a_class_of_one_part_only_is_named(tmp_path, caplog):
+    root = tmp_path / "pictures"
+    write_tree(root / "train", {"ant": 5, "bee": 4, "rare": 2})
+    write_tree(root / "test", {"ant": 3, "bee": 2, "cow": 2}, start=1)
+    config = folder_config(root, tmp_path)
+    splits = load_splits(config)
+    assert splits.train.counts.tolist() == [5, 4, 2] and splits.eval_classes.tolist() == [0, 1]
+    assert torch.bincount(splits.test.labels).tolist() == [3, 2] and set(splits.probe.labels.tolist()) == {0, 1}
+    assert class_counts(config)["groups"] == ["head", "head", "tail"]
+    assert "classes without test images are trained on but not evaluated: rare" in caplog.text
+    assert "test: test images of classes without training images are left out: cow" in caplog.text
+    caplog.clear()
+    held = load_splits(folder_config(root, tmp_path, test_per_class=1))
+    assert held.eval_classes.tolist() == [0, 1, 2] and "not evaluated" not in caplog.text
+    with pytest.raises(ConfigError, match="data.min_per_class = 6: must be at most 5"):
+        load_splits(folder_config(root, tmp_path, min_per_class=6))
+
+
+def test_a_class_without_readable_images_is_left_out_and_named(tmp_path, caplog):
+    root = write_tree(tmp_path / "pictures", {"ant": 5, "bad": 2, "bee": 4})
+    for path in (root / "bad").rglob("*.png"):
+        path.write_text("no image")
+    config = folder_config(root, tmp_path, test_per_class=1)
+    for _ in range(2):
+        splits = load_splits(config)
+        assert splits.train.classes == ("ant", "bee") and splits.train.counts.tolist() == [4, 3]
+        assert torch.bincount(splits.test.labels).tolist() == [1, 1]
+        assert class_counts(config)["classes"] == ["ant", "bee"]
+    assert "classes without training images are left out: bad" in caplog.text
 
 
 @pytest.mark.parametrize("root", ["", "/no/such/folder"])

@@ -12,6 +12,7 @@ from torch import nn
 
 import tase
 from tase import probes
+from tase.__main__ import main
 from tase.config import PROTOCOLS, ConfigError
 from tase.data import ImageSet, Splits
 from tase.evaluation import Pixels, Predictions, evaluate, judged_features, lacking, push_per_class, scores_of
@@ -193,6 +194,57 @@ def test_a_protocol_of_ones_own_is_one_function(trained, tmp_path, monkeypatch):
     assert not lacking(run, ["majority"]) and tase.override(run.config, {"evaluation.protocols": "majority"})
     assert set(compare(run)["protocol"]) == set(after["protocols"])
     assert "digits-lt, majority@probe" in format_table(compare(run))
+
+
+def test_a_protocol_that_breaks_takes_no_result_with_it(trained, tmp_path, monkeypatch):
+    def broken(features, config):
+        raise ConfigError("too few labels")
+
+    run = copy_of(trained[2], tmp_path)
+    before = run.results
+    monkeypatch.setitem(PROTOCOLS, "broken", broken)
+    (run.path / "results.json").unlink()
+    (run.path / "features_test.npz").unlink()
+    with pytest.raises(ConfigError, match="too few labels"):
+        evaluate(run, ["linear", "broken", "lt-knn"], progress=False)
+    after = run.results
+    assert after["protocols"] == {"linear": before["protocols"]["linear"]}
+    assert after["baselines"]["pixels"] == {"linear": before["baselines"]["pixels"]["linear"]}
+    assert (after["geometry"], after["push"]) == (before["geometry"], before["push"]) and run.test_features
+    monkeypatch.setattr("tase.evaluation._geometry_of", lambda *_: pytest.fail("measured again"))
+    rest = evaluate(run, ["linear", "few-shot", "lt-knn"], progress=False)
+    assert rest["protocols"] == before["protocols"] and rest["baselines"] == before["baselines"]
+    monkeypatch.undo()
+    monkeypatch.setitem(PROTOCOLS, "broken", broken)
+    with pytest.raises(ConfigError, match="too few labels"):  # what is to be measured again stays till it is
+        evaluate(run, ["linear", "broken"], force=True, progress=False)
+    assert run.results == rest
+
+
+def test_too_few_labels_are_told_before_the_training(tmp_path, capsys, caplog):
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for part, n in (("train", 7), ("test", 3)):
+        for i in range(2 * n):
+            (tmp_path / part / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+            pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / part / "ab"[i % 2] / f"{i}.png")
+    sets = [f"data.root={tmp_path}", f"data.cache={tmp_path / 'cache'}", "data.image_size=8", "model.channels=8,8,8,8"]
+    sets += ["optim.epochs=1", "optim.batch=7", "guidance.clusters=2"]
+    words = ["train", "--preset", "folder", "--quiet", "--out", str(tmp_path / "run"), "--set", *sets]
+    assert main([*words, "data.few_shot_per_class=7", "--out", str(tmp_path / "enough")]) == 0
+    assert "few-shot" not in caplog.text
+    assert main(words) == 0
+    told = "few-shot will be impossible for this run: invalid data.few_shot_per_class = 10: must be 1 to 7"
+    assert told in caplog.text
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "run"), "--quiet"]) == 2
+    assert "--protocols linear lt-knn" in capsys.readouterr().err
+    assert set(tase.Run(tmp_path / "run").results["protocols"]) == {"linear"}
+    assert main(["evaluate", str(tmp_path / "run"), "--quiet", "--protocols", "linear", "lt-knn"]) == 0
+    assert set(tase.Run(tmp_path / "run").results["protocols"]) == {"linear", "lt-knn@1", "lt-knn@10"}
+    assert "lt-knn@10" in capsys.readouterr().out
 
 
 def test_unknown_protocols_and_unfinished_runs_are_named(trained, tmp_path):

@@ -12,13 +12,14 @@ from test_pseudo_labels import gen, mixture
 
 import tase
 from tase import models
+from tase.__main__ import main
 from tase.config import ConfigError
 from tase.guidance import TASE, Guidance, Method, build_guidance
 from tase.pseudo_labels import quality
 from tase.runs import load_checkpoint
 from tase.streams import generator
 from tase.trust import feature_trust, walk_log_sizes
-from tase.verdict import run_trust
+from tase.verdict import read_labels, run_trust
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -56,13 +57,41 @@ def test_a_run_says_how_far_to_believe_it_and_labels_say_more(trained, tmp_path)
     judged = run_trust(run, labels)
     low, high = judged["interval"]
     assert judged["labelled"] == 100 and low < judged["correlation"] < high and "headness" in judged["advice"]
-    with pytest.raises(ValueError, match="labels of 2 of the run's 405 images"):
+    with pytest.raises(ConfigError, match="labels of 2 of the run's 405 images"):
         run_trust(run, {"1": "a", "2": "b"})
     file = tmp_path / "labels.csv"
     file.write_text("image,class\n" + "".join(f"{i},{label}\n" for i, label in labels.items()))
     words = [sys.executable, "-m", "tase", "trust", str(run.path), "--labels", str(file), "--json"]
     told = json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
     assert told == json.loads(json.dumps(judged))
+
+
+@pytest.mark.parametrize("start", ["", "\ufeff", "\ufeffimage;class\r\n"])
+@pytest.mark.parametrize("between", [",", ";", "\t"])
+def test_labels_are_read_as_spreadsheets_write_them(start, between, tmp_path):
+    start = start.replace(";", between)
+    file = tmp_path / "labels.csv"
+    file.write_text(f"{start}1.png{between}Käfer{between}\n\nalone\n2.png{between} bee\n", encoding="utf-8")
+    labels = {name: label for name, label in read_labels(file).items() if name != "image"}
+    assert labels == {"1.png": "Käfer", "2.png": "bee"}
+
+
+def test_labels_that_cannot_be_used_are_one_line(trained, tmp_path, capsys, monkeypatch):
+    run, file = str(trained[2].path), tmp_path / "labels.csv"
+
+    def said():
+        assert main(["trust", run, "--labels", str(file)]) == 2
+        return capsys.readouterr().err
+
+    file.write_bytes("1.png,Käfer\n".encode("latin-1"))
+    assert said().startswith(f"error: {file} cannot be read as CSV in UTF-8: ")
+    file.write_text("".join(f"{i},a\n" for i in range(19)))
+    assert said().startswith("error: labels of 19 of the run's 405 images")
+    file.write_text("1,'a\0b'\n2,b\n")
+    assert said().startswith("error: ")
+    monkeypatch.setattr(tase.runs.run.History, "labels", None, raising=False)
+    file = "own"
+    assert said().startswith("error: --labels own: the images of")
 
 
 def test_no_trust_is_simclr_bit_for_bit_and_full_trust_is_tase(tmp_path, monkeypatch):

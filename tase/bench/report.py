@@ -68,15 +68,15 @@ def bench_text(report: dict[str, Any]) -> str:
 # --- the figure
 
 
-def redraw_bench(folder: str | Path) -> list[Path]:
-    """Redraw the figure of every bench.json under `folder`; returns the paths written."""
+def redraw_bench(folder: str | Path, note: bool = True) -> list[Path]:
+    """Redraw the figure of every bench.json under `folder`; returns the paths written. `note`: with the machine."""
     from ..figures.style import save
 
     found = sorted(Path(folder).rglob("bench.json"))
-    return [drawn for path in found for drawn in save(bench_figure(load_json(path)), path.with_suffix(""))]
+    return [drawn for path in found for drawn in save(bench_figure(load_json(path), note), path.with_suffix(""))]
 
 
-def bench_figure(report: dict[str, Any]):
+def bench_figure(report: dict[str, Any], note: bool = True):
     """Draw times relative to a named row of the same case (log scale), and the step by parts: a matplotlib figure."""
     import pandas
 
@@ -97,7 +97,8 @@ def bench_figure(report: dict[str, Any]):
         panels = figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
         for axes, (draw, data, _) in zip(panels, drawings):
             draw(axes, data)
-        footer(figure, " · ".join(machine_words(report["machine"]) + ["quick"] * report["quick"]))
+        if note:
+            footer(figure, " · ".join(machine_words(report["machine"]) + ["quick"] * report["quick"]))
     return figure
 
 

@@ -26,16 +26,16 @@ import torch
 
 from ..config import ConfigError, DataConfig, check, is_hub_name, unknown
 from ..files import RunError, write_atomic
+from ..options import log
 from .folders import SUFFIXES, Listing, cache_folder
 from .sets import short_hash
-from .sources import facts, missing_data
+from .sources import JUDGED, facts, missing_data
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-LABELS = ("cls", "json", "txt")  # extensions of a sample's label, the first that it has counts
+LABELS = ("cls", "json", "txt")  # extensions of a sample's label, the first that holds one counts
 LABEL_KEYS = ("label", "class", "class_name", "cls")  # where a sample's JSON has it
-JUDGED = ("test", "validation", "valid", "val", "dev")  # parts that are test images: the first that is there
 
 
 def listing_of(archive: Any, root: Path, paths: Sequence[str], labels: Sequence[int | str] | None, names=()) -> Listing:
@@ -192,16 +192,18 @@ class TarImages:
 def wds(data: DataConfig) -> tuple[Listing, Listing | None]:
     """List the samples of tar shards: KEY.jpg (or another image) with KEY.cls, .json or .txt as label, or none.
 
+    JSON without a label is passed over, and texts that are more than half as many as the images are captions: no label.
     `data.root` is a folder, a file, or files as {000..015}. Shards that are named or lie in a folder test (or val) are
     test images. A file classes.txt next to the shards names the classes of whole numbers, one a line.
     """
     tars = _shards(data)
     check_shards(tars)
     part = {
-        tar: next((p for p in JUDGED if p in (tar.parent.name, re.split(r"\W|_|\d", tar.name)[0])), "") for tar in tars
+        tar: next((p for p in JUDGED if p in (tar.parent.name.lower(), re.split(r"\W|_|\d", tar.name.lower())[0])), "")
+        for tar in tars
     }
     judged = next((p for p in JUDGED if p in part.values()), None)
-    train = _list_tars([tar for tar in tars if not part[tar]] or tars, data)
+    train = _list_tars([tar for tar in tars if not part[tar]] or tars, data, captions=True)
     test = None
     if judged and any(not p for p in part.values()) and train.labels is not None:
         test = _list_tars([tar for tar in tars if part[tar] == judged], data)
@@ -237,19 +239,26 @@ def check_shards(files: Iterable[Path]) -> None:
                 raise ConfigError(f"data.root: the shard {folder / f'{head}{number:0{digits}d}{tail}'} is missing")
 
 
-def _list_tars(tars: list[Path], data: DataConfig) -> Listing:
-    """List the images of tar files in their order."""
-    paths, members, labels = [], [], []
+def _list_tars(tars: list[Path], data: DataConfig, captions: bool = False) -> Listing:
+    """List the images of tar files in their order; `captions`: look whether texts are these, and no classes."""
+    paths, members, labels, kinds = [], [], [], []
     for number, tar in enumerate(tars):
-        for name, offset, size, label in _indexed(tar, data):
+        for name, offset, size, label, kind in _indexed(tar, data):
             paths.append(f"{tar.name}/{name}")
             members.append((number, offset, size))
             labels.append(label)
+            kinds.append(kind)
     if not paths:
         raise ConfigError(f"data.root: {tars[0]} holds no image files ({', '.join(sorted(SUFFIXES))})")
+    texts = [label for label, kind in zip(labels, kinds) if kind == "txt"]
+    if captions and 2 * len(set(texts)) > len(texts):
+        found = "%s: %d of %d .txt differ, so they are taken for captions, and not for names of classes"
+        log.warning(found, tars[0].parent, len(set(texts)), len(texts))
+        labels = [None if kind == "txt" else label for label, kind in zip(labels, kinds)]
     named = sum(label is not None for label in labels)
     if 0 < named < len(labels):
-        raise ConfigError(f"data.root: {paths[labels.index(None)]} has no label (.cls, .json or .txt), but others have")
+        places = f".cls, .txt, or {', '.join(LABEL_KEYS)} in .json"
+        raise ConfigError(f"data.root: {paths[labels.index(None)]} has no label ({places}), but others have")
     if len({type(label) for label in labels}) > 1:
         raise ConfigError(f"data.root: some labels of {tars[0].parent} are numbers and some are texts")
     listed = tars[0].with_name("classes.txt")
@@ -258,13 +267,14 @@ def _list_tars(tars: list[Path], data: DataConfig) -> Listing:
     return listing_of(TarImages(tars, members), tars[0].parent, paths, labels if named else None, names)
 
 
-Sample = tuple[str, int, int, int | str | None]  # name, first byte, bytes, label
+Sample = tuple[str, int, int, int | str | None, str | None]  # name, first byte, bytes, label, its file's extension
 
 
 def _indexed(tar: Path, data: DataConfig) -> list[Sample]:
     """Return the samples of a tar file, from <cache>/tars where it has been read before: a million take minutes."""
     stat = os.stat(tar)
-    key = short_hash(f"{tar.absolute()}\0{stat.st_size}\0{stat.st_mtime_ns}\0{data.columns}".encode())
+    form = 2  # of what is kept
+    key = short_hash(f"{form}\0{tar.absolute()}\0{stat.st_size}\0{stat.st_mtime_ns}\0{data.columns}".encode())
     kept = cache_folder(data.cache) / "tars" / f"{key}.json"
     with contextlib.suppress(OSError, ValueError):
         return json.loads(kept.read_text())
@@ -294,22 +304,27 @@ def _samples(tar: Path, data: DataConfig) -> Iterable[Sample]:
             for key, members in samples.items():
                 image = next((e for e in members if f".{e.rpartition('.')[2]}" in SUFFIXES), None)
                 if image:
-                    label = next((e for e in LABELS if e in members), None)
-                    text = file.extractfile(members[label]).read() if label else b""
-                    value = _label(text, label, data, f"{tar}/{key}.{label}")
-                    yield f"{key}.{image}", members[image].offset_data, members[image].size, value
+                    label = kind = None
+                    for kind in (e for e in LABELS if e in members):
+                        label = _label(file.extractfile(members[kind]).read(), kind, data, f"{tar}/{key}.{kind}")
+                        if label is not None:
+                            break
+                    yield f"{key}.{image}", members[image].offset_data, members[image].size, label, kind
     except (tarfile.TarError, OSError) as error:
         raise ConfigError(f"data.root: {tar} is cut off, damaged, compressed, or no tar: {error}") from error
 
 
-def _label(text: bytes, kind: str | None, data: DataConfig, name: str) -> int | str | None:
-    """Read a sample's label: .cls a whole number, .txt a text, .json either under `data.columns` or a usual key."""
-    if kind is None:
-        return None
+def _label(text: bytes, kind: str, data: DataConfig, name: str) -> int | str | None:
+    """Read a sample's label: .cls a whole number, .txt a text, .json either under `data.columns` or a usual key.
+
+    None: JSON without any of these keys tells other things of the image.
+    """
     try:
         if kind == "json":
             found = json.loads(text)
             keys = (*data.columns[1:2], *LABEL_KEYS)
+            if not data.columns[1:2] and not any(key in found for key in keys):
+                return None
             label = next((found[key] for key in keys if key in found), None)
             if not isinstance(label, (int, str)) or isinstance(label, bool):
                 raise ValueError(f"no whole number or text under {', '.join(keys)}")

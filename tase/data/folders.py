@@ -111,13 +111,9 @@ class Listing:
         return dataclasses.replace(self, paths=paths, labels=labels, rows=rows)
 
     def of_classes(self, classes: tuple[str, ...]) -> Listing:
-        """Return the files of these classes only, numbered in this order; ConfigError if one has no files here."""
-        missing = sorted(set(classes) - set(self.classes))
-        if missing:
-            raise ConfigError(f"data.root: {self.root} has no images of class {', '.join(missing[:5])}")
-        ids = torch.full((len(self.classes),), -1)
-        ids[[self.classes.index(name) for name in classes]] = torch.arange(len(classes))
-        labels = ids[self.labels]
+        """Return the files of these classes only, numbered in this order; of some there may be none."""
+        places = {name: c for c, name in enumerate(classes)}
+        labels = torch.tensor([places.get(name, -1) for name in self.classes])[self.labels]
         return dataclasses.replace(self, labels=labels, classes=classes).keep(labels >= 0)
 
 
@@ -131,6 +127,16 @@ def list_folder(root: Path) -> Listing:
     paths = _image_paths(root)
     if not paths:
         raise ConfigError(f"data.root = {str(root)!r} holds no image files ({', '.join(sorted(SUFFIXES))})")
+    return _in_classes(root, paths)
+
+
+def list_part(listing: Listing, name: str) -> Listing:
+    """List by itself what lies in one of the folders of a listing: its classes are the folders in there."""
+    paths = [path.partition("/")[2] for path in listing.paths if path.startswith(f"{name}/")]
+    return _in_classes(listing.root / name, paths)
+
+
+def _in_classes(root: Path, paths: list[str]) -> Listing:
     nested = [path for path in paths if "/" in path]
     if not nested:
         return Listing(root, tuple(paths), None, ())

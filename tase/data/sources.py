@@ -36,10 +36,13 @@ from jaxtyping import Bool, UInt8
 from torch import Tensor
 
 from ..config import SOURCES, Config, ConfigError, DataConfig, check, override
-from .folders import Listing, cache_folder, decode_folder, file_size, known_unreadable, list_folder
+from ..options import log
+from .folders import Listing, cache_folder, decode_folder, file_size, known_unreadable, list_folder, list_part
 from .sets import ImageSet, short_hash
 
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
+TRAINED = ("train", "training")  # names of the part that is trained on, in small letters
+JUDGED = ("test", "testing", "validation", "valid", "val", "dev")  # parts that are test images: the first that is there
 NUMBERS = tuple(str(c) for c in range(100))  # class names of CIFAR-100 and ImageNet-100 until their data are read
 
 Part = ImageSet | Listing  # of pixels, or of files to be decoded
@@ -100,17 +103,18 @@ def load_source(data: DataConfig) -> Source:
     source = _open_source(data)
     train, good = _load_part(source.train, data, "train")
     test = None if source.test is None else _load_part(source.test, data, "test")[0]
-    return Source(train, test, None if source.listed is None else source.listed[good])
+    return _of_used_classes(Source(train, test, None if source.listed is None else source.listed[good]))
 
 
 def list_source(data: DataConfig) -> Source:
     """List a source without decoding its files; those known to be unreadable are left out if they are to be skipped."""
     source = _open_source(data)
     if not isinstance(source.train, Listing) or data.on_bad_image != "skip":
-        return source
+        return _of_used_classes(source)
     good = torch.ones(len(source.train), dtype=torch.bool)
     good[list(known_unreadable(source.train.files, _file_size(data), data.fit, cache_folder(data.cache)))] = False
-    return Source(source.train.keep(good), source.test, None if source.listed is None else source.listed[good])
+    listed = None if source.listed is None else source.listed[good]
+    return _of_used_classes(Source(source.train.keep(good), source.test, listed))
 
 
 def unreadable_files(data: DataConfig) -> dict[str, str]:
@@ -130,6 +134,7 @@ def _open_source(data: DataConfig) -> Source:
         raise
     except ValueError as error:  # of ImageSet, which checks itself
         raise ConfigError(f"data.root = {data.root!r} holds broken data of '{data.source}': {error}") from error
+    known = train.classes  # a published list may take some of them
     if data.rule == "file" and isinstance(train, Listing) and data.list_file.endswith(".txt"):
         train, listed = match_list(train, data.list_file)
     elif data.rule == "file":
@@ -140,7 +145,47 @@ def _open_source(data: DataConfig) -> Source:
     if isinstance(train, ImageSet):
         side = train.images.shape[-1]
         check(data.image_size in (0, side), "data.image_size", data.image_size, f"0, or {side}")
-    return Source(train, test.of_classes(train.classes) if isinstance(test, Listing) else test, listed)
+    return Source(train, _judged_part(test, train, known), listed)
+
+
+def first_of(names: list[str]) -> str:
+    """Return the first ten names as a text, and how many more there are."""
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+
+
+def _judged_part(test: Part | None, train: Part, known: tuple[str, ...]) -> Part | None:
+    """Return the test images of the classes of `train`, of which the source knows more; None without such labels."""
+    if test is None or not len(test) or train.labels is None:
+        return None
+    if test.labels is None or not set(test.classes) & set(train.classes):
+        where = test.root if isinstance(test, Listing) else "the source"
+        log.warning("%s: test images without labels, or of none of the trained classes, are left out", where)
+        return None
+    if isinstance(test, ImageSet):
+        return test
+    if only := [name for name in test.classes if name not in known]:
+        log.warning("%s: test images of classes without training images are left out: %s", test.root, first_of(only))
+    return test.of_classes(train.classes)
+
+
+def _of_used_classes(source: Source) -> Source:
+    """Leave out the classes without training images, and their test images: there is nothing to train on or judge."""
+    train, test = source.train, source.test
+    used = None if train.labels is None else torch.bincount(train.labels, minlength=len(train.classes)) > 0
+    if used is None or used.all():
+        return source
+    empty = [name for name, kept in zip(train.classes, used.tolist()) if not kept]
+    log.warning("classes without training images are left out: %s", first_of(empty))
+    ids, classes = used.cumsum(0) - 1, tuple(name for name, kept in zip(train.classes, used.tolist()) if kept)
+
+    def renumbered(part: Part) -> Part:
+        counted = {"counts": part.counts[used]} if isinstance(part, ImageSet) and part.counts is not None else {}
+        return dataclasses.replace(part, labels=ids[part.labels], classes=classes, **counted)
+
+    if test is not None:
+        kept = used[test.labels]
+        test = test.keep(kept) if isinstance(test, Listing) else test.subset(kept.nonzero()[:, 0])
+    return Source(renumbered(train), renumbered(test) if test else None, source.listed)
 
 
 def _load_part(part: Part, data: DataConfig, name: str) -> tuple[ImageSet, Bool[Tensor, "n"]]:
@@ -284,18 +329,30 @@ def imagenet100(data: DataConfig) -> tuple[Listing, Listing]:
 
 
 def folder(data: DataConfig) -> tuple[Listing, Listing | None]:
-    """List a folder of images, one sub-folder a class, or none; or its parts train/ and test/ (or val/)."""
+    """List a folder of images, one sub-folder a class, or none; or its parts train/ and test/ (or val/, ...).
+
+    Parts are known by name, in small or capital letters; folders that hold no images do not count.
+    """
     root = Path(data.root).expanduser()
     if not data.root or not root.is_dir():
         command = "--set data.root=FOLDER   (one sub-folder for each class, or none)"
         command = "sudo apt install openclipart-png" if "openclipart" in data.root else command
         raise missing_data("folder of images", [data.root or "''"], command)
-    tests = [root / name for name in ("test", "val") if (root / name).is_dir()]
-    others = {p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")} - {"train", "test", "val"}
-    if not tests or others or not (root / "train").is_dir():
-        return list_folder(root), None
-    train = list_folder(root / "train")
-    return train, None if train.labels is None else list_folder(tests[0])
+    found = list_folder(root)
+    trains, tests = ([name for name in found.classes if name.lower() in names] for names in (TRAINED, JUDGED))
+    if not trains and not tests:
+        return found, None
+    others = [name for name in found.classes if name not in (*trains, *tests)]
+    if len(trains) != 1 or others:
+        beside = f"and others ({', '.join(others[:3])})" if others else "but no single train/"
+        raise ConfigError(
+            f"data.root = {data.root!r} holds folders called like parts ({', '.join(trains + tests)}) {beside}: leave "
+            "only train/ and test/ (or val/) with images there, or set data.root to the folder with the folders of "
+            "classes; a class that is called so has to be renamed"
+        )
+    train = list_part(found, trains[0])
+    parts = [list_part(found, name) for name in sorted(tests, key=lambda name: JUDGED.index(name.lower()))]
+    return train, max(parts, key=lambda part: bool(set(part.classes) & set(train.classes)), default=None)
 
 
 # ----------------------------------------------------------------------------------------------------- published lists

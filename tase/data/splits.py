@@ -11,9 +11,10 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from ..config import SOURCES, Config, ConfigError, DataConfig, check
+from ..options import log
 from ..streams import generator
 from .sets import GROUPS, ImageSet, Splits, group_classes
-from .sources import Source, list_source, load_source
+from .sources import Source, first_of, list_source, load_source
 
 SETS = ("train", "probe", "val", "test")
 Mask = Bool[Tensor, "n"]  # over the training images of a source
@@ -83,9 +84,10 @@ def load_splits(config: Config, parts: tuple[str, ...] = SETS) -> Splits:
 
     Only the named `parts` are loaded, the others are None (a probe list of large images takes memory that training
     does not need); the training set is always there. Without labels there is only the training set, which is then all
-    images. A labelled folder without `data.test_per_class` and without folders train/ and test/ has no test. Rule
-    `ldam` uses every training image, so nothing is held out for validation. Raises ConfigError for data that are
-    missing or too few.
+    images. A labelled folder without `data.test_per_class` and without folders train/ and test/ has no test. Classes
+    without training images are left out, those without images in an official test are not evaluated. Rule `ldam` uses
+    every training image, so nothing is held out for validation. Raises ConfigError for data that are missing or too
+    few.
     """
     source = load_source(config.data)
     if source.train.labels is None:
@@ -113,9 +115,12 @@ def draw_split(source: Source, config: Config) -> tuple[dict[str, Mask], dict[st
     """
     data, labels, classes = config.data, source.train.labels, source.train.classes
     sizes = torch.bincount(labels, minlength=len(classes))
-    evaluated = sizes >= data.min_per_class
-    allowed = f"at most {int(sizes.max())}, the largest class"
+    tested = _tested(source, data)
+    evaluated = (sizes >= data.min_per_class) & tested
+    allowed = f"at most {int(sizes[tested].max())}, the largest class"
     check(bool(evaluated.any()), "data.min_per_class", data.min_per_class, allowed)
+    if lacking := [classes[c] for c in ((sizes >= data.min_per_class) & ~tested).nonzero()[:, 0].tolist()]:
+        log.warning("classes without test images are trained on but not evaluated: %s", first_of(lacking))
     masks = _hold_out(source, evaluated, config)
     pool = masks.pop("pool")
     left = torch.bincount(labels[pool], minlength=len(classes))
@@ -131,6 +136,13 @@ def draw_split(source: Source, config: Config) -> tuple[dict[str, Mask], dict[st
     wanted = _probe_counts(left, evaluated, classes, data)
     masks["probe"] = _draw_images(labels, pool, wanted, generator(config.split, "probe list", of_split=True))
     return masks, {"counts": counts, "group_counts": tail, "evaluated": evaluated}
+
+
+def _tested(source: Source, data: DataConfig) -> Bool[Tensor, "C"]:
+    """Tell which classes the official test has images of: all, where the test is held out."""
+    if source.test is None or data.test_per_class:
+        return torch.ones(len(source.train.classes), dtype=torch.bool)
+    return torch.bincount(source.test.labels, minlength=len(source.train.classes)) > 0
 
 
 def _hold_out(source: Source, evaluated: Bool[Tensor, "C"], config: Config) -> dict[str, Mask]:
@@ -234,6 +246,17 @@ def class_counts(config: Config) -> dict[str, Any]:
     }
 
 
+def check_few_shot(probe: ImageSet, per_class: int) -> None:
+    """Raise ConfigError where a class of the probe list has fewer than `per_class` images."""
+    sizes = torch.bincount(probe.labels)
+    fewest = int(sizes[sizes > 0].min())
+    allowed = (
+        f"1 to {fewest}, the smallest class of the probe list; it belongs to a run, so another one has to be trained "
+        "with it, or this one evaluated without few-shot: --protocols linear lt-knn"
+    )
+    check(1 <= per_class <= fewest, "data.few_shot_per_class", per_class, allowed)
+
+
 def few_shot_draws(probe: ImageSet, per_class: int, draws: int) -> list[Int64[Tensor, "m"]]:
     """Return `draws` fixed choices of `per_class` images of each class in the probe list, as indices into it.
 
@@ -241,10 +264,7 @@ def few_shot_draws(probe: ImageSet, per_class: int, draws: int) -> list[Int64[Te
     class has fewer images.
     """
     check(probe.labels is not None, "evaluation.protocols", "few-shot", "one that needs no labels: there are none")
-    sizes = torch.bincount(probe.labels)
-    fewest = int(sizes[sizes > 0].min())
-    allowed = f"1 to {fewest}, the smallest class of the list"
-    check(1 <= per_class <= fewest, "data.few_shot_per_class", per_class, allowed)
+    check_few_shot(probe, per_class)
     streams = [generator(draw, "few labels", of_split=True) for draw in range(draws)]
     keys = [torch.randperm(len(probe), generator=stream) for stream in streams]
     return [(rank_in_class(probe.labels, key) < per_class).nonzero()[:, 0] for key in keys]
