@@ -476,6 +476,8 @@ def test_differences_can_be_taken_to_another_row(pair, tmp_path, runs):
     assert gain == pytest.approx(-loss) and gain != 0
     with pytest.raises(ConfigError, match="'unheard of'; known: simclr, tase"):
         pair.against("unheard of")
+    grid = STUDIES["group-tau"]  # the extras are outside the columns
+    assert (grid.against("simclr").reference_column, grid.against("head 0.5").reference_column) == ("", "tail 0.2")
 
 
 def test_difference_of_differences_is_paired_by_seed():
