@@ -23,6 +23,7 @@ from tase.__main__ import main
 from tase.config import ConfigError, fields
 from tase.evaluation import lacking
 from tase.figures import draw_study, redraw, study_figure
+from tase.figures.study import headroom_of
 from tase.studies import STUDIES, Job, Multiple, Study, Workers, each_method, over, plan, published, run_study
 from tase.studies import jobs as jobs_module
 from tase.studies.study import class_slopes
@@ -62,6 +63,7 @@ TWO = {
     "headroom": (["simclr"], ["epochs x1", "twice as wide"]),
     "rivals": (["simclr", "tase+bcl-i"], []),
 }
+HEADROOM = "headroom: balanced - long tail"
 SMALL = {  # what the two cells need besides
     "schedule": {"optim.epochs": 11, "guidance.refresh": 0},
     "epochs-batch": {"guidance.refresh": 1},
@@ -542,8 +544,28 @@ def test_headroom_is_balanced_minus_long_tail_of_the_same_seed(tmp_path, runs):
     shown = found.results[(found.results["metric"] == "all") & (found.results["protocol"] == "lt-knn@1")]
     at = {(kind, row): some.set_index("seed")["value"] for (kind, row), some in shown.groupby(["kind", "row"])}
     harm = at["cell", "simclr, balanced"] - at["cell", "simclr"]
-    np.testing.assert_allclose(at["headroom", "headroom: balanced - long tail"], harm, atol=1e-7)
+    np.testing.assert_allclose(at["headroom", HEADROOM], harm, atol=1e-7)
     assert {"pixels", "untrained"} <= {row for kind, row in at if kind == "baseline"}
+
+
+def test_headroom_is_of_one_row_and_of_the_seeds_that_have_it(tmp_path, runs, monkeypatch):
+    both = quick("choice", ["simclr", "simclr, tau 0.4"])
+    run(both, tmp_path / "whole", runs)
+
+    def lost(job):
+        c = job.config
+        return c.data.balanced and c.seed == 0 and c.guidance.tau_0 == 0.2
+
+    monkeypatch.setattr(Job, "run", property(lambda job, found=Job.run.fget: None if lost(job) else found(job)))
+    monkeypatch.setattr(Job, "do", lambda *_, **__: int("x"))
+    found = run(both, tmp_path / "cut", runs)
+    headroom = found.results.query("kind == 'headroom' and protocol == 'lt-knn@1' and metric == 'all'")
+    assert len(found.failed) == 1 and headroom[["row", "seed"]].values.tolist() == [[HEADROOM, 1]]
+    other = run(both.only(["simclr, tau 0.4"]), tmp_path / "other", runs)
+    (label,) = set(other.results.query("kind == 'headroom'")["row"])
+    assert label == "headroom of simclr, tau 0.4: balanced - long tail"
+    assert headroom_of(label, other.about) == "headroom: SimCLR, τ 0.4, balanced"
+    assert headroom_of(HEADROOM, {}) == "headroom: SimCLR, balanced"
 
 
 def test_who_gains_is_told_by_size_and_by_crowding():

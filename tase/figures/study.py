@@ -179,7 +179,7 @@ def difference_figure(panels: Panels, found: Mapping[tuple[str, str], Found], ab
     twice = lambda c: any(np.allclose(c.over, o, equal_nan=True) for o in rows.values())  # noqa: E731
     places = [p for p, c in first.items() if p in rows or (c.kind == HEADROOM and not twice(c))]
     words = (
-        "headroom: SimCLR, balanced" if c.kind == HEADROOM else ", ".join(readable(p, about) for p in place if p)
+        headroom_of(c.row, about) if c.kind == HEADROOM else ", ".join(readable(p, about) for p in place if p)
         for place, c in ((place, first[place]) for place in places)
     )
     names = [textwrap.fill(text, 24) for text in words]
@@ -205,6 +205,12 @@ def difference_figure(panels: Panels, found: Mapping[tuple[str, str], Found], ab
     handles = [dot(colour, name_of(m), lw=0.9, ms=3) for m, colour in zip(next(iter(panels.values())), inks)]
     figure.legend(handles=[*handles, hollow()], loc="outside upper right", ncols=4)
     return figure
+
+
+def headroom_of(label: str, about: Mapping[str, Any]) -> str:
+    """Write the label of the headroom in words: it names its row where that is not the preset's own SimCLR."""
+    row = label.removesuffix(": balanced - long tail").removeprefix(HEADROOM).removeprefix(" of ")
+    return f"headroom: {readable(row or 'simclr', about)}, balanced"
 
 
 # ----------------------------------------------------------------------------------------------------------------- heat

@@ -27,7 +27,7 @@ from ..tables import (
     study_latex,
     study_markdown,
 )
-from .declared import SIMCLR, Cell, Study
+from .declared import BALANCED, CONTROLS, SIMCLR, Cell, Study
 from .engines import engine
 from .jobs import Job, cost, do_all
 
@@ -270,7 +270,7 @@ def _long_form(planned: Plan) -> pandas.DataFrame:
     baselines = baselines.sort_values("row", key=lambda row: row.map(BASELINES.index), kind="stable")
     others = published(planned.presets if planned.study.protocols else ())
     cells = _with_relative_times(cells)
-    parts = [part for part in (cells, _headroom(cells), baselines, others) if len(part)] or [cells]
+    parts = [part for part in (cells, _headroom(cells, planned), baselines, others) if len(part)] or [cells]
     rows = pandas.concat(parts).assign(study=planned.study.name)
     return rows[COLUMNS].astype({"seed": "Int64", "split": "Int64"})
 
@@ -299,15 +299,26 @@ def _with_relative_times(cells: pandas.DataFrame) -> pandas.DataFrame:
     return pandas.concat([cells, times]) if len(times) else cells
 
 
-def _headroom(cells: pandas.DataFrame) -> pandas.DataFrame:
-    """SimCLR on a balanced set minus SimCLR on the long tail, all else equal: what the long tail costs."""
-    keys = ["protocol", "metric"]
-    pairs = cells[(cells["twin"] != "") & ~cells["protocol"].isin([PSEUDO, SPACE, COST])]
+def _headroom(cells: pandas.DataFrame, planned: Plan) -> pandas.DataFrame:
+    """SimCLR on a balanced set minus SimCLR on the long tail, all else equal: what the long tail costs.
+
+    Of one row, the preset's own SimCLR where the study has it, for the seeds that have both; another row is named.
+    """
+    study, keys = planned.study, ["protocol", "metric"]
+    axis = {**study.rows, **study.extras}
+    rows = dict.fromkeys(entry.cell.row for entry in planned.entries if _is_control(entry.config))
+    own = {row for row in rows if axis[row].keys() <= CONTROLS[BALANCED].keys()}
+    chosen = min(rows, key=lambda row: (row not in own, row != study.reference), default="")
+    label = f"headroom{'' if chosen in own else f' of {chosen}'}: balanced - long tail"
+    pairs = cells[(cells["row"] == chosen) & (cells["twin"] != "") & ~cells["protocol"].isin([PSEUDO, SPACE, COST])]
     tailed = cells.drop_duplicates(["identity", *keys])[["identity", *keys, "value"]]
     pairs = pairs.merge(tailed, left_on=["twin", *keys], right_on=["identity", *keys], suffixes=("", "_tailed"))
     value = pairs["value"] - pairs["value_tailed"]
-    pairs = pairs.assign(kind="headroom", row="headroom: balanced - long tail", value=value)[cells.columns]
-    return pairs.drop_duplicates(["column", "preset", "seed", *keys])
+    return pairs.assign(kind="headroom", row=label, value=value)[cells.columns]
+
+
+def _is_control(config: Config) -> bool:
+    return config.method == SIMCLR and config.data.balanced
 
 
 def _scores_of_cell(entry: Entry, run: Run, on: str, costs: bool) -> dict[str, dict[str, float]]:
@@ -355,8 +366,7 @@ def _place(entry: Entry, run: Run) -> dict[str, Any]:
     """Collect what all rows of a cell's run share; `twin`: for balanced SimCLR the identity of the long-tailed run."""
     config = entry.config
     place = {"preset": config.preset, "subset": run.environment.get("subset", ""), "commit": run.commit}
-    balanced = config.method == "simclr" and config.data.balanced
-    place["twin"] = override(config, {"data.balanced": False}).identity if balanced else ""
+    place["twin"] = override(config, {"data.balanced": False}).identity if _is_control(config) else ""
     return {**place, "seed": config.seed, "split": config.split, "identity": config.identity}
 
 
