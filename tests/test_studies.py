@@ -288,6 +288,24 @@ def test_another_protocol_needs_no_training(pair, tmp_path, runs, monkeypatch):
     assert set(found.results["protocol"]) == {"lt-svm", "pseudo-labels", "space"}
 
 
+def test_settings_of_the_evaluation_hold_for_runs_that_are_there(pair, tmp_path, monkeypatch):
+    pair, runs = dataclasses.replace(pair, protocols=("few-shot", "lt-knn")), tmp_path / "runs"
+    run(pair, tmp_path / "before", runs, seeds=[0])
+    monkeypatch.setattr("tase.training.train_step", lambda *_: pytest.fail("trained again"))
+    other = {**TINY, "evaluation.knn": "3", "evaluation.draws": "4"}
+    found = run(pair, tmp_path / "after", runs, seeds=[0], overrides=other)
+    judged = set(found.results.query("kind in ('cell', 'baseline')")["protocol"])
+    assert found.done == 2 and judged == {"few-shot", "lt-knn@3", "pseudo-labels", "space"}
+    job = plan(pair, ["digits-lt"], [0], runs, other).jobs[0]
+    assert job.run.results["draws"] == 4 == len(job.run.results["protocols"]["few-shot"]["draws"])
+    assert "evaluation.knn=3, evaluation.draws=4" in found.markdown and job.done
+    assert not plan(pair, ["digits-lt"], [0], runs, TINY).jobs[0].done
+
+
+def test_what_is_named_twice_counts_once(pair, tmp_path):
+    assert len(plan(pair, ["digits-lt", "digits-lt"], [0, 1, 0], tmp_path, TINY).entries) == 4
+
+
 def test_an_interrupted_run_goes_on_and_comes_to_the_same(pair, tmp_path, runs, monkeypatch):
     whole = run(pair, tmp_path / "whole", runs)
     steps, step = itertools.count(), tase.training.train_step
@@ -668,6 +686,10 @@ def test_a_run_is_found_by_its_configuration_whatever_its_folder(pair, tmp_path,
         (["ablation", "--preset", "digits-lt", "--seeds", "x"], "--seeds takes"),
         (["ablation", "--preset", "digits-lt", "--on", "train"], "--on"),
         (["ablation", "--preset", "digits-lt", "--jobs", "0"], "--jobs"),
+        (["ablation", "--preset", "digits-lt", "--dry-run", "--set", "seed=0"], "chosen by --seeds"),
+        (["ablation", "--preset", "digits-lt", "--dry-run", "--set", "preset=openclipart"], "chosen by --preset"),
+        (["ablation", "--preset", "digits-lt", "--dry-run", "--set", "method=ts"], "chosen by --rows"),
+        (["ablation", "--preset", "digits-lt", "--dry-run", "--set", "evaluation.protocols=linear"], "by --protocols"),
     ],
 )
 def test_wrong_requests_are_told(words, message, tmp_path, capsys):

@@ -81,7 +81,7 @@ class Job:
     @property
     def done(self) -> bool:
         run = self.run
-        if run is None or (self.protocols and lacking(run, self.protocols, self.on)):
+        if run is None or (self.protocols and lacking(run, self.protocols, self.on, self.config.evaluation)):
             return False
         return {c.identity for c in self.clusterings} <= set(self.qualities)
 
@@ -89,7 +89,7 @@ class Job:
         """Do what is missing of the job; an interrupted training is resumed."""
         run = train(self.config, self.folder, resume=True, on_epoch=on_epoch, progress=False)
         if self.protocols:
-            evaluate(run, self.protocols, progress=False, on=self.on)
+            evaluate(run, self.protocols, progress=False, on=self.on, evaluation=self.config.evaluation)
         done = self.qualities
         for config in self.clusterings:
             if config.identity not in done:

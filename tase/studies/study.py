@@ -13,7 +13,7 @@ import torch
 
 from ..config import Config, ConfigError, check, override
 from ..data import class_counts
-from ..evaluation import FILES, saved_results
+from ..evaluation import FILES, saved_results, score_names
 from ..files import RunError, load_json, load_optional_json, save_json, tidy, write_atomic
 from ..runs import Run, keep_runs, kept_runs
 from ..tables import (
@@ -108,10 +108,11 @@ def plan(
     configuration, not by its name. Cells that the data cannot give (no image left for a class, none to validate on) are
     left out. Raises ConfigError where that leaves nothing, and for unknown names.
     """
-    presets, seeds = tuple(presets) or study.presets, tuple(seeds)
+    presets, seeds = tuple(dict.fromkeys(presets or study.presets)), tuple(dict.fromkeys(seeds))
     check(bool(presets), "--preset", presets, f"given: the study '{study.name}' has none of its own")
     check(bool(seeds), "--seeds", seeds, "one or more seeds")
     check(on in FILES, "--on", on, f"one of {', '.join(FILES)}")
+    _check_overrides(study, overrides or {})
     folder = Path(runs).with_suffix("") if Path(runs).suffix == ".zip" else Path(runs)
     found, places, clusterings, left_out = _found_runs(folder), [], {}, {}
     for preset, seed, cell in itertools.product(presets, seeds, study.cells):
@@ -135,6 +136,15 @@ def plan(
         for cell, config, trained, place in places
     ]
     return Plan(study, presets, seeds, on, entries, tuple(left_out))
+
+
+def _check_overrides(study: Study, overrides: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a field that cells, presets, seeds or protocols decide: it would be told, and not hold."""
+    others = {"preset": "--preset", "seed": "--seeds", "evaluation.protocols": "--protocols"}
+    if any("method" in changes for changes in (*study.rows.values(), *study.columns.values())):
+        others["method"] = "--rows"
+    for name in overrides:
+        check(name not in others, f"--set {name}", overrides[name], f"chosen by {others.get(name)}, not for all cells")
 
 
 def _found_runs(folder: Path) -> dict[str, Path]:
@@ -329,7 +339,8 @@ def _scores_of_cell(entry: Entry, run: Run, on: str, costs: bool) -> dict[str, d
     results = saved_results(run, on)
     scores = scores_by_protocol(results)
     space, (*_, quality) = scores.pop(SPACE), ({}, *run.history.quality)
-    wanted = {name: some for name, some in scores.items() if name.split("@")[0] in entry.job.protocols}
+    names = {name for protocol in entry.job.protocols for name in score_names(protocol, entry.job.config)}
+    wanted = {name: some for name, some in scores.items() if name in names}
     scores = {name: {**some, **class_slopes(results, name)} for name, some in wanted.items()}
     return {**scores, PSEUDO: quality, SPACE: space, COST: _cost_of(run) if costs else {}} if scores else {}
 
