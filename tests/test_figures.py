@@ -372,6 +372,28 @@ def test_runs_without_their_control_are_not_paired(paired, tmp_path):
     assert "intervals" not in one.get_supxlabel() and "±" not in one.axes[0].get_title(loc="left")
 
 
+def test_pairs_are_of_one_preset_and_its_settings(paired, tmp_path):
+    other = {"preset": "fashion-mnist-lt-small"}
+    settings = {"plain": {}, "other": other, "rho": {**other, "data__rho": 50}, "long": {**other, "optim__epochs": 200}}
+    here = [*paired]
+    for name, setting in settings.items():
+        here += [make_run(tmp_path / f"{name} {m}", m, 0, **setting) for m in ("simclr", "tase-tau")]
+    for name in ("other", "long"):
+        here += [make_run(tmp_path / f"{name} {m} b", m, 0, **settings[name], data__balanced=True)
+                 for m in ("simclr", "tase")]  # fmt: skip
+    found = {tailed.name: control.name for tailed, control in figures.control_pairs(here).items()}
+    expected = {f"tase-{seed}False": f"simclr-{seed}True" for seed in range(3)}
+    expected |= {f"plain {m}": "simclr-0True" for m in ("simclr", "tase-tau")}
+    expected |= {f"{name} {m}": f"{name} simclr b" for name in ("other", "long") for m in ("simclr", "tase-tau")}
+    assert found == expected
+    figure = figures.paired_accuracy(here)
+    assert "minus SimCLR, balanced ·" in figure.get_supxlabel().replace("\n", " ")
+    labels = [label for label, _ in sources.by_method([run for run in here if run.config.method == "simclr"])]
+    name = "fashion-mnist-lt-small"
+    tails = ["", f" ({name})", f" ({name}, rho=50)", f" ({name}, epochs=200)"]
+    assert [label for label in labels if "long tail" in label] == [f"SimCLR, long tail{end}" for end in tails]
+
+
 def test_a_balanced_control_takes_its_groups_from_the_long_tail_of_its_seed(three, tmp_path):
     other = make_run(tmp_path / "other", seed=5)
     counts, groups, borrowed = sources.order_of(three[0], [other, *three])
