@@ -600,6 +600,10 @@ def test_who_gains_is_told_by_size_and_by_crowding():
 
     assert judged(3 * size - 2 * crowding) == pytest.approx({"by_size": 3, "by_crowding": -2})
     assert judged(-2 * crowding, balanced=True) == pytest.approx({"by_crowding": -2})
+    run = {"counts": [*counts, 7], "eval_classes": [*range(6)], "balanced": False}  # no image of the last is judged
+    run["protocols"] = {"linear": {"per_class": [*(70 + 3 * size - 2 * crowding).tolist(), None]}}
+    run["baselines"] = {"pixels": {"few-shot": {"per_class": [*pixels, None]}}}
+    assert class_slopes(run, "linear") == pytest.approx({"by_size": 3, "by_crowding": -2})
     results = {"counts": counts, "balanced": False, "baselines": {"pixels": {"linear": {}}}}
     assert class_slopes(results, "linear") == {}  # without few-shot nobody knows what is crowded
     about = {"contrast": ["tail", "even"], "presets": ["p"], "on": "test", "reference": "a", "reference_column": "",

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from ..config import Config, ConfigError, check, override
@@ -358,7 +359,9 @@ def class_slopes(results: Mapping[str, Any], protocol: str) -> dict[str, float]:
         return {}
     counts = torch.tensor(results["counts"], dtype=torch.float64)[results["eval_classes"]]
     judged = (results["protocols"][protocol], pixels)
-    accuracies, known = (torch.tensor(x["per_class"], dtype=torch.float64) for x in judged)
+    accuracies, known = (torch.from_numpy(np.array(x["per_class"], dtype=np.float64)) for x in judged)
+    there = ~(accuracies + known).isnan()  # a class of which no image is judged has no accuracy
+    counts, accuracies, known = counts[there], accuracies[there], known[there]
     fitted = {**({} if results["balanced"] else {"by_size": counts.log()}), "by_crowding": -known}
     spans = {name: x.max() - x.min() for name, x in fitted.items() if len(x) > 2 and x.max() > x.min()}
     if not spans:
