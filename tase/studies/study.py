@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -106,8 +107,9 @@ def plan(
     """Pair every cell, preset (none given: the study's own) and seed with the run in `runs` that it needs.
 
     `runs` is a folder, or a zip of kept runs; new runs of x.zip go to the folder x. A run is found by its
-    configuration, not by its name. Cells that the data cannot give (no image left for a class, none to validate on) are
-    left out. Raises ConfigError where that leaves nothing, and for unknown names.
+    configuration, not by its name; where a kept copy lacks what is asked for, the run is trained again. Cells that the
+    data cannot give (no image left for a class, none to validate on) are left out. Raises ConfigError where that leaves
+    nothing, and for unknown names.
     """
     presets, seeds = tuple(dict.fromkeys(presets or study.presets)), tuple(dict.fromkeys(seeds))
     check(bool(presets), "--preset", presets, f"given: the study '{study.name}' has none of its own")
@@ -115,7 +117,7 @@ def plan(
     check(on in FILES, "--on", on, f"one of {', '.join(FILES)}")
     _check_overrides(study, overrides or {})
     folder = Path(runs).with_suffix("") if Path(runs).suffix == ".zip" else Path(runs)
-    found, places, clusterings, left_out = _found_runs(folder), [], {}, {}
+    found, planned, wanted, left_out = _found_runs(folder), [], {}, {}
     for preset, seed, cell in itertools.product(presets, seeds, study.cells):
         config = study.config(cell, preset, seed, overrides)
         try:
@@ -127,15 +129,16 @@ def plan(
             left_out[f"{cell.name} on {preset}: {error}"] = error
             continue
         trained = study.config(None, preset, seed, overrides) if study.on_features else config
-        place = found.get(trained.identity, folder / trained.identity)
-        clusterings.setdefault(place, []).extend([config] if study.on_features else [])
-        places.append((cell, config, trained, place))
-    if not places:
+        wanted.setdefault(trained.identity, (trained, []))[1].extend([config] if study.on_features else [])
+        planned.append((cell, config, trained.identity))
+    if not planned:
         raise next(iter(left_out.values()))
-    entries = [
-        Entry(cell, config, Job(trained, place, study.protocols, on, tuple(clusterings[place])))
-        for cell, config, trained, place in places
-    ]
+    jobs = {}
+    for identity, (trained, clusterings) in wanted.items():
+        new = Job(trained, folder / identity, study.protocols, on, tuple(clusterings))
+        old = dataclasses.replace(new, folder=found.get(identity, new.folder))
+        jobs[identity] = new if old.run and old.run.is_slim and not old.done else old
+    entries = [Entry(cell, config, jobs[identity]) for cell, config, identity in planned]
     return Plan(study, presets, seeds, on, entries, tuple(left_out))
 
 
