@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 import tase
 from tase.__main__ import main
@@ -722,6 +723,74 @@ def test_each_process_has_its_share_of_cores_and_gpus(monkeypatch):
     assert {s["OMP_NUM_THREADS"] for s in shares} == {"2"}
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert "CUDA_VISIBLE_DEVICES" not in jobs_module.resources(0, 1)
+
+
+def pictures(folder, n=48, side=9):
+    rng = np.random.default_rng(side)
+    for i in range(n):
+        (folder / f"class {i % 2}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)).save(folder / f"class {i % 2}/{i}.png")
+    return folder
+
+
+def test_runs_of_other_images_are_not_taken_for_these(tmp_path, monkeypatch):
+    study = Study("one", "Is it one?", each_method("simclr"), protocols=("lt-knn",))
+    some = {"optim.epochs": 1, "optim.batch": 32, "data.image_size": 8, "data.test_per_class": 4}
+    some |= {"model.channels": "8,8,8,8", "record.knn_every": 0, "data.cache": str(tmp_path / "cache")}
+    here, there = pictures(tmp_path / "here"), pictures(tmp_path / "there", side=12)
+    (here / "class 0" / "broken.png").write_bytes(b"no image")
+
+    def asked(root, **more):
+        return {**some, "data.root": str(root), **more}
+
+    first = run_study(study, ["folder"], [0, 1], tmp_path / "study", overrides=asked(here), progress=False, keep=True)
+    assert first.done == 2
+    with pytest.raises(ConfigError, match="is of other images than this study"):
+        run_study(study, ["folder"], [0, 1], tmp_path / "study", overrides=asked(there), progress=False)
+    shutil.move(here, tmp_path / "moved")  # which files are broken is not known there
+    kept = tmp_path / "study" / "runs.zip"
+    for root in (tmp_path / "moved", tmp_path / "moved" / ".." / "moved"):
+        assert not plan(study, ["folder"], [0, 1], kept, asked(root)).missing
+    monkeypatch.setattr("tase.studies.study.load_splits", lambda *_, **__: pytest.fail("read what needs no reading"))
+    assert not plan(study, ["folder"], [0, 1], kept, asked(tmp_path / "moved")).missing
+    monkeypatch.undo()
+    pictures(tmp_path / "moved", n=50)
+    with pytest.raises(ConfigError, match=r"take another folder for these \(--out, --runs\)"):
+        plan(study, ["folder"], [0, 1], kept, asked(tmp_path / "moved"))
+    (tmp_path / "moved" / "class 0" / "link.png").symlink_to("nowhere")
+    with pytest.raises(ConfigError, match="is of other images"):
+        plan(study, ["folder"], [1], kept, asked(tmp_path / "moved"))
+
+
+def test_arrays_of_another_file_are_other_images(tmp_path):
+    """Their labels are alike."""
+
+    def from_file(data):
+        pixels = torch.from_numpy(np.load(data.root))
+        return tase.ImageSet(pixels, torch.arange(len(pixels)) % 2, ("a", "b")), None
+
+    for seed, name in enumerate(("one", "two")):
+        pixels = np.random.default_rng(seed).integers(0, 256, (80, 1, 8, 8), dtype=np.uint8)
+        np.save(tmp_path / f"{name}.npy", pixels)
+    some = {"optim.epochs": 1, "optim.batch": 32, "data.n_max": 30, "data.rho": 2, "data.pool_per_class": 0}
+    some |= {"model.channels": "8,8,8,8", "record.knn_every": 0, "data.val_per_class": 5, "data.source": "file"}
+    study = Study("one", "Is it one?", each_method("simclr"), protocols=())
+    tase.SOURCES["file"] = from_file
+    try:
+        more = {"runs": tmp_path / "runs", "overrides": some | {"data.root": str(tmp_path / "one.npy")}}
+        planned = plan(study, ["digits-lt"], [0], **more)
+        tase.train(planned.jobs[0].config, planned.jobs[0].folder, progress=False)
+        assert not plan(study, ["digits-lt"], [0], **more).missing
+        with pytest.raises(ConfigError, match="is of other images than this study"):
+            plan(study, ["digits-lt"], [0], tmp_path / "runs", some | {"data.root": str(tmp_path / "two.npy")})
+    finally:
+        del tase.SOURCES["file"]
+
+
+def test_plans_do_not_read_images_that_are_the_same_everywhere(pair, tmp_path, runs, monkeypatch):
+    run(pair, tmp_path, runs)
+    monkeypatch.setattr("sklearn.datasets.load_digits", lambda: pytest.fail("read the digits"))
+    assert not plan(pair, ["digits-lt"], [0, 1], runs, TINY).missing
 
 
 # -------------------------------------------------------------------------------- validation, and temperatures by group

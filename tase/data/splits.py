@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..config import SOURCES, Config, ConfigError, DataConfig, check
 from ..streams import generator
-from .sets import GROUPS, ImageSet, Splits, group_classes
-from .sources import Source, list_source, load_source
+from .sets import GROUPS, ImageSet, Splits, group_classes, subset_hash
+from .sources import Source, list_source, load_source, part_hash
 
 SETS = ("train", "probe", "val", "test")
 Mask = Bool[Tensor, "n"]  # over the training images of a source
@@ -232,6 +232,22 @@ def class_counts(config: Config) -> dict[str, Any]:
         "groups": [GROUPS[group] for group in groups[order].tolist()],
         "classes": [classes[c] for c in order],
     }
+
+
+def listed_hash(config: Config) -> tuple[str, bool]:
+    """Return the hash of the training set as its data are now, decoding nothing, and whether it tells pixels apart.
+
+    That of arrays with labels does not. Files that cannot be read are known, and left out, once they are decoded.
+    """
+    source = list_source(config.data)
+    telling = not isinstance(source.train, ImageSet) or source.train.labels is None
+    try:
+        whole = part_hash(source.train, config.data, "train")
+    except OSError:  # a broken link, or gone by now: the images are not as they were
+        return "", telling
+    if source.train.labels is None:
+        return whole, telling
+    return subset_hash(whole, draw_split(source, config)[0]["train"].nonzero()[:, 0]), telling
 
 
 def few_shot_draws(probe: ImageSet, per_class: int, draws: int) -> list[Int64[Tensor, "m"]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 
 from ..config import Config, ConfigError, check, override
-from ..data import class_counts
+from ..data import class_counts, is_fixed, listed_hash, load_splits
 from ..evaluation import FILES, saved_results, score_names
 from ..files import RunError, load_json, load_optional_json, save_json, tidy, write_atomic
 from ..runs import Run, keep_runs, kept_runs
@@ -109,7 +110,7 @@ def plan(
     `runs` is a folder, or a zip of kept runs; new runs of x.zip go to the folder x. A run is found by its
     configuration, not by its name; where a kept copy lacks what is asked for, the run is trained again. Cells that the
     data cannot give (no image left for a class, none to validate on) are left out. Raises ConfigError where that leaves
-    nothing, and for unknown names.
+    nothing, for unknown names, and where a run is of other images than are there now.
     """
     presets, seeds = tuple(dict.fromkeys(presets or study.presets)), tuple(dict.fromkeys(seeds))
     check(bool(presets), "--preset", presets, f"given: the study '{study.name}' has none of its own")
@@ -133,8 +134,10 @@ def plan(
         planned.append((cell, config, trained.identity))
     if not planned:
         raise next(iter(left_out.values()))
-    jobs = {}
+    jobs, hashes = {}, {}
     for identity, (trained, clusterings) in wanted.items():
+        if identity in found:
+            _check_same_images(Run(found[identity]), trained, hashes)
         new = Job(trained, folder / identity, study.protocols, on, tuple(clusterings))
         old = dataclasses.replace(new, folder=found.get(identity, new.folder))
         jobs[identity] = new if old.run and old.run.is_slim and not old.done else old
@@ -149,6 +152,29 @@ def _check_overrides(study: Study, overrides: Mapping[str, Any]) -> None:
         others["method"] = "--rows"
     for name in overrides:
         check(name not in others, f"--set {name}", overrides[name], f"chosen by {others.get(name)}, not for all cells")
+
+
+def _check_same_images(run: Run, config: Config, hashes: dict[tuple, tuple[str, bool]]) -> None:
+    """Raise ConfigError where a run was trained on other images than `data.root` holds: its identity does not tell.
+
+    `hashes` are those of the training sets that have been listed so far.
+    """
+    data, before, key = config.data, run.environment.get("subset", ""), (config.data, config.split)
+    if is_fixed(data) or not before:
+        return
+    try:
+        hashes[key] = hashes.get(key) or listed_hash(config)
+        if hashes[key][0] != before and data.on_bad_image == "skip":  # which files are skipped, decoding alone tells
+            hashes[key] = load_splits(config, parts=("train",)).train.hash, hashes[key][1]
+    except ConfigError:  # the data are not here: there is nothing to hold the run against
+        return
+    now, telling = hashes[key]
+    there, here = (os.path.realpath(os.path.expanduser(root)) for root in (run.config.data.root, data.root))
+    if now != before or (there != here and not telling):
+        raise ConfigError(
+            f"the run {run.name} is of other images than this study (subset {before} of {there}, now {now or '?'} of "
+            f"{here}): take another folder for these (--out, --runs)"
+        )
 
 
 def _found_runs(folder: Path) -> dict[str, Path]:
