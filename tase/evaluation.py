@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import presets, probes
-from .config import PROTOCOLS, Config, ConfigError, check, check_choice, override
+from .config import PROTOCOLS, Config, ConfigError, EvaluationConfig, check, check_choice, override
 from .data import ImageSet, Splits, few_shot_draws, load_splits
 from .distributed import choose_device
 from .files import load_json, load_optional_json, save_json, save_npz, tidy
@@ -340,7 +340,7 @@ def _baseline(
     """
     path = run.path.parent / ".baselines" / f"{kind}-{_baseline_key(kind, features, run.splits)}.json"
     saved = load_optional_json(path)
-    if force or _unmeasured(saved, [protocol], run.config):
+    if force or _unmeasured(saved, [protocol], features.config):
         bar.set_description(f"{run.name}: {kind}")
         if kind not in others:
             images, device = features.images("tail"), features.device
@@ -350,7 +350,7 @@ def _baseline(
         path.parent.mkdir(exist_ok=True)
         save_json(path, saved)
     bar.update()
-    return {score: saved[score] for score in score_names(protocol, run.config)}
+    return {score: saved[score] for score in score_names(protocol, features.config)}
 
 
 # ------------------------------------------------------------------------------------------------------------- evaluate
@@ -375,11 +375,20 @@ def saved_results(run: Run, on: str) -> dict[str, Any]:
     return saved if same and ("tail" in saved or not run.config.data.balanced) else {}
 
 
-def lacking(run: Run, protocols: Iterable[str] | None = None, on: str = "test") -> list[str]:
-    """List the protocols (default: the configuration's) that the run's results do not have yet."""
-    names, saved = _chosen_protocols(protocols, run.config), saved_results(run, on)
-    same = saved.get("draws") == run.config.evaluation.draws
-    return _unmeasured(saved.get("protocols", {}) if same else {}, names, run.config)
+def _judged_by(run: Run, evaluation: EvaluationConfig | None) -> Config:
+    return dataclasses.replace(run.config, evaluation=evaluation or run.config.evaluation)
+
+
+def lacking(
+    run: Run, protocols: Iterable[str] | None = None, on: str = "test", evaluation: EvaluationConfig | None = None
+) -> list[str]:
+    """List the protocols (default: the configuration's) that the run's results do not have yet.
+
+    `evaluation` stands in the place of the section with which the run was trained, as in `evaluate`.
+    """
+    config, saved = _judged_by(run, evaluation), saved_results(run, on)
+    same = saved.get("draws") == config.evaluation.draws
+    return _unmeasured(saved.get("protocols", {}) if same else {}, _chosen_protocols(protocols, config), config)
 
 
 def evaluate(
@@ -388,11 +397,13 @@ def evaluate(
     force: bool = False,
     progress: bool = True,
     on: str = "test",
+    evaluation: EvaluationConfig | None = None,
 ) -> dict[str, Any]:
     """Measure a finished run by the protocols (default: its configuration's); returns what results.json then holds.
 
     `on="val"` judges on the validation images instead, for choices that must not see the test; these results are a file
     of their own, results_val.json. (Validation then also picks the probe's regularisation, alike for all runs.)
+    Numbers of draws and neighbours are those of `evaluation`, where it is given, in place of the configuration's.
 
     Protocols that results.json already has are not measured again unless `force`, and none is lost: each is written as
     soon as it is measured. Writes the features of the test images too. Every protocol is also measured on raw pixels
@@ -404,16 +415,16 @@ def evaluate(
 
     check_choice("on", on, FILES)
     run = run if isinstance(run, Run) else Run(run)
-    names = _chosen_protocols(protocols, run.config)
-    saved, replaced = saved_results(run, on), []
-    if force or saved.get("draws") != run.config.evaluation.draws:
+    config = _judged_by(run, evaluation)
+    names, saved, replaced = _chosen_protocols(protocols, config), saved_results(run, on), []
+    if force or saved.get("draws") != config.evaluation.draws:
         replaced = [score.split("@")[0] for score in saved.get("protocols", {})]
         names, saved = list(dict.fromkeys([*names, *replaced])), {}
-    todo = _unmeasured(saved.get("protocols", {}), names, run.config)
+    todo = _unmeasured(saved.get("protocols", {}), names, config)
     if not todo:
         return saved
-    device = choose_device(run.config.optim)
-    features = judged_features(run.encoder(device), run.config, run.splits, device, on)
+    device = choose_device(config.optim)
+    features = judged_features(run.encoder(device), config, run.splits, device, on)
     results = saved or _header(run, features)
     tidy(run.path), tidy(run.path.parent / ".baselines")
     if on == "test":
@@ -438,7 +449,7 @@ def evaluate(
 
 
 def _header(run: Run, features: Features) -> dict[str, Any]:
-    config, train = run.config, run.splits.train
+    config, train = features.config, run.splits.train
     return {
         "format": RESULTS_FORMAT,
         **{name: getattr(config, name) for name in ("identity", "preset", "method", "seed", "split")},

@@ -87,7 +87,10 @@ def paired_difference(a: Values, b: Values) -> Summary:
 
 
 class Contrast(NamedTuple):
-    """One metric of one cell: over its seeds, and paired with the reference's; `best`: surely above all others."""
+    """One metric of one cell: over its seeds, and paired with the reference's; `best`: surely above all others.
+
+    `base` is the row and column of what a cell is compared with: of the cell itself where it is the reference.
+    """
 
     row: str
     column: str
@@ -95,6 +98,7 @@ class Contrast(NamedTuple):
     over: Summary
     difference: Summary
     best: bool
+    base: tuple[str, str] | None = None
 
 
 def contrasts(
@@ -102,18 +106,23 @@ def contrasts(
 ) -> list[Contrast]:
     """Contrast every cell, headroom and baseline of one preset, protocol and metric, in the order of the rows.
 
-    A cell is compared with the row about["reference"] of its own column, else of the `reference_column`.
+    A cell is compared with the row about["reference"]: in the `reference_column` if there is one, else in its own.
     """
     groups = dict(list(_chosen(results, preset, protocol, metric).groupby(["kind", "row", "column"], sort=False)))
     cells = {(row, column): _by_seed(some) for (kind, row, column), some in groups.items() if kind == "cell"}
     best, found = _best(cells, about, metric), []
     for (kind, row, column), some in groups.items():
-        places = [(about["reference"], c) for c in (column, about["reference_column"], "")]
-        base = next((place for place in places if place in cells), None)
-        compared = kind == "cell" and base not in (None, (row, column))
+        base = _base(cells, about, column) if kind == "cell" else None
+        compared = base not in (None, (row, column))
         difference = paired_difference(cells[row, column], cells[base]) if compared else summary([])
-        found.append(Contrast(row, column, kind, summary(some["value"]), difference, (kind, row, column) in best))
+        found.append(Contrast(row, column, kind, summary(some["value"]), difference, (kind, row, column) in best, base))
     return found
+
+
+def _base(cells: Mapping[tuple[str, str], Values], about: Mapping[str, Any], column: str) -> tuple[str, str] | None:
+    """Find the cell with which those of a column are compared; None where it has not been measured."""
+    places = [(about["reference"], c) for c in (about["reference_column"] or column, column, "")]
+    return next((place for place in places if place in cells), None)
 
 
 def _chosen(results: pandas.DataFrame, preset: str, protocol: str, metric: str) -> pandas.DataFrame:
@@ -131,7 +140,8 @@ def _best(cells: Mapping[tuple[str, str], Values], about: Mapping[str, Any], met
     within a column where each column has its own reference, else all.
     """
     sign = -1 if metric in EVENNESS else 1  # the lower a coefficient of variation, the more even
-    own = (about["reference"], "") not in cells and not about["reference_column"]
+    bases = {_base(cells, about, column) for _, column in cells}
+    own = len(bases) > 1 or None in bases
     found = set()
     for competition in {column if own else None for _, column in cells}:
         competitors = [c for c in cells if c[0] not in about["outside"] and competition in (None, c[1])]
@@ -328,7 +338,8 @@ _LEGEND = "Accuracy in %, mean over classes; Std: over head, mid, tail; ±: 95 %
 
 def _study_legend(results: pandas.DataFrame, about: Mapping[str, Any]) -> list[str]:
     cells = results[results["kind"] == "cell"]
-    where = f" in {about['reference_column']}" if about["reference_column"] else ""
+    there = about["reference_column"] in set(cells.loc[cells["row"] == about["reference"], "column"])
+    where = f" in {about['reference_column']}" if about["reference_column"] and there else ""
     lines = [
         f"{_LEGEND}; s.d.: over seeds.",
         f"reference: {about['reference']}{where}, paired by seed and split. Bold: the paired interval to the runner-up "

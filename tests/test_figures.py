@@ -32,7 +32,8 @@ from tase.figures.paper import power_law
 from tase.figures.study import axis_of, readable
 from tase.figures.style import CLASS_COLOURS, THEMES, VALUES, on_any_ground
 from tase.presets import preset
-from tase.tables import summary
+from tase.studies import contrasts, read_study
+from tase.tables import study_markdown, summary
 
 
 def make_run(folder, method="tase", seed=0, classes=10, snapshots=4, labelled=True, evaluated=True, **overrides):
@@ -369,6 +370,28 @@ def test_runs_without_their_control_are_not_paired(paired, tmp_path):
         figures.paired_accuracy([paired[0], alone])
     one = figures.paired_accuracy(paired[:2])  # one seed: no interval, and none is claimed
     assert "intervals" not in one.get_supxlabel() and "±" not in one.axes[0].get_title(loc="left")
+
+
+def test_pairs_are_of_one_preset_and_its_settings(paired, tmp_path):
+    other = {"preset": "fashion-mnist-lt-small"}
+    settings = {"plain": {}, "other": other, "rho": {**other, "data__rho": 50}, "long": {**other, "optim__epochs": 200}}
+    here = [*paired]
+    for name, setting in settings.items():
+        here += [make_run(tmp_path / f"{name} {m}", m, 0, **setting) for m in ("simclr", "tase-tau")]
+    for name in ("other", "long"):
+        here += [make_run(tmp_path / f"{name} {m} b", m, 0, **settings[name], data__balanced=True)
+                 for m in ("simclr", "tase")]  # fmt: skip
+    found = {tailed.name: control.name for tailed, control in figures.control_pairs(here).items()}
+    expected = {f"tase-{seed}False": f"simclr-{seed}True" for seed in range(3)}
+    expected |= {f"plain {m}": "simclr-0True" for m in ("simclr", "tase-tau")}
+    expected |= {f"{name} {m}": f"{name} simclr b" for name in ("other", "long") for m in ("simclr", "tase-tau")}
+    assert found == expected
+    figure = figures.paired_accuracy(here)
+    assert "minus SimCLR, balanced ·" in figure.get_supxlabel().replace("\n", " ")
+    labels = [label for label, _ in sources.by_method([run for run in here if run.config.method == "simclr"])]
+    name = "fashion-mnist-lt-small"
+    tails = ["", f" ({name})", f" ({name}, rho=50)", f" ({name}, epochs=200)"]
+    assert [label for label in labels if "long tail" in label] == [f"SimCLR, long tail{end}" for end in tails]
 
 
 def test_a_balanced_control_takes_its_groups_from_the_long_tail_of_its_seed(three, tmp_path):
@@ -762,6 +785,31 @@ def test_a_map_keeps_strong_colours_for_what_leaves_zero(tmp_path):
     means = figures.study_figure(make_study(tmp_path / "m", "heat", values={k: v for k, v in values.items() if k[1]},
                                             rows=("tau_min=0.1",), columns=columns, axes=axes))  # fmt: skip
     assert "means over seeds" in means.get_supxlabel() and "intervals" not in means.get_supxlabel()
+
+
+def test_a_map_of_one_reference_in_a_column_has_one_zero(tmp_path):
+    """Four protocols, so that rows above the maps have little room."""
+    rows, columns, extras = ("head 0.2", "head 0.5"), ("tail 0.2", "tail 0.5"), ["simclr", "simclr, balanced"]
+    places = [*itertools.product(rows, columns), *((row, "") for row in extras)]
+    values = {place: [80.0 + i, 81.0 + i, 82.5 + i + i / 10] for i, place in enumerate(places)}
+    about = {"extras": extras, "axes": {row: {"method": "simclr"} for row in extras}, "reference_column": "tail 0.2"}
+    folder = make_study(tmp_path / "s", "heat", rows, columns, "head 0.2", values, **about)
+    one = pd.read_csv(folder / "results.csv", keep_default_na=False)
+    protocols = ("linear", "few-shot", "lt-knn@1", "lt-knn@10")
+    pd.concat([one.assign(protocol=name) for name in protocols]).to_csv(folder / "results.csv", index=False)
+    results, about = read_study(folder)
+    found = {(c.row, c.column): c.difference for c in contrasts(results, about, "digits-lt", "linear", "all")}
+    assert [place for place, difference in found.items() if not difference.n] == [("head 0.2", "tail 0.2")]
+    assert found["head 0.5", "tail 0.5"].mean == pytest.approx(3.1)  # and not 2.07, to its own column's
+    figure = figures.study_figure(folder)
+    assert [t.get_text().split("\n")[0] for t in figure.axes[0].texts] == ["+0.0", "+1.0", "+2.1", "+3.1"]
+    assert figure.get_suptitle().startswith("difference to head 0.2, tail 0.2, in points")
+    assert figure.axes[0].get_title("left") == "linear\nSimCLR +4.1\nbalanced +5.2"
+    no_text_is_cut_off_or_overlaps(figure)
+    legend = "- reference: {}, paired by seed and split."
+    assert legend.format("head 0.2 in tail 0.2") in study_markdown(results, about)
+    about["reference"] = "simclr"  # which has no column: so were tables made by `--reference simclr`
+    assert legend.format("simclr") in study_markdown(results, about)
 
 
 def test_axes_carry_their_values():

@@ -17,12 +17,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 import tase
 from tase.__main__ import main
 from tase.config import ConfigError, fields
 from tase.evaluation import lacking
 from tase.figures import draw_study, redraw, study_figure
+from tase.figures.study import headroom_of
 from tase.studies import STUDIES, Job, Multiple, Study, Workers, each_method, over, plan, published, run_study
 from tase.studies import jobs as jobs_module
 from tase.studies.study import class_slopes
@@ -62,6 +64,7 @@ TWO = {
     "headroom": (["simclr"], ["epochs x1", "twice as wide"]),
     "rivals": (["simclr", "tase+bcl-i"], []),
 }
+HEADROOM = "headroom: balanced - long tail"
 SMALL = {  # what the two cells need besides
     "schedule": {"optim.epochs": 11, "guidance.refresh": 0},
     "epochs-batch": {"guidance.refresh": 1},
@@ -225,8 +228,14 @@ def test_a_study_resumes_from_what_it_kept(pair, tmp_path, runs, monkeypatch):
     assert second.done == 0
     pd.testing.assert_frame_equal(first.results, second.results)
     monkeypatch.undo()
-    other = run(dataclasses.replace(pair, protocols=("lt-svm",)), tmp_path, None)
-    assert len(other.failed) == 4 and "slim copy: it keeps no encoder" in other.failed[0]
+    more = dataclasses.replace(pair, protocols=("lt-knn", "lt-svm"))  # which needs the weights, that are not kept
+    assert {job.folder.parent for job in plan(more, ["digits-lt"], [0, 1], tmp_path / "runs", TINY).missing} == {
+        tmp_path / "runs"
+    }
+    other = run(more, tmp_path, None)
+    assert other.done == 4 and not other.failed and "lt-svm" in set(other.results["protocol"])
+    same = other.results[other.results["protocol"] != "lt-svm"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(first.results, same)
 
 
 def test_keeping_more_seeds_leaves_what_was_kept(pair, tmp_path, runs):
@@ -284,6 +293,24 @@ def test_another_protocol_needs_no_training(pair, tmp_path, runs, monkeypatch):
     monkeypatch.setattr("tase.training.train_step", lambda *_: pytest.fail("trained again"))
     found = run(dataclasses.replace(pair, protocols=("lt-svm",)), tmp_path, runs, seeds=[0])
     assert set(found.results["protocol"]) == {"lt-svm", "pseudo-labels", "space"}
+
+
+def test_settings_of_the_evaluation_hold_for_runs_that_are_there(pair, tmp_path, monkeypatch):
+    pair, runs = dataclasses.replace(pair, protocols=("few-shot", "lt-knn")), tmp_path / "runs"
+    run(pair, tmp_path / "before", runs, seeds=[0])
+    monkeypatch.setattr("tase.training.train_step", lambda *_: pytest.fail("trained again"))
+    other = {**TINY, "evaluation.knn": "3", "evaluation.draws": "4"}
+    found = run(pair, tmp_path / "after", runs, seeds=[0], overrides=other)
+    judged = set(found.results.query("kind in ('cell', 'baseline')")["protocol"])
+    assert found.done == 2 and judged == {"few-shot", "lt-knn@3", "pseudo-labels", "space"}
+    job = plan(pair, ["digits-lt"], [0], runs, other).jobs[0]
+    assert job.run.results["draws"] == 4 == len(job.run.results["protocols"]["few-shot"]["draws"])
+    assert "evaluation.knn=3, evaluation.draws=4" in found.markdown and job.done
+    assert not plan(pair, ["digits-lt"], [0], runs, TINY).jobs[0].done
+
+
+def test_what_is_named_twice_counts_once(pair, tmp_path):
+    assert len(plan(pair, ["digits-lt", "digits-lt"], [0, 1, 0], tmp_path, TINY).entries) == 4
 
 
 def test_an_interrupted_run_goes_on_and_comes_to_the_same(pair, tmp_path, runs, monkeypatch):
@@ -487,6 +514,8 @@ def test_differences_can_be_taken_to_another_row(pair, tmp_path, runs):
     assert gain == pytest.approx(-loss) and gain != 0
     with pytest.raises(ConfigError, match="'unheard of'; known: simclr, tase"):
         pair.against("unheard of")
+    grid = STUDIES["group-tau"]  # the extras are outside the columns
+    assert (grid.against("simclr").reference_column, grid.against("head 0.5").reference_column) == ("", "tail 0.2")
 
 
 def test_difference_of_differences_is_paired_by_seed():
@@ -551,8 +580,28 @@ def test_headroom_is_balanced_minus_long_tail_of_the_same_seed(tmp_path, runs):
     shown = found.results[(found.results["metric"] == "all") & (found.results["protocol"] == "lt-knn@1")]
     at = {(kind, row): some.set_index("seed")["value"] for (kind, row), some in shown.groupby(["kind", "row"])}
     harm = at["cell", "simclr, balanced"] - at["cell", "simclr"]
-    np.testing.assert_allclose(at["headroom", "headroom: balanced - long tail"], harm, atol=1e-7)
+    np.testing.assert_allclose(at["headroom", HEADROOM], harm, atol=1e-7)
     assert {"pixels", "untrained"} <= {row for kind, row in at if kind == "baseline"}
+
+
+def test_headroom_is_of_one_row_and_of_the_seeds_that_have_it(tmp_path, runs, monkeypatch):
+    both = quick("choice", ["simclr", "simclr, tau 0.4"])
+    run(both, tmp_path / "whole", runs)
+
+    def lost(job):
+        c = job.config
+        return c.data.balanced and c.seed == 0 and c.guidance.tau_0 == 0.2
+
+    monkeypatch.setattr(Job, "run", property(lambda job, found=Job.run.fget: None if lost(job) else found(job)))
+    monkeypatch.setattr(Job, "do", lambda *_, **__: int("x"))
+    found = run(both, tmp_path / "cut", runs)
+    headroom = found.results.query("kind == 'headroom' and protocol == 'lt-knn@1' and metric == 'all'")
+    assert len(found.failed) == 1 and headroom[["row", "seed"]].values.tolist() == [[HEADROOM, 1]]
+    other = run(both.only(["simclr, tau 0.4"]), tmp_path / "other", runs)
+    (label,) = set(other.results.query("kind == 'headroom'")["row"])
+    assert label == "headroom of simclr, tau 0.4: balanced - long tail"
+    assert headroom_of(label, other.about) == "headroom: SimCLR, τ 0.4, balanced"
+    assert headroom_of(HEADROOM, {}) == "headroom: SimCLR, balanced"
 
 
 def test_who_gains_is_told_by_size_and_by_crowding():
@@ -569,6 +618,10 @@ def test_who_gains_is_told_by_size_and_by_crowding():
 
     assert judged(3 * size - 2 * crowding) == pytest.approx({"by_size": 3, "by_crowding": -2})
     assert judged(-2 * crowding, balanced=True) == pytest.approx({"by_crowding": -2})
+    run = {"counts": [*counts, 7], "eval_classes": [*range(6)], "balanced": False}  # no image of the last is judged
+    run["protocols"] = {"linear": {"per_class": [*(70 + 3 * size - 2 * crowding).tolist(), None]}}
+    run["baselines"] = {"pixels": {"few-shot": {"per_class": [*pixels, None]}}}
+    assert class_slopes(run, "linear") == pytest.approx({"by_size": 3, "by_crowding": -2})
     results = {"counts": counts, "balanced": False, "baselines": {"pixels": {"linear": {}}}}
     assert class_slopes(results, "linear") == {}  # without few-shot nobody knows what is crowded
     about = {"contrast": ["tail", "even"], "presets": ["p"], "on": "test", "reference": "a", "reference_column": "",
@@ -655,6 +708,10 @@ def test_a_run_is_found_by_its_configuration_whatever_its_folder(pair, tmp_path,
         (["ablation", "--preset", "digits-lt", "--seeds", "x"], "--seeds takes"),
         (["ablation", "--preset", "digits-lt", "--on", "train"], "--on"),
         (["ablation", "--preset", "digits-lt", "--jobs", "0"], "--jobs"),
+        (["ablation", "--preset", "digits-lt", "--dry-run", "--set", "seed=0"], "chosen by --seeds"),
+        (["ablation", "--preset", "digits-lt", "--dry-run", "--set", "preset=openclipart"], "chosen by --preset"),
+        (["ablation", "--preset", "digits-lt", "--dry-run", "--set", "method=ts"], "chosen by --rows"),
+        (["ablation", "--preset", "digits-lt", "--dry-run", "--set", "evaluation.protocols=linear"], "by --protocols"),
     ],
 )
 def test_wrong_requests_are_told(words, message, tmp_path, capsys):
@@ -677,6 +734,74 @@ def test_each_process_has_its_share_of_cores_and_gpus(monkeypatch):
     assert {s["OMP_NUM_THREADS"] for s in shares} == {"2"}
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert "CUDA_VISIBLE_DEVICES" not in jobs_module.resources(0, 1)
+
+
+def pictures(folder, n=48, side=9):
+    rng = np.random.default_rng(side)
+    for i in range(n):
+        (folder / f"class {i % 2}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)).save(folder / f"class {i % 2}/{i}.png")
+    return folder
+
+
+def test_runs_of_other_images_are_not_taken_for_these(tmp_path, monkeypatch):
+    study = Study("one", "Is it one?", each_method("simclr"), protocols=("lt-knn",))
+    some = {"optim.epochs": 1, "optim.batch": 32, "data.image_size": 8, "data.test_per_class": 4}
+    some |= {"model.channels": "8,8,8,8", "record.knn_every": 0, "data.cache": str(tmp_path / "cache")}
+    here, there = pictures(tmp_path / "here"), pictures(tmp_path / "there", side=12)
+    (here / "class 0" / "broken.png").write_bytes(b"no image")
+
+    def asked(root, **more):
+        return {**some, "data.root": str(root), **more}
+
+    first = run_study(study, ["folder"], [0, 1], tmp_path / "study", overrides=asked(here), progress=False, keep=True)
+    assert first.done == 2
+    with pytest.raises(ConfigError, match="is of other images than this study"):
+        run_study(study, ["folder"], [0, 1], tmp_path / "study", overrides=asked(there), progress=False)
+    shutil.move(here, tmp_path / "moved")  # which files are broken is not known there
+    kept = tmp_path / "study" / "runs.zip"
+    for root in (tmp_path / "moved", tmp_path / "moved" / ".." / "moved"):
+        assert not plan(study, ["folder"], [0, 1], kept, asked(root)).missing
+    monkeypatch.setattr("tase.studies.study.load_splits", lambda *_, **__: pytest.fail("read what needs no reading"))
+    assert not plan(study, ["folder"], [0, 1], kept, asked(tmp_path / "moved")).missing
+    monkeypatch.undo()
+    pictures(tmp_path / "moved", n=50)
+    with pytest.raises(ConfigError, match=r"take another folder for these \(--out, --runs\)"):
+        plan(study, ["folder"], [0, 1], kept, asked(tmp_path / "moved"))
+    (tmp_path / "moved" / "class 0" / "link.png").symlink_to("nowhere")
+    with pytest.raises(ConfigError, match="is of other images"):
+        plan(study, ["folder"], [1], kept, asked(tmp_path / "moved"))
+
+
+def test_arrays_of_another_file_are_other_images(tmp_path):
+    """Their labels are alike."""
+
+    def from_file(data):
+        pixels = torch.from_numpy(np.load(data.root))
+        return tase.ImageSet(pixels, torch.arange(len(pixels)) % 2, ("a", "b")), None
+
+    for seed, name in enumerate(("one", "two")):
+        pixels = np.random.default_rng(seed).integers(0, 256, (80, 1, 8, 8), dtype=np.uint8)
+        np.save(tmp_path / f"{name}.npy", pixels)
+    some = {"optim.epochs": 1, "optim.batch": 32, "data.n_max": 30, "data.rho": 2, "data.pool_per_class": 0}
+    some |= {"model.channels": "8,8,8,8", "record.knn_every": 0, "data.val_per_class": 5, "data.source": "file"}
+    study = Study("one", "Is it one?", each_method("simclr"), protocols=())
+    tase.SOURCES["file"] = from_file
+    try:
+        more = {"runs": tmp_path / "runs", "overrides": some | {"data.root": str(tmp_path / "one.npy")}}
+        planned = plan(study, ["digits-lt"], [0], **more)
+        tase.train(planned.jobs[0].config, planned.jobs[0].folder, progress=False)
+        assert not plan(study, ["digits-lt"], [0], **more).missing
+        with pytest.raises(ConfigError, match="is of other images than this study"):
+            plan(study, ["digits-lt"], [0], tmp_path / "runs", some | {"data.root": str(tmp_path / "two.npy")})
+    finally:
+        del tase.SOURCES["file"]
+
+
+def test_plans_do_not_read_images_that_are_the_same_everywhere(pair, tmp_path, runs, monkeypatch):
+    run(pair, tmp_path, runs)
+    monkeypatch.setattr("sklearn.datasets.load_digits", lambda: pytest.fail("read the digits"))
+    assert not plan(pair, ["digits-lt"], [0, 1], runs, TINY).missing
 
 
 # -------------------------------------------------------------------------------- validation, and temperatures by group

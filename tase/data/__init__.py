@@ -20,5 +20,14 @@ so they are read and not generated.
 
 from .folders import Listing, decode_folder, list_folder, read_image
 from .sets import GROUPS, ImageSet, Mapped, Splits, batches, epoch_order, group_classes, place
-from .sources import facts, load_images, missing_data, unreadable_files
-from .splits import check_few_shot, class_counts, few_shot_draws, load_splits, rank_in_class, rule_counts, tail_counts
+from .sources import facts, is_fixed, load_images, missing_data, unreadable_files
+from .splits import (
+    check_few_shot,
+    class_counts,
+    few_shot_draws,
+    listed_hash,
+    load_splits,
+    rank_in_class,
+    rule_counts,
+    tail_counts,
+)

@@ -28,6 +28,11 @@ def short_hash(*parts: bytes) -> str:
     return digest.hexdigest()[:8]
 
 
+def subset_hash(whole: str, index: Int64[Tensor, "m"]) -> str:
+    """Return the hash of the images `index` of a set with the hash `whole`."""
+    return short_hash(whole.encode(), index.numpy().astype("<i8").tobytes())
+
+
 def group_classes(
     counts: Int64[Tensor, "C"], rule: str = "thirds", evaluated: Bool[Tensor, "C"] | None = None
 ) -> Int64[Tensor, "C"]:
@@ -112,7 +117,7 @@ class ImageSet:
             images=take(self.images, index),
             labels=None if self.labels is None else self.labels[index],
             paths=None if self.paths is None else tuple(self.paths[i] for i in index.tolist()),
-            hash=short_hash(self.hash.encode(), index.numpy().astype("<i8").tobytes()),
+            hash=subset_hash(self.hash, index),
         )
 
 

@@ -15,8 +15,8 @@ labels and class names, or as a `Listing` of files, which are then decoded and c
 
 `facts`, `list_folder` and `missing_data` come from tase.data. `@facts(classes=..., n_max={"sdclr": 450})` above the
 function is optional: known before the data are read, it lets `tase info` count a long-tailed subset without them and
-gives rules `sdclr` and `ldam` their size. A function whose data are missing raises `missing_data(...)`, a ConfigError
-with the command that gets them.
+gives rules `sdclr` and `ldam` their size; `fixed=True` says that the images are the same wherever they lie. A function
+whose data are missing raises `missing_data(...)`, a ConfigError with the command that gets them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ import torch
 from jaxtyping import Bool, UInt8
 from torch import Tensor
 
-from ..config import SOURCES, Config, ConfigError, DataConfig, check, override
+from ..config import SOURCES, Config, ConfigError, DataConfig, check, is_hub_name, override
 from ..options import log
 from .folders import Listing, cache_folder, decode_folder, file_size, known_unreadable, list_folder, list_part
 from .sets import ImageSet, short_hash
@@ -50,19 +50,24 @@ Reader = Callable[[DataConfig], tuple[Part, Part | None]]
 
 
 def facts(
-    classes: tuple[str, ...] = (), n_max: Mapping[str, int] | None = None, image_size: int = 64
+    classes: tuple[str, ...] = (), n_max: Mapping[str, int] | None = None, image_size: int = 64, fixed: bool = False
 ) -> Callable[[Reader], Reader]:
     """Attach to a source what is known before its data are read.
 
     `classes`: their names; `n_max`: images of the largest class by rule; `image_size`: side in pixels to which files
-    are decoded where `data.image_size` is 0.
+    are decoded where `data.image_size` is 0; `fixed`: the images are the same in every `data.root`.
     """
 
     def attach(reader: Reader) -> Reader:
-        reader.classes, reader.n_max, reader.image_size = classes, n_max or {}, image_size
+        reader.classes, reader.n_max, reader.image_size, reader.fixed = classes, n_max or {}, image_size, fixed
         return reader
 
     return attach
+
+
+def is_fixed(data: DataConfig) -> bool:
+    """Tell whether the configuration names the images, and `data.root` at most the place where they lie."""
+    return getattr(SOURCES[data.source], "fixed", False) or (data.source == "hf" and is_hub_name(data.root))
 
 
 def missing_data(what: str, places: Iterable[str | Path], command: str, why: object = "") -> ConfigError:
@@ -193,19 +198,27 @@ def _load_part(part: Part, data: DataConfig, name: str) -> tuple[ImageSet, Bool[
     if isinstance(part, Listing):
         size = _file_size(data)
         pixels, good = decode_folder(part.files, size, data.fit, data.on_bad_image, cache_folder(data.cache))
-        kept = part.keep(good)
-        images = ImageSet(pixels, kept.labels, kept.classes, paths=kept.paths)
-        kind = f"{data.source} {name} {size} {data.fit} {list(pixels.shape)}"
-        rows = [f"{path}\0{file_size(file)}" for path, file in zip(kept.paths, kept.files, strict=True)]
-        content = "\n".join(rows).encode("utf-8", "surrogateescape")
+        part = part.keep(good)
+        images = ImageSet(pixels, part.labels, part.classes, paths=part.paths)
     else:
         images, good = part, torch.ones(len(part), dtype=torch.bool)
+    counts = None if images.labels is None else torch.bincount(images.labels, minlength=len(images.classes))
+    identity = part_hash(part, data, name)
+    return dataclasses.replace(images, name=f"{data.source}/{name}", counts=counts, hash=identity), good
+
+
+def part_hash(part: Part, data: DataConfig, name: str) -> str:
+    """Hash which images a part of a source has, of a listing those that can be read."""
+    if isinstance(part, Listing):
+        size = _file_size(data)
+        kind = f"{data.source} {name} {size} {data.fit} {[len(part), 3, size, size]}"
+        rows = [f"{path}\0{file_size(file)}" for path, file in zip(part.paths, part.files, strict=True)]
+        content = "\n".join(rows).encode("utf-8", "surrogateescape")
+    else:
         kind = f"{data.source} {name} {list(part.images.shape)}"
         # Labels tell the sets of one source apart without reading the pixels; without labels the pixels have to.
         content = (part.images.numpy() if part.labels is None else part.labels.numpy().astype("<i8")).tobytes()
-    counts = None if images.labels is None else torch.bincount(images.labels, minlength=len(images.classes))
-    identity = short_hash(kind.encode(), content)
-    return dataclasses.replace(images, name=f"{data.source}/{name}", counts=counts, hash=identity), good
+    return short_hash(kind.encode(), content)
 
 
 def _file_size(data: DataConfig) -> int:
@@ -215,7 +228,7 @@ def _file_size(data: DataConfig) -> int:
 # --------------------------------------------------------------------------------------------------- arrays of pixels
 
 
-@facts(classes=tuple("0123456789"))
+@facts(classes=tuple("0123456789"), fixed=True)
 def digits(data: DataConfig) -> tuple[ImageSet, None]:
     """Read scikit-learn's 1,797 digits, 8x8, 17 grey levels spread over 0 to 255; no official test."""
     from sklearn.datasets import load_digits
@@ -229,7 +242,8 @@ def digits(data: DataConfig) -> tuple[ImageSet, None]:
     classes=(
         *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
         *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
-    )
+    ),
+    fixed=True,
 )
 def fashion_mnist(data: DataConfig) -> tuple[ImageSet, ImageSet]:
     """Read Fashion-MNIST (Xiao et al. 2017), 28x28: 60,000 and 10,000 images, from its four idx files."""
@@ -246,13 +260,14 @@ def fashion_mnist(data: DataConfig) -> tuple[ImageSet, ImageSet]:
 @facts(
     classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
     n_max={"sdclr": 4500, "ldam": 5000},
+    fixed=True,
 )
 def cifar10(data: DataConfig) -> tuple[ImageSet, ImageSet]:
     """Read CIFAR-10 (Krizhevsky 2009), 32x32: 50,000 and 10,000 images."""
     return _cifar("CIFAR10", data)
 
 
-@facts(classes=NUMBERS, n_max={"sdclr": 450, "ldam": 500})
+@facts(classes=NUMBERS, n_max={"sdclr": 450, "ldam": 500}, fixed=True)
 def cifar100(data: DataConfig) -> tuple[ImageSet, ImageSet]:
     """Read CIFAR-100 (Krizhevsky 2009), 32x32: 50,000 and 10,000 images."""
     return _cifar("CIFAR100", data)

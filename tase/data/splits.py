@@ -13,8 +13,8 @@ from torch import Tensor
 from ..config import SOURCES, Config, ConfigError, DataConfig, check
 from ..options import log
 from ..streams import generator
-from .sets import GROUPS, ImageSet, Splits, group_classes
-from .sources import Source, first_of, list_source, load_source
+from .sets import GROUPS, ImageSet, Splits, group_classes, subset_hash
+from .sources import Source, first_of, list_source, load_source, part_hash
 
 SETS = ("train", "probe", "val", "test")
 Mask = Bool[Tensor, "n"]  # over the training images of a source
@@ -255,6 +255,22 @@ def check_few_shot(probe: ImageSet, per_class: int) -> None:
         "with it, or this one evaluated without few-shot: --protocols linear lt-knn"
     )
     check(1 <= per_class <= fewest, "data.few_shot_per_class", per_class, allowed)
+
+
+def listed_hash(config: Config) -> tuple[str, bool]:
+    """Return the hash of the training set as its data are now, decoding nothing, and whether it tells pixels apart.
+
+    That of arrays with labels does not. Files that cannot be read are known, and left out, once they are decoded.
+    """
+    source = list_source(config.data)
+    telling = not isinstance(source.train, ImageSet) or source.train.labels is None
+    try:
+        whole = part_hash(source.train, config.data, "train")
+    except OSError:  # a broken link, or gone by now: the images are not as they were
+        return "", telling
+    if source.train.labels is None:
+        return whole, telling
+    return subset_hash(whole, draw_split(source, config)[0]["train"].nonzero()[:, 0]), telling
 
 
 def few_shot_draws(probe: ImageSet, per_class: int, draws: int) -> list[Int64[Tensor, "m"]]:

@@ -30,8 +30,10 @@ from .sources import (
     ranked,
     results_of,
     seeds_of,
+    setting_of,
     signed,
     snapshots_of,
+    some_of,
     title,
 )
 from .style import (
@@ -132,15 +134,15 @@ def name_classes(ax: Axes, names: Sequence[str] | None, classes: int) -> None:
 def paired_accuracy(runs: Run | Sequence[Run], protocol: str = "linear", footer: bool = True) -> Figure:
     """Draw figure 1 in pairs: accuracy of each class minus that of the same class under the balanced control.
 
-    The control is the first method of the runs that was trained on a balanced set (SimCLR, balanced), pairs are of one
-    seed and split, and ranks those of each seed's long tail: which class is rare differs from seed to seed, and its
-    difficulty cancels. Points are means over seeds with 95 % intervals; bands are those of the mean over head, mid and
-    tail. Raises RunError where no long-tailed run has its control.
+    The control is the first method of the runs that was trained on a balanced set (SimCLR, balanced), with the same
+    preset and settings, pairs are of one seed and split, and ranks those of each seed's long tail: which class is rare
+    differs from seed to seed, and its difficulty cancels. Points are means over seeds with 95 % intervals; bands are
+    those of the mean over head, mid and tail. Raises RunError where no long-tailed run has its control.
     """
     runs = as_runs(runs)
     pairs = control_pairs(runs)
     if not pairs:
-        raise RunError("no long-tailed run has a balanced control of its seed and split among the runs")
+        raise RunError("no long-tailed run has a balanced control of its preset, settings, seed and split among these")
 
     def difference(run: Run) -> np.ndarray:
         both = [results_of(r, "protocols", protocol, "per_class") for r in (run, pairs[run])]
@@ -153,17 +155,19 @@ def paired_accuracy(runs: Run | Sequence[Run], protocol: str = "linear", footer:
     for ax in axes[::3]:
         ax.set_ylabel("accuracy minus\nbalanced, in points")
     figure.legend(handles=group_handles(), loc="outside upper center", ncols=3)
-    [(control, _), *_] = by_method(list(pairs.values()))
+    control = some_of(title(run.config) for run in pairs.values())
     several = "intervals: 95 % over seeds" if any(len(data.values) > 1 for _, data in found) else ""
     return signed(figure, list(pairs), f"protocol {protocol}", f"minus {control}", several, shown=footer)
 
 
 def control_pairs(runs: Sequence[Run]) -> dict[Run, Run]:
-    """Map each long-tailed run to the balanced control of its seed and split, where there is one."""
-    balanced = by_method([run for run in runs if is_balanced(run.config)])[:1]
-    control = {(r.config.seed, r.config.split): r for _, some in balanced for r in some}
+    """Map each long-tailed run to the balanced control of its preset, settings, seed and split, where there is one."""
+    first: dict[str, list[Run]] = {}  # setting -> the runs of its first balanced method
+    for _, some in by_method([run for run in runs if is_balanced(run.config)]):
+        first.setdefault(setting_of(some[0].config, seeded=False), some)
+    control = {setting_of(r.config): r for some in first.values() for r in some}
     tailed = [run for run in runs if not is_balanced(run.config)]
-    return {r: control[key] for r in tailed if (key := (r.config.seed, r.config.split)) in control}
+    return {r: control[key] for r in tailed if (key := setting_of(r.config)) in control}
 
 
 def difference_points(ax: Axes, label: str, data: ByRank) -> None:

@@ -98,13 +98,14 @@ def in_words(changed: Mapping[str, Any]) -> list[str]:
 
 
 def labels_of(configs: Sequence[Config]) -> list[str]:
-    """Name each configuration; those of the same title are told apart by the preset or the fields that differ."""
+    """Name each configuration; those of the same title are told apart by the preset and the fields that differ."""
     labels = []
     for config in configs:
-        first = next(c for c in configs if title(c) == title(config))
+        alike = [c for c in configs if title(c) == title(config)]
+        base = next(c for c in alike if c.preset == config.preset)
         unused = {f"guidance.{name}" for name in config.guidance_class.snapshot_only()}
-        changed = {name: value for name, value in config.changes(first).items() if name not in unused}
-        extra = in_words(changed) if config.preset == first.preset else [config.preset]
+        changed = {name: value for name, value in config.changes(base).items() if name not in unused}
+        extra = [config.preset] * (base.preset != alike[0].preset) + in_words(changed)
         labels.append(f"{title(config)} ({', '.join(extra)})" if extra else title(config))
     return labels
 
@@ -118,6 +119,13 @@ def by_method(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
     labels = labels_of([some[0].config for some in gathered.values()])
     steering = [f", steered at {some[0].steering}" if some[0].steered else "" for some in gathered.values()]
     return [(label + how, some) for label, how, some in zip(labels, steering, gathered.values())]
+
+
+def setting_of(config: Config, seeded: bool = True) -> str:
+    """Hash what a run shares with its balanced control: all but the method; without seed and split if not `seeded`."""
+    seed, split = (config.seed, config.split) if seeded else (0, -1)
+    data = dataclasses.replace(config.data, balanced=False, split=split)
+    return dataclasses.replace(config, method="simclr", guidance=None, seed=seed, data=data).identity
 
 
 # ---------------------------------------------------------------------------------------------- classes, head to tail

@@ -53,7 +53,7 @@ def study_figure(folder: str | Path, preset: str = "", note: bool = True) -> Fig
     draw = {"bars": difference_figure, "heat": heat_figure, "curve": curve_figure}[about["figure"]]
     figure = draw(panels, found, about)
     if note:
-        spread = "means over seeds" if draw is heat_figure and not one_reference(found, about) else "intervals: 95 %"
+        spread = "means over seeds" if draw is heat_figure and not one_reference(found) else "intervals: 95 %"
         parts = [
             about["name"],
             f"{preset}, on {about['on']}" if accuracies else preset,
@@ -125,12 +125,12 @@ def below(axes: Sequence[Axes], text: str) -> None:
 # --------------------------------------------------------------------------------------------- means and differences
 
 
-def against(cells: Found, reference: str, compared: bool) -> dict[tuple[str, str], Summary]:
+def against(cells: Found, compared: bool) -> dict[tuple[str, str], Summary]:
     """Return what is drawn of every cell: its paired difference, 0 for the reference itself; or its mean over seeds."""
     cells = {place: c for place, c in cells.items() if c.kind == "cell"}
     if not compared:
         return {place: c.over for place, c in cells.items()}
-    itself = {place: summary([0.0] * c.over.n) for place, c in cells.items() if place[0] == reference}
+    itself = {place: summary([0.0] * c.over.n) for place, c in cells.items() if place == c.base}
     return itself | {place: c.difference for place, c in cells.items() if c.difference.n}
 
 
@@ -179,7 +179,7 @@ def difference_figure(panels: Panels, found: Mapping[tuple[str, str], Found], ab
     twice = lambda c: any(np.allclose(c.over, o, equal_nan=True) for o in rows.values())  # noqa: E731
     places = [p for p, c in first.items() if p in rows or (c.kind == HEADROOM and not twice(c))]
     words = (
-        "headroom: SimCLR, balanced" if c.kind == HEADROOM else ", ".join(readable(p, about) for p in place if p)
+        headroom_of(c.row, about) if c.kind == HEADROOM else ", ".join(readable(p, about) for p in place if p)
         for place, c in ((place, first[place]) for place in places)
     )
     names = [textwrap.fill(text, 24) for text in words]
@@ -201,10 +201,16 @@ def difference_figure(panels: Panels, found: Mapping[tuple[str, str], Found], ab
         if drawn:
             fit_intervals(ax, drawn, upright=False)
     axes[0].set_ylim(len(places) - 0.4, -0.6)  # downwards; points of the outer rows whole
-    below(axes, f"difference to {readable(about['reference'], about)}, in points")
+    below(axes, f"difference to {reference_of(found, about)}, in points")
     handles = [dot(colour, name_of(m), lw=0.9, ms=3) for m, colour in zip(next(iter(panels.values())), inks)]
     figure.legend(handles=[*handles, hollow()], loc="outside upper right", ncols=4)
     return figure
+
+
+def headroom_of(label: str, about: Mapping[str, Any]) -> str:
+    """Write the label of the headroom in words: it names its row where that is not the preset's own SimCLR."""
+    row = label.removesuffix(": balanced - long tail").removeprefix(HEADROOM).removeprefix(" of ")
+    return f"headroom: {readable(row or 'simclr', about)}, balanced"
 
 
 # ----------------------------------------------------------------------------------------------------------------- heat
@@ -212,9 +218,8 @@ def difference_figure(panels: Panels, found: Mapping[tuple[str, str], Found], ab
 
 def heat_figure(panels: Panels, found: Mapping[tuple[str, str], Found], about: Mapping[str, Any]) -> Figure:
     """Draw a map per protocol and metric: of every cell the difference to the one reference, or its mean."""
-    compared, rows, columns = one_reference(found, about), about["rows"], about["columns"]
-    reference = readable(about["reference"], about)
-    drawn = {panel: against(cells, about["reference"], compared) for panel, cells in found.items()}
+    compared, rows, columns = one_reference(found), about["rows"], about["columns"]
+    drawn = {panel: against(cells, compared) for panel, cells in found.items()}
     figure, axes = study_grid(
         panels, 1.1 + 2 * (0.4 + (0.32 if compared else 0.2) * len(rows)), sharex=True, sharey=True
     )
@@ -226,22 +231,34 @@ def heat_figure(panels: Panels, found: Mapping[tuple[str, str], Found], about: M
         # Rows outside the columns have no place in the map: a line above it each.
         extras = [r for r in about["extras"] if (r, "") in cells and not (compared and r == about["reference"])]
         form = "+.1f" if compared else ".1f"
-        notes = [f"{readable(r, about).removeprefix(f'{reference}, ')} {cells[r, ''].mean:{form}}" for r in extras]
+        known = "|".join(re.escape(readable(r, about)) for r in (about["reference"], *extras))
+        names = [re.sub(f"^({known}), ", "", readable(r, about)) for r in extras]
+        notes = [f"{name} {cells[r, ''].mean:{form}}" for name, r in zip(names, extras)]
+        notes = [textwrap.fill(note, 72 // len(panels)) for note in notes]
         ax.set_title("\n".join([ax.get_title("left"), *notes]).strip())
     for ax, metric in zip(axes[:, 0], next(iter(panels.values()))):
         ax.set_ylabel(f"{name_of(metric)}\n{y_name}".strip())
     below(axes[-1], x_name)
     if compared:
-        column = about["reference_column"]
-        at = f", {column}" if (about["reference"], column) in next(iter(found.values())) and column else ""
-        figure.suptitle(f"difference to {reference}{at}, in points; pale: the interval holds 0", fontsize="medium")
+        title = f"difference to {reference_of(found, about)}, in points; pale: the interval holds 0"
+        figure.suptitle(title, fontsize="medium")
     return figure
 
 
-def one_reference(found: Mapping[tuple[str, str], Found], about: Mapping[str, Any]) -> bool:
+def bases_of(found: Mapping[tuple[str, str], Found]) -> set[tuple[str, str]]:
+    """Collect the cells with which others were compared."""
+    return {c.base for cells in found.values() for c in cells.values() if c.base}
+
+
+def one_reference(found: Mapping[tuple[str, str], Found]) -> bool:
     """Tell whether all cells were compared with the same one: a map of differences to many would not be one."""
-    one = about["reference_column"] or (about["reference"], "") in next(iter(found.values()))
-    return bool(one) and are_compared(found)
+    return len(bases_of(found)) == 1 and are_compared(found)
+
+
+def reference_of(found: Mapping[tuple[str, str], Found], about: Mapping[str, Any]) -> str:
+    """Write what cells were compared with: its row, and its column where that is the same for all."""
+    place = about["reference"], about["reference_column"]
+    return ", ".join(readable(part, about) for part in (place if place in bases_of(found) else place[:1]) if part)
 
 
 def are_compared(found: Mapping[tuple[str, str], Found]) -> bool:
@@ -291,10 +308,10 @@ def curve_figure(panels: Panels, found: Mapping[tuple[str, str], Found], about: 
     figure, axes = study_grid(panels, 3.8, sharex=True)
     ends = sorted({0, int(np.abs(x - (x[0] + x[-1]) / 2).argmin()), len(x) - 1})  # there is no room for more words
     for ax, panel in zip(axes.T.flat, found):
-        draw_lines(ax, x, lines, extras, against(found[panel], about["reference"], compared), compared)
+        draw_lines(ax, x, lines, extras, against(found[panel], compared), compared)
         ax.set_xticks(x[ends], [textwrap.fill(words[i], 10) for i in ends])
         ax.set_xticks(x, minor=True)
-    minus = f", minus\n{readable(about['reference'], about)}" if compared else ""
+    minus = f", minus\n{reference_of(found, about)}" if compared else ""
     for ax, metric in zip(axes[:, 0], next(iter(panels.values()))):
         ax.set_ylabel(f"{name_of(metric)}{minus}")
     below(axes[-1], name)

@@ -202,6 +202,11 @@ class Run:
         return self.status.get("state") == "finished"
 
     @property
+    def is_slim(self) -> bool:
+        """Whether it is a copy without weights, of which nothing more can be measured."""
+        return self.finished and not encoder_file(self.path).exists() and not (self.path / "checkpoint.pt").exists()
+
+    @property
     def is_training(self) -> bool | None:
         """Whether a process trains in the folder, which holds its lock; None if this user may not open the lock."""
         return is_held(self.path / ".lock")
@@ -289,7 +294,7 @@ class Run:
         from ..models import load_encoder
 
         if not encoder_file(self.path).exists():
-            if self.finished and not (self.path / "checkpoint.pt").exists():
+            if self.is_slim:
                 raise RunError(f"{self.path} is a slim copy: it keeps no encoder; train the run in another folder")
             raise RunError(f"{self.path} has no encoder yet: its training has not finished (train with resume=True)")
         try:

@@ -68,8 +68,8 @@ class Cell:
 class Study:
     """A table or an ablation: `rows` x `columns`, and `extras`, rows of their own outside the columns.
 
-    `base` holds fields that all cells share. Differences are taken to the row `reference`: in the same column where
-    it is there, else in `reference_column`. `contrast` names two columns: the table then also has the difference of
+    `base` holds fields that all cells share. Differences are taken to the row `reference`: in `reference_column`, if
+    one is named, else in the same column. `contrast` names two columns: the table then also has the difference of
     the differences, (row - reference) in the one minus the same in the other. Rows that are `outside` are no
     competitors: upper bounds. `costs` adds time and memory next to accuracy. `figure` is bars, heat or curve. With
     `on_features` nothing is trained per cell: the cells are ways to cluster the features of the one run that each
@@ -127,7 +127,8 @@ class Study:
     def against(self, reference: str) -> Study:
         """Take differences to another row; raises ConfigError for an unknown one."""
         _check_labels("row", [reference], {**self.rows, **self.extras})
-        return dataclasses.replace(self, reference=reference)
+        column = "" if reference in self.extras else self.reference_column  # extras lie outside the columns
+        return dataclasses.replace(self, reference=reference, reference_column=column)
 
     def config(self, cell: Cell | None, name: str, seed: int, overrides: Mapping[str, Any] | None = None) -> Config:
         """Build a cell's configuration on the preset `name`: preset, method, `base`, `overrides`, the cell's changes.

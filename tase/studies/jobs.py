@@ -81,7 +81,7 @@ class Job:
     @property
     def done(self) -> bool:
         run = self.run
-        if run is None or (self.protocols and lacking(run, self.protocols, self.on)):
+        if run is None or (self.protocols and lacking(run, self.protocols, self.on, self.config.evaluation)):
             return False
         return {c.identity for c in self.clusterings} <= set(self.qualities)
 
@@ -91,7 +91,7 @@ class Job:
         if run.steered:
             raise RunError(f"{run.path} was steered while it trained, so it is no run of a study; move it away")
         if self.protocols:
-            evaluate(run, self.protocols, progress=False, on=self.on)
+            evaluate(run, self.protocols, progress=False, on=self.on, evaluation=self.config.evaluation)
         done = self.qualities
         for config in self.clusterings:
             if config.identity not in done:

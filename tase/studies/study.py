@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from ..config import Config, ConfigError, check, override
-from ..data import class_counts
-from ..evaluation import FILES, saved_results
+from ..data import class_counts, is_fixed, listed_hash, load_splits
+from ..evaluation import FILES, saved_results, score_names
 from ..files import RunError, load_json, load_optional_json, save_json, tidy, write_atomic
 from ..runs import Run, keep_runs, kept_runs
 from ..tables import (
@@ -27,7 +30,7 @@ from ..tables import (
     study_latex,
     study_markdown,
 )
-from .declared import SIMCLR, Cell, Study
+from .declared import BALANCED, CONTROLS, SIMCLR, Cell, Study
 from .engines import engine
 from .jobs import Job, cost, do_all
 
@@ -105,15 +108,17 @@ def plan(
     """Pair every cell, preset (none given: the study's own) and seed with the run in `runs` that it needs.
 
     `runs` is a folder, or a zip of kept runs; new runs of x.zip go to the folder x. A run is found by its
-    configuration, not by its name. Cells that the data cannot give (no image left for a class, none to validate on) are
-    left out. Raises ConfigError where that leaves nothing, and for unknown names.
+    configuration, not by its name; where a kept copy lacks what is asked for, the run is trained again. Cells that the
+    data cannot give (no image left for a class, none to validate on) are left out. Raises ConfigError where that leaves
+    nothing, for unknown names, and where a run is of other images than are there now.
     """
-    presets, seeds = tuple(presets) or study.presets, tuple(seeds)
+    presets, seeds = tuple(dict.fromkeys(presets or study.presets)), tuple(dict.fromkeys(seeds))
     check(bool(presets), "--preset", presets, f"given: the study '{study.name}' has none of its own")
     check(bool(seeds), "--seeds", seeds, "one or more seeds")
     check(on in FILES, "--on", on, f"one of {', '.join(FILES)}")
+    _check_overrides(study, overrides or {})
     folder = Path(runs).with_suffix("") if Path(runs).suffix == ".zip" else Path(runs)
-    found, places, clusterings, left_out = _found_runs(folder), [], {}, {}
+    found, planned, wanted, left_out = _found_runs(folder), [], {}, {}
     for preset, seed, cell in itertools.product(presets, seeds, study.cells):
         config = study.config(cell, preset, seed, overrides)
         try:
@@ -125,16 +130,51 @@ def plan(
             left_out[f"{cell.name} on {preset}: {error}"] = error
             continue
         trained = study.config(None, preset, seed, overrides) if study.on_features else config
-        place = found.get(trained.identity, folder / trained.identity)
-        clusterings.setdefault(place, []).extend([config] if study.on_features else [])
-        places.append((cell, config, trained, place))
-    if not places:
+        wanted.setdefault(trained.identity, (trained, []))[1].extend([config] if study.on_features else [])
+        planned.append((cell, config, trained.identity))
+    if not planned:
         raise next(iter(left_out.values()))
-    entries = [
-        Entry(cell, config, Job(trained, place, study.protocols, on, tuple(clusterings[place])))
-        for cell, config, trained, place in places
-    ]
+    jobs, hashes = {}, {}
+    for identity, (trained, clusterings) in wanted.items():
+        if identity in found:
+            _check_same_images(Run(found[identity]), trained, hashes)
+        new = Job(trained, folder / identity, study.protocols, on, tuple(clusterings))
+        old = dataclasses.replace(new, folder=found.get(identity, new.folder))
+        jobs[identity] = new if old.run and old.run.is_slim and not old.done else old
+    entries = [Entry(cell, config, jobs[identity]) for cell, config, identity in planned]
     return Plan(study, presets, seeds, on, entries, tuple(left_out))
+
+
+def _check_overrides(study: Study, overrides: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a field that cells, presets, seeds or protocols decide: it would be told, and not hold."""
+    others = {"preset": "--preset", "seed": "--seeds", "evaluation.protocols": "--protocols"}
+    if any("method" in changes for changes in (*study.rows.values(), *study.columns.values())):
+        others["method"] = "--rows"
+    for name in overrides:
+        check(name not in others, f"--set {name}", overrides[name], f"chosen by {others.get(name)}, not for all cells")
+
+
+def _check_same_images(run: Run, config: Config, hashes: dict[tuple, tuple[str, bool]]) -> None:
+    """Raise ConfigError where a run was trained on other images than `data.root` holds: its identity does not tell.
+
+    `hashes` are those of the training sets that have been listed so far.
+    """
+    data, before, key = config.data, run.environment.get("subset", ""), (config.data, config.split)
+    if is_fixed(data) or not before:
+        return
+    try:
+        hashes[key] = hashes.get(key) or listed_hash(config)
+        if hashes[key][0] != before and data.on_bad_image == "skip":  # which files are skipped, decoding alone tells
+            hashes[key] = load_splits(config, parts=("train",)).train.hash, hashes[key][1]
+    except ConfigError:  # the data are not here: there is nothing to hold the run against
+        return
+    now, telling = hashes[key]
+    there, here = (os.path.realpath(os.path.expanduser(root)) for root in (run.config.data.root, data.root))
+    if now != before or (there != here and not telling):
+        raise ConfigError(
+            f"the run {run.name} is of other images than this study (subset {before} of {there}, now {now or '?'} of "
+            f"{here}): take another folder for these (--out, --runs)"
+        )
 
 
 def _found_runs(folder: Path) -> dict[str, Path]:
@@ -270,7 +310,7 @@ def _long_form(planned: Plan) -> pandas.DataFrame:
     baselines = baselines.sort_values("row", key=lambda row: row.map(BASELINES.index), kind="stable")
     others = published(planned.presets if planned.study.protocols else ())
     cells = _with_relative_times(cells)
-    parts = [part for part in (cells, _headroom(cells), baselines, others) if len(part)] or [cells]
+    parts = [part for part in (cells, _headroom(cells, planned), baselines, others) if len(part)] or [cells]
     rows = pandas.concat(parts).assign(study=planned.study.name)
     return rows[COLUMNS].astype({"seed": "Int64", "split": "Int64"})
 
@@ -299,15 +339,26 @@ def _with_relative_times(cells: pandas.DataFrame) -> pandas.DataFrame:
     return pandas.concat([cells, times]) if len(times) else cells
 
 
-def _headroom(cells: pandas.DataFrame) -> pandas.DataFrame:
-    """SimCLR on a balanced set minus SimCLR on the long tail, all else equal: what the long tail costs."""
-    keys = ["protocol", "metric"]
-    pairs = cells[(cells["twin"] != "") & ~cells["protocol"].isin([PSEUDO, SPACE, COST])]
+def _headroom(cells: pandas.DataFrame, planned: Plan) -> pandas.DataFrame:
+    """SimCLR on a balanced set minus SimCLR on the long tail, all else equal: what the long tail costs.
+
+    Of one row, the preset's own SimCLR where the study has it, for the seeds that have both; another row is named.
+    """
+    study, keys = planned.study, ["protocol", "metric"]
+    axis = {**study.rows, **study.extras}
+    rows = dict.fromkeys(entry.cell.row for entry in planned.entries if _is_control(entry.config))
+    own = {row for row in rows if axis[row].keys() <= CONTROLS[BALANCED].keys()}
+    chosen = min(rows, key=lambda row: (row not in own, row != study.reference), default="")
+    label = f"headroom{'' if chosen in own else f' of {chosen}'}: balanced - long tail"
+    pairs = cells[(cells["row"] == chosen) & (cells["twin"] != "") & ~cells["protocol"].isin([PSEUDO, SPACE, COST])]
     tailed = cells.drop_duplicates(["identity", *keys])[["identity", *keys, "value"]]
     pairs = pairs.merge(tailed, left_on=["twin", *keys], right_on=["identity", *keys], suffixes=("", "_tailed"))
     value = pairs["value"] - pairs["value_tailed"]
-    pairs = pairs.assign(kind="headroom", row="headroom: balanced - long tail", value=value)[cells.columns]
-    return pairs.drop_duplicates(["column", "preset", "seed", *keys])
+    return pairs.assign(kind="headroom", row=label, value=value)[cells.columns]
+
+
+def _is_control(config: Config) -> bool:
+    return config.method == SIMCLR and config.data.balanced
 
 
 def _scores_of_cell(entry: Entry, run: Run, on: str, costs: bool) -> dict[str, dict[str, float]]:
@@ -318,7 +369,8 @@ def _scores_of_cell(entry: Entry, run: Run, on: str, costs: bool) -> dict[str, d
     results = saved_results(run, on)
     scores = scores_by_protocol(results)
     space, (*_, quality) = scores.pop(SPACE), ({}, *run.history.quality)
-    wanted = {name: some for name, some in scores.items() if name.split("@")[0] in entry.job.protocols}
+    names = {name for protocol in entry.job.protocols for name in score_names(protocol, entry.job.config)}
+    wanted = {name: some for name, some in scores.items() if name in names}
     scores = {name: {**some, **class_slopes(results, name)} for name, some in wanted.items()}
     return {**scores, PSEUDO: quality, SPACE: space, COST: _cost_of(run) if costs else {}} if scores else {}
 
@@ -336,7 +388,9 @@ def class_slopes(results: Mapping[str, Any], protocol: str) -> dict[str, float]:
         return {}
     counts = torch.tensor(results["counts"], dtype=torch.float64)[results["eval_classes"]]
     judged = (results["protocols"][protocol], pixels)
-    accuracies, known = (torch.tensor(x["per_class"], dtype=torch.float64) for x in judged)
+    accuracies, known = (torch.from_numpy(np.array(x["per_class"], dtype=np.float64)) for x in judged)
+    there = ~(accuracies + known).isnan()  # a class of which no image is judged has no accuracy
+    counts, accuracies, known = counts[there], accuracies[there], known[there]
     fitted = {**({} if results["balanced"] else {"by_size": counts.log()}), "by_crowding": -known}
     spans = {name: x.max() - x.min() for name, x in fitted.items() if len(x) > 2 and x.max() > x.min()}
     if not spans:
@@ -355,8 +409,7 @@ def _place(entry: Entry, run: Run) -> dict[str, Any]:
     """Collect what all rows of a cell's run share; `twin`: for balanced SimCLR the identity of the long-tailed run."""
     config = entry.config
     place = {"preset": config.preset, "subset": run.environment.get("subset", ""), "commit": run.commit}
-    balanced = config.method == "simclr" and config.data.balanced
-    place["twin"] = override(config, {"data.balanced": False}).identity if balanced else ""
+    place["twin"] = override(config, {"data.balanced": False}).identity if _is_control(config) else ""
     return {**place, "seed": config.seed, "split": config.split, "identity": config.identity}
 
 
