@@ -48,6 +48,7 @@ from .temperatures import (
     Constant,
     ISogCLRTau,
     TemperatureSchedule,
+    guided,
     temperature_and_weight,
 )
 
@@ -69,6 +70,7 @@ __all__ = [
     "TemperatureSchedule",
     "build_guidance",
     "compose",
+    "guided",
     "temperature_and_weight",
 ]
 

@@ -231,7 +231,7 @@ class TASE(Constant):
             warnings.warn(message, stacklevel=2)
         groups = None if self.groups is None else self.groups.to(self.device)
         share = self._trusted_share(epoch)
-        tau, weight = temperature_and_weight(q, a, self.pseudo.spread, self.options, share, groups)
+        tau, weight = guided(q, a, self.pseudo.spread, self.options, share, groups)
         self.target_tau, self.target_weight = tau[self.order].float(), weight[self.order].float()
         TASE.start_epoch(self, epoch)
 
@@ -249,6 +249,16 @@ class TASE(Constant):
 
 
 def temperature_and_weight(
+    q: Float[Tensor, "n"], a: Float[Tensor, "n"], options: TASE.Options
+) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"]]:
+    """Compute equations (5) and (6): tau and w of samples with q in [0, 1] and headness a, after the ramp."""
+    c = options
+    tau = c.tau_min + (c.tau_max - c.tau_min) * (1 - q if c.reversed else q)  # (5)
+    weight = (-c.gamma * (a - a.mean())).exp().clamp(1 / c.w_max, c.w_max)  # (6)
+    return tau, weight
+
+
+def guided(
     q: Float[Tensor, "n"],
     a: Float[Tensor, "n"],
     spread: float,
@@ -256,21 +266,19 @@ def temperature_and_weight(
     share: float = 1.0,
     groups: Int64[Tensor, "n"] | None = None,
 ) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"]]:
-    """Compute equations (5) and (6): tau and w of samples with q in [0, 1] and headness a, after the ramp.
+    """Return the tau and w that samples are trained with after the ramp: `temperature_and_weight`, as far as it acts.
 
-    `share` of the guidance acts, and none where the `spread` of the log sizes is too small to say anything, unless
-    `options.group_tau` gives the temperatures of `groups` (0, 1, 2).
+    `share` of it acts, and nothing where the `spread` of the log sizes is too small to say anything. With
+    `options.group_tau` tau is that of the sample's group in `groups` (0, 1, 2), whatever the spread.
     """
     from ..pseudo_labels import LEAST_SPREAD
 
-    c = options
-    tau = c.tau_min + (c.tau_max - c.tau_min) * (1 - q if c.reversed else q)  # (5)
-    weight = (-c.gamma * (a - a.mean())).exp().clamp(1 / c.w_max, c.w_max)  # (6)
-    if c.group_tau:
-        tau = tau.new_tensor(c.group_tau)[groups]
+    tau, weight = temperature_and_weight(q, a, options)
+    if options.group_tau:
+        tau = tau.new_tensor(options.group_tau)[groups]
     elif spread < LEAST_SPREAD:
         share = 0.0
-    return shrunken(tau, weight, c.tau_0, share)
+    return shrunken(tau, weight, options.tau_0, share)
 
 
 def shrunken(

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int64
 
 from ..config import Config
-from ..guidance import TASE, build_guidance, temperature_and_weight
+from ..guidance import TASE, build_guidance, guided
 from ..pseudo_labels import Quantity, clipped_rank
 from ..runs import History, Run
 from .svg import group_of_samples
@@ -96,7 +96,7 @@ def apply_options(now: SampleTable, options: Any) -> WhatIf:
     q, spread = clipped_rank(now.quantity, options.headness_map)
     share = now.strength if options.trust and options.labels != "oracle" else 1.0
     groups = torch.from_numpy(now.group.astype(np.int64))
-    tau, weight = temperature_and_weight(q, now.quantity.a, spread, options, share, groups)
+    tau, weight = guided(q, now.quantity.a, spread, options, share, groups)
     return WhatIf(tau.numpy(), weight.numpy(), float(spread))
 
 
