@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .config import METHODS, Config, Registry, applicable, check_choice, override
+from .config import Config, Registry, applicable, check_choice, override
 
 # The 0.9 that SDCLR prunes on CIFAR takes all of conv4's last convolution at its start, whose weights are small and
 # bounded: the second view then is the same for all images, and stays it. So the other published share, of ImageNet100.
@@ -136,7 +136,7 @@ def preset(name: str, method: str = "tase", seed: int = 0, overrides: Mapping[st
     """
     check_choice("preset", name, PRESETS)
     method = (overrides or {}).get("method", method)
-    chosen = {**applicable(PRESETS[name], method), **METHODS[method].changes, **(overrides or {})}
+    chosen = {**applicable(PRESETS[name], method), **(overrides or {})}
     return override(Config(), {"preset": name, "method": method, "seed": seed, **chosen})
 
 

@@ -49,6 +49,7 @@ from .temperatures import (
     ISogCLRTau,
     TemperatureSchedule,
     guided,
+    says_nothing,
     temperature_and_weight,
 )
 
@@ -71,6 +72,7 @@ __all__ = [
     "build_guidance",
     "compose",
     "guided",
+    "says_nothing",
     "temperature_and_weight",
 ]
 

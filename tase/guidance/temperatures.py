@@ -222,11 +222,9 @@ class TASE(Constant):
         self.weight = torch.lerp(torch.ones_like(self.weight), self.target_weight, done)
 
     def update(self, features: Float[Tensor, "n d"], epoch: int) -> None:
-        from ..pseudo_labels import LEAST_SPREAD
-
         super().update(features, epoch)
         q, a = self.pseudo.q.to(self.device), self.pseudo.headness.to(self.device)
-        if self.pseudo.spread < LEAST_SPREAD and not self.options.group_tau:
+        if says_nothing(self.pseudo.spread, self.options):
             message = "The clusters are all about as large and say nothing about quantity: no guidance from them."
             warnings.warn(message, stacklevel=2)
         groups = None if self.groups is None else self.groups.to(self.device)
@@ -271,14 +269,17 @@ def guided(
     `share` of it acts, and nothing where the `spread` of the log sizes is too small to say anything. With
     `options.group_tau` tau is that of the sample's group in `groups` (0, 1, 2), whatever the spread.
     """
-    from ..pseudo_labels import LEAST_SPREAD
-
     tau, weight = temperature_and_weight(q, a, options)
     if options.group_tau:
         tau = tau.new_tensor(options.group_tau)[groups]
-    elif spread < LEAST_SPREAD:
-        share = 0.0
-    return shrunken(tau, weight, options.tau_0, share)
+    return shrunken(tau, weight, options.tau_0, 0.0 if says_nothing(spread, options) else share)
+
+
+def says_nothing(spread: float, options: TASE.Options) -> bool:
+    """Tell whether log sizes differ too little to guide by them; temperatures of true groups need no sizes."""
+    from ..pseudo_labels import LEAST_SPREAD
+
+    return spread < LEAST_SPREAD and not options.group_tau
 
 
 def shrunken(

@@ -15,7 +15,7 @@ from ..clustering import centred
 from ..config import Config, check
 from ..data import GROUPS
 from ..files import RunError
-from ..pseudo_labels import LEAST_SPREAD
+from ..guidance import says_nothing
 from ..runs import Run
 from .base import (
     BackgroundJob,
@@ -299,10 +299,10 @@ class TemperatureExplorer(Panel):
 
     def _remark(self, options: Any, spread: float) -> str:
         """What one should know about the picture, most important first."""
+        if says_nothing(spread, options):
+            return "The clusters are all about as large and say nothing about quantity: no guidance from them."
         if options.tau_min == options.tau_max:
             return f"A range of zero width: every sample gets τ = {options.tau_min:g}; only the weights differ."
-        if spread < LEAST_SPREAD:
-            return "The clusters are all about as large and say nothing about quantity: no guidance from them."
         if len(self.now.index) < self.n:
             return f"Clustered again from the {len(self.now.index):,} images whose features this snapshot keeps."
         if self.base.method != self.run.config.method:
