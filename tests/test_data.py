@@ -557,6 +557,18 @@ def test_parts_are_no_classes(train, test, more, tmp_path):
     assert splits.test is None if not test else torch.bincount(splits.test.labels).tolist() == [3, 2]
 
 
+def test_a_folder_around_the_classes_is_no_class(tmp_path):
+    write_tree(tmp_path / "of classes/pictures-1.0/all", {"ant": 5, "bee": 4})
+    alone = load_splits(folder_config(tmp_path / "of classes", tmp_path)).train
+    assert alone.classes == ("ant", "bee") and alone.counts.tolist() == [5, 4] and alone.paths[0].startswith("ant/")
+    write_tree(tmp_path / "of parts/pictures-1.0/train", {"ant": 5, "bee": 4})
+    write_tree(tmp_path / "of parts/pictures-1.0/test", {"bee": 2, "ant": 3}, start=1)
+    splits = load_splits(folder_config(tmp_path / "of parts", tmp_path))
+    assert splits.train.counts.tolist() == [5, 4] and torch.bincount(splits.test.labels).tolist() == [3, 2]
+    write_tree(tmp_path / "one class", {"ant": 3, "ant/old": 2})  # its own images beside a folder: it is the class
+    assert load_splits(folder_config(tmp_path / "one class", tmp_path)).train.counts.tolist() == [5]
+
+
 @pytest.mark.parametrize(
     ("folders", "words"),
     [

@@ -346,14 +346,15 @@ def imagenet100(data: DataConfig) -> tuple[Listing, Listing]:
 def folder(data: DataConfig) -> tuple[Listing, Listing | None]:
     """List a folder of images, one sub-folder a class, or none; or its parts train/ and test/ (or val/, ...).
 
-    Parts are known by name, in small or capital letters; folders that hold no images do not count.
+    Parts are known by name, in small or capital letters; folders that hold no images do not count. Where all images lie
+    in one folder, which has folders itself, those are meant: unpacking an archive leaves such a folder around.
     """
     root = Path(data.root).expanduser()
     if not data.root or not root.is_dir():
         command = "--set data.root=FOLDER   (one sub-folder for each class, or none)"
         command = "sudo apt install openclipart-png" if "openclipart" in data.root else command
         raise missing_data("folder of images", [data.root or "''"], command)
-    found = list_folder(root)
+    found = _unwrapped(list_folder(root))
     trains, tests = ([name for name in found.classes if name.lower() in names] for names in (TRAINED, JUDGED))
     if not trains and not tests:
         return found, None
@@ -368,6 +369,16 @@ def folder(data: DataConfig) -> tuple[Listing, Listing | None]:
     train = list_part(found, trains[0])
     parts = [list_part(found, name) for name in sorted(tests, key=lambda name: JUDGED.index(name.lower()))]
     return train, max(parts, key=lambda part: bool(set(part.classes) & set(train.classes)), default=None)
+
+
+def _unwrapped(found: Listing) -> Listing:
+    """Return the listing of what lies in the only folder, as long as there is one that holds folders of images only."""
+    while len(found.classes) == 1 and found.classes[0].lower() not in (*TRAINED, *JUDGED):
+        if any("/" not in path.partition("/")[2] for path in found.paths):
+            break
+        found = list_part(found, found.classes[0])
+        log.info("all images lie in %s: the folders in there are the classes", found.root)
+    return found
 
 
 # ----------------------------------------------------------------------------------------------------- published lists
