@@ -137,6 +137,7 @@ def _study(args: argparse.Namespace) -> dict[str, Any]:
         seconds, basis = studies.cost(planned.missing, args.jobs)
         return {"runs": len(planned.jobs), "missing": len(planned.missing), "seconds": seconds, "basis": basis}
     how = {"progress": not args.quiet, "keep": args.keep, "executor": args.executor}
+    how["only_done"] = args.only_done
     found = studies.run_study(study, args.preset, _seed_range(args.seeds), out, args.jobs, **how, **where)
     return _told(found, args)
 
@@ -364,6 +365,7 @@ def _study_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--headroom", action="store_true", help="add SimCLR on the long tail and on a balanced set")
     p.add_argument("--set", nargs="+", default=[], action="extend", metavar="FIELD=VALUE", help="for all cells")
     p.add_argument("--keep", action="store_true", help="copy what tables need of the runs to OUT/runs.zip")
+    p.add_argument("--only-done", action="store_true", help="run nothing: tables and figure of the runs that are done")
     p.add_argument("--dry-run", action="store_true", help="print the grid and what it costs; run nothing")
 
 

@@ -246,6 +246,28 @@ def test_keeping_more_seeds_leaves_what_was_kept(pair, tmp_path, runs):
     assert not plan(pair, ["digits-lt"], [0, 1], tmp_path / "other.zip", TINY).missing
 
 
+def test_tables_of_what_is_done_so_far(pair, tmp_path, runs, monkeypatch):
+    with pytest.raises(ConfigError, match="none of the 4 runs is done yet"):
+        run(pair, tmp_path / "nothing", tmp_path / "no runs", only_done=True)
+    assert not (tmp_path / "nothing").exists()
+    whole = run(pair, tmp_path, runs)
+    few = Study("few", "Some?", rows=pair.rows, reference="simclr", protocols=("lt-knn",))
+    alone = dataclasses.replace(few, rows=each_method("simclr"))
+    run(alone, tmp_path / "few", tmp_path / "few/runs", [0, 1])
+    run(few, tmp_path / "few", tmp_path / "few/runs", [1])
+    monkeypatch.setattr(jobs_module, "train", lambda *_, **__: pytest.fail("trained"))
+    found = run(few, tmp_path / "few", tmp_path / "few/runs", [0, 1, 2], only_done=True, keep=True)
+    cells = found.results[(found.results["metric"] == "all") & (found.results["protocol"] == "lt-knn@1")]
+    cells = cells[cells["kind"] == "cell"]
+    assert list(zip(cells["row"], cells["seed"])) == [("simclr", 0), ("simclr", 1), ("tase", 1)] and found.done == 0
+    before = whole.results.merge(cells, on=["row", "kind", "protocol", "metric", "seed"])
+    assert len(before) == 3 and (before["value_x"] == before["value_y"]).all()
+    table = next(lines for lines in markdown_tables(found.markdown) if len(lines) > 2)
+    assert [(line[0], line[1]) for line in table[1:3]] == [("simclr", "2"), ("tase", "1")]
+    assert draw_study(tmp_path / "few")
+    assert len(plan(few, ["digits-lt"], [0, 1, 2], tmp_path / "few/runs.zip", TINY).missing) == 3
+
+
 def test_points_of_few_rows_are_drawn_whole(pair, tmp_path, runs):
     run(pair, tmp_path, runs)
     figure = study_figure(tmp_path)

@@ -219,14 +219,16 @@ def run_study(
     progress: bool = True,
     keep: bool = False,
     executor: Any = None,
+    only_done: bool = False,
 ) -> Outcome:
     """Do what is missing of a study, `jobs` runs at a time, and write its tables into the folder `out`.
 
     The runs are in `runs` (None: OUT/runs, and OUT/runs.zip where some are kept; several studies can share a folder).
     `keep` writes what tables need of them to OUT/runs.zip, small enough for a repository, from which the study resumes
     with more seeds or rows. With `on="val"` runs are judged on validation images. May be stopped at any moment: the
-    same call resumes. Runs that fail are named in `failed`, the tables are of the others. Raises ConfigError for
-    unknown names and invalid values.
+    same call resumes. Runs that fail are named in `failed`, the tables are of the others. `only_done` runs nothing: the
+    tables are of what there is, each row of its own number of runs, each difference of the seeds that both have. Raises
+    ConfigError for unknown names and invalid values, and where nothing is done of what is asked with `only_done`.
 
     With `jobs` > 1 runs go to worker processes of this machine; a script of your own then must call this under
     `if __name__ == "__main__"`. An `executor` in their place is the name of an engine, as `--executor` takes it, or
@@ -238,6 +240,10 @@ def run_study(
     out = Path(out)
     check(jobs >= 1, "--jobs", jobs, "at least 1")
     planned = plan(study, presets, seeds, runs or out / "runs", overrides, on)
+    if only_done:
+        there = [entry for entry in planned.entries if entry.job.done]
+        check(bool(there), "--only-done", only_done, f"left out: none of the {len(planned.jobs)} runs is done yet")
+        planned = dataclasses.replace(planned, entries=there)
     missing, failed = planned.missing, []
     total = sum(job.epochs_left for job in missing)
     if missing:
