@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -206,7 +207,7 @@ def _trust(args: argparse.Namespace) -> dict[str, Any]:
         labels = read_labels(args.labels)
     facts = run_trust(run, labels)
     if not args.json:
-        print("\n".join(f"{name:12} {value}" for name, value in facts.items()))
+        print("\n".join(f"{name:12} {value}" for name, value in facts.items() if value is not None))
     return facts
 
 
@@ -371,6 +372,8 @@ def _study_arguments(p: argparse.ArgumentParser) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; returns the exit status: 0, 2 for an error in what was asked, 130 when stopped."""
+    with contextlib.suppress(AttributeError):  # names of files need not be text in the terminal's encoding
+        sys.stdout.reconfigure(errors="surrogateescape")
     warnings.formatwarning = lambda message, category, *_: f"{category.__name__}: {message}\n"
     several = _several()
     first, speaks = (not several or os.environ.get(name) == "0" for name in ("RANK", "LOCAL_RANK"))

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import dataclasses
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -34,7 +35,8 @@ from torch import distributed as dist
 from .config import OptimConfig, check
 
 _active = False  # inside `team`, but not while rank 0 does something alone
-PATIENCE = timedelta(minutes=30)  # for a process that lives but does not answer (rank 0 may decode images)
+# For a process that lives but does not answer: rank 0 may decode images, or encode and cluster many of them.
+PATIENCE = timedelta(hours=12)
 BUCKET = 2**20  # gradient elements in a message: large enough to be fast, small enough to be sent while others wait
 
 
@@ -69,11 +71,18 @@ def choose_device(optim: OptimConfig) -> torch.device:
     if name == "cpu" or gpus == 0:
         return torch.device("cpu")
     if not launched():
-        return torch.device("cuda" if name == "auto" else name)
+        index = torch.device("cuda" if name == "auto" else name).index
+        check(index is None or index < gpus, "optim.device", name, f"below cuda:{gpus}, as there are {gpus} GPUs here")
+        return torch.device("cuda", torch.cuda.current_device() if index is None else index)  # torch 2.4 asks for it
     local, here = _variable("LOCAL_RANK", 0), _variable("LOCAL_WORLD_SIZE", 1)
     check(name in ("auto", "cuda"), "optim.device", name, "auto, cpu or cuda: each process takes a GPU of its own")
     check(here <= gpus, "--nproc-per-node", here, f"at most {gpus}, the GPUs of this machine (or set optim.device=cpu)")
     return torch.device("cuda", local)
+
+
+def device_here(optim: OptimConfig) -> torch.device:
+    """Return the device of `optim.device`, or, where a run was trained on a GPU and there is none, the CPU."""
+    return choose_device(optim if torch.cuda.is_available() else dataclasses.replace(optim, device="cpu"))
 
 
 @contextlib.contextmanager

@@ -38,7 +38,7 @@ from torch.nn import functional as F
 from . import presets, probes
 from .config import PROTOCOLS, Config, ConfigError, EvaluationConfig, check, check_choice, override
 from .data import ImageSet, Splits, few_shot_draws, load_splits
-from .distributed import choose_device
+from .distributed import device_here
 from .files import load_json, load_optional_json, save_json, save_npz, tidy
 from .losses import nt_xent
 from .models import Network, encode, initial_network
@@ -423,7 +423,7 @@ def evaluate(
     todo = _unmeasured(saved.get("protocols", {}), names, config)
     if not todo:
         return saved
-    device = choose_device(config.optim)
+    device = device_here(config.optim)
     features = judged_features(run.encoder(device), config, run.splits, device, on)
     results = saved or _header(run, features)
     tidy(run.path), tidy(run.path.parent / ".baselines")

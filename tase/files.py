@@ -14,8 +14,10 @@ import os
 import socket
 import tempfile
 import threading
+import time
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any
@@ -55,7 +57,7 @@ def write_atomic(path: str | Path, data: bytes) -> None:
     Raises RunError if that fails; `path` is then as it was.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
     with writing(path):
         try:
             with open(temporary, "wb") as file:
@@ -67,12 +69,34 @@ def write_atomic(path: str | Path, data: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def as_text(name: object) -> str:
+    """Return the name of a file or class as text for tables and pages: names on a disk may be any bytes."""
+    return os.fsencode(str(name)).decode("utf-8", "replace")
+
+
+def temporary_name(path: Path) -> Path:
+    """Return the name under which this process writes what becomes `path`; `tidy` removes it if the process is killed.
+
+    It names the machine, too: others may share the folder, where a process of this number is unknown.
+    """
+    return path.with_name(f".{path.name}.{zlib.crc32(_machine().encode()):08x}.{os.getpid()}.tmp")
+
+
 def tidy(folder: Path) -> None:
-    """Remove the temporary files of processes that were killed while they wrote in the folder."""
+    """Remove the temporary files of processes that were killed while they wrote in the folder.
+
+    Those of other machines, whose processes cannot be asked, go a day after they were last written to.
+    """
+    here = temporary_name(folder).name.split(".")[-3]
     for path in folder.rglob(".*.tmp"):
-        pid = path.name.split(".")[-2]
+        *_, machine, pid, _end = ("", "", *path.name.split("."))
         try:
-            os.kill(int(pid) if pid.isdigit() else 2**30, 0)  # signal 0 only looks whether the process is there
+            if machine != here and time.time() - path.stat().st_mtime < 86400:
+                continue
+            # Signal 0 only looks whether the process is there.
+            os.kill(int(pid) if machine == here and pid.isdigit() else 2**30, 0)
+        except FileNotFoundError:  # renamed or removed meanwhile
+            pass
         except ProcessLookupError:
             path.unlink(missing_ok=True)
         except OSError:  # a process of another user: it may still write

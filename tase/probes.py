@@ -178,10 +178,15 @@ def knn_classes(
 def svm_classes(
     train_x: Float[Tensor, "n d"], train_y: Int64[Tensor, "n"], judged_x: Float[Tensor, "m d"]
 ) -> Int64[Tensor, "m"]:
-    """Classify by scikit-learn's LinearSVC (C = 1) on the L2-normalised features of all training images (CPU)."""
+    """Classify by scikit-learn's LinearSVC (C = 1) on the L2-normalised features of all training images (CPU).
+
+    Of one class alone there is nothing to learn: all are of it.
+    """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.svm import LinearSVC
 
+    if len(train_y.unique()) == 1:
+        return train_y[:1].to(judged_x.device).expand(len(judged_x))
     train, judged = (F.normalize(x.float(), dim=1).cpu().numpy() for x in (train_x, judged_x))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)

@@ -107,6 +107,11 @@ class Quantity(NamedTuple):
     a: Tensor  # [n] float64: headness, on the scale of a log number of samples
     log_sizes: Tensor | None  # [m] float64: of the non-empty clusters, the log size they stand for; None: no clusters
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """lo and hi of equation (4): the headness at which q is 0 and 1."""
+        return _percentiles(self.a if self.log_sizes is None else self.log_sizes)
+
 
 def by_size(h: Float[Tensor, "n d"], p: Float[Tensor, "n k"], centres: Float[Tensor, "k d"], **_: Any) -> Quantity:
     """Estimate quantity as in equation (4): the expected log size of a sample's clusters."""
@@ -204,7 +209,7 @@ def clipped_rank(quantity: Quantity, how: str = "log") -> tuple[Float64[Tensor, 
     Where hi - lo < LEAST_SPREAD, q_i is 0.5: the groups are all about as large, and say nothing about quantity.
     """
     a, log_sizes = quantity
-    low, high = _percentiles(a if log_sizes is None else log_sizes)
+    low, high = quantity.ends
     if high - low < LEAST_SPREAD:
         return torch.full_like(a, 0.5), high - low
     return (_midrank(a) if how == "rank" else ((a - low) / (high - low)).clamp(0, 1)), high - low

@@ -54,7 +54,7 @@ from .distributed import (
     team,
     world,
 )
-from .files import read_lines
+from .files import RunError, read_lines
 from .guidance import Guidance, build_guidance
 from .losses import NTXent, nt_xent
 from .options import log
@@ -137,8 +137,9 @@ class Training:
     @property
     def autocast(self) -> torch.autocast:
         wanted, kind = self.config.optim.precision, self.device.type
-        on = wanted == "bf16" or (wanted == "auto" and kind == "cuda" and torch.cuda.is_bf16_supported())
-        return torch.autocast(kind, torch.bfloat16, enabled=on)
+        # Emulated, as before Ampere, it would be slower than float32.
+        fast = kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.autocast(kind, torch.bfloat16, enabled=wanted == "bf16" or (wanted == "auto" and fast))
 
     def steer(self, events: list[dict[str, Any]]) -> None:
         """Apply changes of the guidance that were requested while the run trains (runs.request)."""
@@ -151,6 +152,7 @@ class Training:
         modules = self.modules.state_dict()
         return {
             "identity": self.config.identity,
+            "device": self.device.type,
             "epoch": self.epoch,
             "position": self.position,
             "order": self.order,
@@ -166,7 +168,11 @@ class Training:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Resume from `state`."""
+        """Resume from `state`; raises RunError if that is of another kind of device."""
+        begun = state.get("device", self.device.type)
+        if begun != self.device.type:  # their generators have other states, and draw other numbers
+            here = f"it was begun on {begun} and cannot go on on {self.device.type}"
+            raise RunError(f"{here}: set optim.device={begun}, or train it again in another folder")
         self.epoch, self.position, self.order = state["epoch"], state["position"], state["order"]
         self.sums, self.loss_sum, self.loss_count = (
             state[name].to(self.device) for name in ("sums", "loss_sum", "loss_count")
@@ -439,7 +445,7 @@ def train(
     something else or is in use), TrainingError (the loss is not finite) and TeamError (another process has ended).
     """
     device, writer = choose_device(config.optim), RunWriter(out, config, resume)
-    last = min(until or config.optim.epochs, config.optim.epochs)
+    last = config.optim.epochs if until is None else min(until, config.optim.epochs)
     t = None
     models.check_start(config.model)
     with team(device, config.optim.batch), rank_zero(writer) as writer:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import os
+import warnings
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,8 +26,8 @@ def run_trust(run: Run, labels: Mapping[str, str] | None = None) -> dict[str, An
     later), `last`, s at the last snapshot, `at_ends`, the share of the images at the lowest and at the highest
     temperature, and what they mean in words. With labels (file name or number of an image -> class, of 50 to 200 images
     drawn at random) also the rank correlation of the run's headness with how often a class occurs among them, its 95 %
-    interval (bootstrap over images), and advice. Raises RunError for a run without features, ConfigError for labels of
-    fewer than 20 of its images.
+    interval (bootstrap over images; both None where nothing can be ranked), and advice. Raises RunError for a run
+    without features, ConfigError for labels of fewer than 20 of its images, and for a name that several files have.
     """
     history, tau = run.history, run.history.tau[-1]
     t = run.trusted_at
@@ -79,10 +81,15 @@ def trust_words(trust: float) -> str:
 def _classes(run: Run, labels: Mapping[str, str]) -> dict[int, str]:
     """Class by number of the image, from names or numbers of images."""
     paths = getattr(run.images, "paths", None) or []
-    numbers = {str(path): i for i, path in enumerate(paths)}
-    numbers |= {str(path).rpartition("/")[2]: i for i, path in enumerate(paths)}
     n = run.history.headness.shape[1]
+    names = [str(path).rpartition("/")[2] for path in paths]
+    several = {name for name, count in Counter(names).items() if count > 1}
+    numbers = {name: i for i, name in enumerate(names) if name not in several}
+    numbers |= {str(path): i for i, path in enumerate(paths)}
     numbers |= {str(i): i for i in range(n)}
+    unclear = [name for name in labels if name in several and name not in numbers]
+    if unclear:
+        raise ConfigError(f"labels: several folders have a file called {unclear[0]}: write it with its folder")
     known = {numbers[name]: label for name, label in labels.items() if name in numbers}
     if len(known) < 20:
         raise ConfigError(f"labels of {len(known)} of the run's {n} images: 50 to 200 are needed to say anything")
@@ -90,13 +97,18 @@ def _classes(run: Run, labels: Mapping[str, str]) -> dict[int, str]:
 
 
 def _with_labels(headness: Float[np.ndarray, " n"], classes: Mapping[int, str]) -> dict[str, Any]:
-    from scipy.stats import spearmanr
+    from scipy.stats import ConstantInputWarning, spearmanr
 
     index = np.array(list(classes))
     _, inverse, counts = np.unique(list(classes.values()), return_inverse=True, return_counts=True)
     a, size = headness[index], counts[inverse]
     rng, m = np.random.default_rng(0), len(index)
-    with np.errstate(invalid="ignore"):
+    if np.ptp(counts) == 0 or np.ptp(a) == 0:
+        same = "the classes labelled are equally frequent" if np.ptp(counts) == 0 else "all have the same headness"
+        advice = f"{same}: there is no order to compare"
+        return {"labelled": m, "correlation": None, "interval": None, "advice": advice}
+    with np.errstate(invalid="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConstantInputWarning)  # a draw may have one class alone
         draws = [spearmanr(a[i], size[i]).statistic for i in rng.integers(m, size=(1000, m))]
     low, high = np.nanpercentile(draws, [2.5, 97.5])
     advice = (

@@ -74,7 +74,7 @@ def finish(words: list[str], log: Path) -> float:
 def half_written(folder: Path) -> list[str]:
     """Names of the files and folders that are being written, or were when the process was killed."""
     found = [path.name for path in folder.rglob("*") if path.suffix in (".tmp", ".incomplete")]
-    return [re.sub(r"^\.|\.\d+\.tmp$|\.tmp$|_\d+", "", name) for name in found]
+    return [re.sub(r"^\.|\.[0-9a-f]{8}\.\d+\.tmp$|\.tmp$|_\d+", "", name) for name in found]
 
 
 def lost_epochs(folder: Path) -> int:

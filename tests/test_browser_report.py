@@ -100,7 +100,8 @@ class Shown:
             self.page.locator(".tase-bar").get_by_role("button", name="CSV").click()
         download.value.save_as(path)
         rows = list(csv.DictReader(path.open()))
-        assert [int(row["image"]) for row in rows] == self.selected()
+        selected = self.get("t.data.sets.flatMap((set, s) => t.selected(s).map((r) => set.index[r]))")
+        assert [int(row["image"]) for row in rows] == selected
         return rows
 
     def tab_to(self, what):
@@ -343,7 +344,7 @@ def test_colours_of_groups_and_classes_stand_out_on_both_grounds(report):
             assert (high + 0.05) / (low + 0.05) >= 3, (scheme, colour)
 
 
-def test_which_two_of_many_runs_are_shown(report):
+def test_which_two_of_many_runs_are_shown(report, tmp_path):
     shown = report(5)
     names = shown.page.locator(".tase-run-map figcaption b")
     assert names.all_inner_texts() == ["TASE", "SimCLR"]
@@ -356,6 +357,32 @@ def test_which_two_of_many_runs_are_shown(report):
     shown.page.get_by_label("Right").select_option(label="SimCLR · balanced")  # of other images
     assert names.all_inner_texts() == ["BCL-I", "SimCLR"] and shown.get("t.data.sets.length") == 2
     assert "not linked" in shown.page.locator(".tase-remark").inner_text()
+    shown.page.get_by_label("Colour", exact=True).select_option("group")  # which the balanced set does not have
+    tones = shown.get("t.maps.map((m) => new Set(m.colour).size)")
+    assert tones == [3, 1] and shown.page.locator(".tase-entries button").count() == 3
+    shown.page.get_by_label("Left").select_option(label="SimCLR · balanced")
+    assert shown.get("t.maps.map((m) => new Set(m.colour).size)") == [1, 3]
+    assert shown.page.locator(".tase-entries button").count() == 3
+    shown.page.get_by_label("Left").select_option(label="BCL-I · bcl-i")
+    # What is looked at and selected goes with its images, not with its row.
+    shown.get("t.select(1, [5, 6], 'replace', 5)")
+    assert shown.page.locator(".tase-why").is_visible()
+    images = shown.get("t.selected(1).map((r) => t.data.sets[1].index[r])")
+    shown.page.get_by_label("Left").select_option(label="SimCLR · balanced")
+    assert shown.get("t.selected(0).map((r) => t.data.sets[0].index[r])") == images and shown.get("t.looked.set") == 0
+    shown.page.get_by_label("Left").select_option(label="TASE · tase")
+    assert shown.get("t.looked.row") == -1 and shown.get("t.selected(0).length") == 0
+    assert not shown.page.locator(".tase-why").is_visible()
+    shown.page.get_by_label("Right").select_option(label="SimCLR · balanced")
+    shown.page.locator("input[type=search]").fill("tail")
+    assert len(shown.table(tmp_path / "tail.csv")) == shown.get("t.selected(0).length") > 0
+    shown.get("t.select(1, [5, 6])")
+    rows = shown.table(tmp_path / "right.csv")
+    assert len(rows) == 2 and {"balanced:tau"} == {name for name in rows[0] if name.endswith(":tau")}
+    shown.page.get_by_label("Colour", exact=True).select_option("label")
+    shown.get("t.on.add(3)")
+    shown.page.get_by_label("Right").select_option(label="SimCLR · simclr")
+    assert shown.get("[...t.on]") == [3]
     shown.page.locator(".tase-play").click()
     until(lambda: shown.get("t.epoch > 0 && t.epoch < 8"), "it plays")
 

@@ -20,6 +20,7 @@ from PIL import Image, PngImagePlugin
 from tase.config import ConfigError
 from tase.data import Mapped, class_counts, decode_folder, load_images, load_splits, read_image
 from tase.data.sets import Shards
+from tase.files import temporary_name
 from tase.presets import preset
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
@@ -315,9 +316,17 @@ def test_interrupted_decoding_leaves_nothing_and_starts_again(folder, counted, m
 def test_what_a_killed_process_left_is_removed(folder, counted):
     load(folder)
     (made,) = (folder.parent / "cache").glob("images/*/00000.u8")
-    made.rename(made.with_name(f".00000.u8.{2**22 + 1}.tmp"))  # no process can have this number
+    here, pid, _ = temporary_name(made).name.removeprefix(".00000.u8.").split(".")
+    assert int(pid) == os.getpid()
+    made.rename(made.with_name(f".00000.u8.{here}.{2**22 + 1}.tmp"))  # no process can have this number
+    other = made.with_name(".00000.u8.0badc0de.1.tmp")  # another machine's: there it may live
+    other.write_bytes(b"half")
     assert load(folder).images[:, 0, 0, 0].tolist() == [0, 40, 80, 120, 160, 200]
-    assert len(counted) == 12 and files_of(folder.parent / "cache") == ["00000.json", "00000.u8"]
+    assert len(counted) == 12 and files_of(folder.parent / "cache") == [other.name, "00000.json", "00000.u8"]
+    os.utime(other, (0, 0))
+    made.unlink()
+    load(folder)
+    assert files_of(folder.parent / "cache") == ["00000.json", "00000.u8"]
 
 
 def test_of_several_that_need_a_cache_one_decodes(folder, counted, monkeypatch):

@@ -146,6 +146,7 @@ def test_balanced_subset_and_svms():
     assert torch.equal(index, probes.balanced_subset(y, torch.Generator().manual_seed(0)))
     assert (probes.svm_classes(x, y, x) == y).float().mean() > 0.95
     assert (probes.svm_classes(x[index], y[index], x) == y).float().mean() > 0.9
+    assert probes.svm_classes(x[y == 2], y[y == 2], x[:4]).tolist() == [2] * 4
 
 
 # --------------------------------------------------------------------------------------------------------------- scores

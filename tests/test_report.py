@@ -4,14 +4,18 @@ The page itself: test_browser_report.py.
 """
 
 import base64
+import dataclasses
 import gzip
 import io
 import json
+import os
 import re
 import shutil
+import sys
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -19,9 +23,11 @@ from PIL import Image
 import tase
 from tase.config import ConfigError
 from tase.files import RunError, load_npz, save_npz
+from tase.pseudo_labels import clipped_rank
 from tase.widgets import RunExplorer
 from tase.widgets.payload import Packer, payload
-from tase.widgets.rarity import listed, sentences
+from tase.widgets.rarity import listed, remarks, sentences
+from tase.widgets.what_if import saved_quantity
 
 
 def unpacked(data):
@@ -165,6 +171,60 @@ def test_a_folder_without_labels_has_file_names_and_pictures(unlabelled, tmp_pat
     assert any("2 epochs only" in sentence for sentence in found["runs"][0]["sentences"])
 
 
+def test_of_many_images_the_sample_that_is_recorded_has_names_and_pictures(folder, tmp_path):
+    overrides = {"data.root": str(folder), "data.image_size": 16, "optim.epochs": 2, "optim.batch": 20}
+    overrides |= {"model.channels": "8,8,8,8", "guidance.clusters": 5, "data.cache": str(tmp_path / "cache")}
+    config = tase.preset("folder", overrides=overrides | {"record.sample": 40})
+    run = tase.train(config, tmp_path / "sampled", progress=False)
+    table = tase.rare(run).set_index("image")
+    names = [f"picture {i:02}.png" for i in run.history.recorded]
+    assert table["file"].sort_index().tolist() == names and len(names) == 40
+    (shown,) = unpacked(payload([run], kinds=("pca",)))["sets"]
+    assert shown["paths"] == names and shown["tiles"] and not shown["remark"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text here")
+def test_names_that_are_no_text_are_shown_and_written(folder, tmp_path):
+    from tase.__main__ import main
+
+    os.rename(os.fsencode(folder / "picture 07.png"), os.fsencode(folder) + b"/caf\xe9.png")
+    fields = [f"data.root={folder}", "data.image_size=16", "optim.epochs=2", "optim.batch=20", "guidance.clusters=5"]
+    fields += ["model.channels=8,8,8,8", f"data.cache={tmp_path / 'cache'}"]
+    out = str(tmp_path / "run")
+    assert main(["train", "--preset", "folder", "--set", *fields, "--out", out, "--quiet"]) == 0
+    assert main(["report", out, "--quiet"]) == 0
+    assert "caf\ufffd.png" in data_of(tmp_path / "run" / "report.html")["sets"][0]["paths"]
+    assert main(["rare", out, "--csv", str(tmp_path / "rare.csv"), "--quiet"]) == 0
+    assert ",caf\ufffd.png," in (tmp_path / "rare.csv").read_text()
+
+
+def test_curves_are_of_all_images_and_q_is_told_as_it_is(run):
+    h, (shown,) = run.history, unpacked(payload([run], points=50, kinds=("pca",)))["runs"]
+    group = h.groups[h.labels]
+    for name in ("tau", "weight", "headness", "loss"):
+        for g, means in enumerate(shown["means"][name]):
+            known = getattr(h, name)[:, group == g]
+            for mean, values in zip(means, known):
+                assert mean is None if np.isnan(values).all() else mean == pytest.approx(np.nanmean(values), rel=1e-4)
+    quantity = saved_quantity(h, -1, run.config.guidance)
+    q, _ = clipped_rank(quantity)
+    low, high = map(float, re.fullmatch(r"0 up to a = ([\d.]+), 1 from ([\d.]+)", shown["q_notes"][-1]).groups())
+    q_told = ((quantity.a - low) / (high - low)).clamp(0, 1)
+    torch.testing.assert_close(q_told, q, atol=0.05, rtol=0)  # told with one digit
+    assert (h.tau[0] == 0.2).all() and shown["equation"] is not None
+
+
+def test_why_a_temperature_on_the_ramp_and_after_steering(trained, tmp_path):
+    begun = dataclasses.replace(trained[2].config, guidance=dataclasses.replace(trained[2].config.guidance, ramp=0.5))
+    run = tase.train(begun, tmp_path / "run", until=5, progress=False)
+    (shown,) = unpacked(payload([run], kinds=("pca",)))["runs"]
+    assert shown["equation"][:3] == pytest.approx([0.1, 0.5, 0.2])
+    run.control(tau_max=0.9)
+    steered = tase.train(begun, run.path, resume=True, progress=False)
+    (shown,) = unpacked(payload([steered], kinds=("pca",)))["runs"]
+    assert steered.steered and shown["equation"][:3] == pytest.approx([0.1, 0.9, 0.2])
+
+
 def test_images_that_are_gone_are_told_in_a_sentence(unlabelled, folder):
     shutil.rmtree(folder)
     found = unpacked(payload([tase.Run(unlabelled.path)], kinds=("pca",)))
@@ -279,6 +339,10 @@ def test_sentences_say_how_far_to_believe_it(trained):
     assert "the same τ" in sentences(trained[1])[1]  # SimCLR
     said = " ".join(sentences(trained[2]))
     assert "Rank correlation" in said and "8 epochs only" in said
+    assert "Rank correlation" not in " ".join(sentences(trained[0]))  # balanced: there is no order
+    assert "nan" not in trained[0].describe()["clusters"]
+    blank = pd.DataFrame({"image": [7, 9], "file": "", "blank": True, "duplicate_of": -1, "broken": ""})
+    assert remarks(blank) == ["2 blank (all pixels alike): image 7, image 9."]
 
 
 def test_the_command_line_writes_the_file_and_the_table(run, tmp_path, capsys):

@@ -15,7 +15,9 @@ from torch import nn
 
 import tase
 from tase import training
-from tase.config import METHODS, ConfigError
+from tase.config import METHODS, ConfigError, OptimConfig
+from tase.data import load_splits
+from tase.distributed import choose_device, device_here
 from tase.files import RunError, load_npz, read_lines, save_json
 from tase.guidance import Guidance, Method
 from tase.runs import load_checkpoint
@@ -50,6 +52,32 @@ def test_resumed_is_bit_equal_before_inside_and_after_the_ramp(cut, tiny, traine
     resumed = train(trained[2].config, tmp_path / "run", resume=True, progress=False)
     assert resumed.finished
     assert_same_run(resumed, trained[2])
+
+
+def test_a_run_is_not_resumed_on_another_kind_of_device(tiny, tmp_path):
+    t = Training(tiny("simclr"), load_splits(tiny("simclr")).train)
+    with pytest.raises(RunError, match="begun on cuda and cannot go on on cpu: set optim.device=cuda"):
+        t.restore(t.state() | {"device": "cuda"})
+    older = t.state()
+    del older["device"]
+    t.restore(older)
+
+
+def test_no_epoch_is_what_it_says(tiny, tmp_path):
+    assert train(tiny("simclr"), tmp_path / "run", until=0, progress=False).status["epoch"] == 0
+
+
+def test_gpus_are_named_by_their_number(monkeypatch):
+    """torch 2.4 asks for the memory of a numbered device only."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    found = {name: choose_device(OptimConfig(device=name)) for name in ("auto", "cuda", "cuda:0", "cpu")}
+    assert [str(device) for device in found.values()] == ["cuda:1", "cuda:1", "cuda:0", "cpu"]
+    with pytest.raises(ConfigError, match="below cuda:2"):
+        choose_device(OptimConfig(device="cuda:2"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device_here(OptimConfig(device="cuda:1")).type == "cpu"  # of a run trained elsewhere
 
 
 @pytest.mark.parametrize("method", ["simclr", "ts", "mm-ts", "isogclr-tau", "shuffled", "oracle"])

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from tase.pseudo_labels import quality
 from tase.runs import load_checkpoint
 from tase.streams import generator
 from tase.trust import feature_trust, walk_log_sizes
-from tase.verdict import read_labels, run_trust
+from tase.verdict import _classes, _with_labels, read_labels, run_trust
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -64,6 +65,19 @@ def test_a_run_says_how_far_to_believe_it_and_labels_say_more(trained, tmp_path)
     words = [sys.executable, "-m", "tase", "trust", str(run.path), "--labels", str(file), "--json"]
     told = json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
     assert told == json.loads(json.dumps(judged))
+
+
+def test_labels_that_name_two_files_or_rank_nothing():
+    paths = [f"{folder}/{i:03}.png" for folder in "ab" for i in range(20)] + ["a/alone.png"]
+    headness = np.random.default_rng(0).normal(size=(1, len(paths)))
+    run = SimpleNamespace(images=SimpleNamespace(paths=paths), history=SimpleNamespace(headness=headness))
+    whole = {path: path[0] for path in paths}
+    assert _classes(run, {**whole, "alone.png": "c"})[40] == "c"
+    with pytest.raises(ConfigError, match=r"several folders have a file called 000\.png"):
+        _classes(run, {path.partition("/")[2]: path[0] for path in paths})
+    for classes, a in (({i: i % 4 for i in range(40)}, headness[0]), ({i: int(i < 9) for i in range(40)}, np.ones(41))):
+        told = _with_labels(a, classes)
+        assert told["interval"] is told["correlation"] is None and "no order to compare" in told["advice"]
 
 
 @pytest.mark.parametrize("start", ["", "\ufeff", "\ufeffimage;class\r\n"])

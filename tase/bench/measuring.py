@@ -99,6 +99,12 @@ def free_bytes(device: torch.device) -> float:
     return free
 
 
+def synchronise(device: torch.device) -> None:
+    """Wait until a GPU has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def peak_bytes(action: Callable[[], Any], device: torch.device) -> int:
     """Return how many bytes one call holds in tensors at most, beyond those that were there before."""
     if device.type == "cuda":

@@ -30,7 +30,7 @@ from ..pseudo_labels import PseudoLabels
 from ..runs import Run, RunWriter
 from ..streams import generator
 from ..views import draw_parameters, make_views
-from .measuring import BenchBudget, BenchRow
+from .measuring import BenchBudget, BenchRow, synchronise
 
 SIDE = 16  # pixels
 ALLOWED = (0.2 * 2**30, 200)  # bytes beyond images and state: in all, and a sample
@@ -94,6 +94,8 @@ class PeakMemory:
             self.bytes = max(self.bytes, self.now() - self.before)
 
     def __enter__(self) -> PeakMemory:
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats()
         self.before = self.now()
         self.thread = threading.Thread(target=self._watch, daemon=True)
         self.thread.start()
@@ -109,8 +111,7 @@ def timed(action: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
     clock = time.perf_counter if device.type == "cuda" else time.process_time
     start = clock()
     result = action()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    synchronise(device)
     return clock() - start, result
 
 

@@ -35,7 +35,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..config import ConfigError
-from ..files import tidy
+from ..files import temporary_name, tidy
 from ..options import log
 from .sets import Mapped, Shards, shard_rows, take
 
@@ -312,7 +312,7 @@ def _decode(shards: list[Shard], size: int, fit: str) -> None:
 def _make(shard: Shard, size: int, fit: str) -> None:
     """Decode the files of a shard under a temporary name; the JSON, written last, says that it is whole."""
     path, bad, crc = shard.path, {}, 0
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
     try:
         with open(temporary, "wb") as out:
             for row, (pixels, why) in enumerate(_decoded(shard.files, size, fit)):

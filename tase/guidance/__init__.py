@@ -23,7 +23,7 @@ closer a sample is to its centre, the lower its temperature, and samples whose l
         def update(self, features, epoch):                              # every few epochs
             super().update(features, epoch)                             # the pseudo-labels
             low, high = self.options.low, self.options.high
-            self.tau = high - (high - low) * self.pseudo.p.amax(1)
+            self.tau = high - (high - low) * self.pseudo.p.amax(1)      # (above 65,536 images p is None)
 
         def after_step(self, index, out):                               # every step; out is the loss's NTXent
             now = out.per_anchor.detach().reshape(2, -1).mean(0)

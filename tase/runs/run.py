@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 import uuid
 import warnings
@@ -396,9 +397,8 @@ def commit_text(*commits: str) -> str:
 
 
 def _score_text(scores: dict[str, float], names: tuple[str, ...], form: str) -> str:
-    return ", ".join(
-        f"{name.replace('_', ' ')} {scores[name]:{form}}" for name in names if scores.get(name) is not None
-    )
+    known = [name for name in names if scores.get(name) is not None and not math.isnan(scores[name])]
+    return ", ".join(f"{name.replace('_', ' ')} {scores[name]:{form}}" for name in known)
 
 
 # ------------------------------------------------------------- control of a training: requests become events when taken

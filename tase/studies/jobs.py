@@ -24,7 +24,7 @@ import torch
 
 from ..config import Config
 from ..data import class_counts
-from ..distributed import choose_device
+from ..distributed import device_here
 from ..evaluation import evaluate, lacking
 from ..files import Claim, InUse, RunError, is_held, load_optional_json, read_lines, save_json
 from ..guidance import build_guidance
@@ -104,7 +104,7 @@ def _clustered(run: Run, config: Config) -> dict[str, float]:
     h = run.history
     if h.labels is None:
         raise RunError(f"{run.path} has no true labels: the quality of clusters needs them")
-    device, index = choose_device(config.optim), h.feature_index(0)
+    device, index = device_here(config.optim), h.feature_index(0)
     guide = build_guidance(config, len(index), device=device, generator=torch.Generator().manual_seed(config.seed))
     frozen = config.guidance.features
     for t, epoch in enumerate(h.epoch):

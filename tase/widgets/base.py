@@ -276,10 +276,10 @@ def opened(run: Run | str | Path) -> Run:
 def images_of(run: Run) -> tuple[ImageSet | None, str]:
     """Return the run's training images, or None and a sentence that says why there are no pictures."""
     try:
-        images = run.images
+        images, whole = run.images, run.splits.train
     except Exception as error:  # a source may fail in ways of its own; the rest can still be shown
         return None, f"No pictures: the images cannot be loaded here ({error_line(error)[:160]})."
-    if (run.environment.get("subset") or images.hash) == images.hash and len(images) == run.history.tau.shape[1]:
+    if (run.environment.get("subset") or whole.hash) == whole.hash and len(images) == run.history.tau.shape[1]:
         return images, ""
     return None, "No pictures: the images are others than those of the training."
 

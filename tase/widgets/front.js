@@ -54,6 +54,7 @@ function quantile(values, share) {
   return some.length ? some[Math.round(share * (some.length - 1))] : NaN;
 }
 
+const whole = (epoch) => Math.floor(epoch + 1e-9); // between two snapshots the earlier one is shown
 const number = (x) => Math.round(x).toLocaleString("en");
 const fixed = (x, digits = 2) => (Number.isFinite(x) ? x.toFixed(digits) : "–");
 const rgb = (hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
@@ -379,6 +380,7 @@ class PointMap {
   }
 
   key(e) {
+    if (e.ctrlKey || e.metaKey || e.altKey) return; // the browser's own
     const { app } = this, { set } = this.run, focus = app.focusOf(set);
     const way = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[e.key];
     const factor = { "+": 1.4, "=": 1.4, "-": 1 / 1.4, 0: 0 }[e.key];
@@ -421,9 +423,10 @@ class Explorer {
     const { runs, sets, colours } = this.everything;
     this.pair = kept.pair ?? [0, 1].slice(0, runs.length);
     const shown = this.pair.map((i) => runs[i]), used = [...new Set(shown.map((run) => run.set))];
+    this.used = used;
     this.data = { colours, sets: used.map((s) => sets[s]),
       runs: shown.map((run) => ({ ...run, ...run.own, set: used.indexOf(run.set) })) };
-    Object.assign(this, { playing: false, limit: PAGE, rows: null, ranges: null, cache: null, frame: null, motion: null });
+    Object.assign(this, { playing: false, limit: PAGE, rows: null, ranges: null, frame: null, motion: null });
     this.steps = [...new Set(shown.flatMap((run) => run.epochs))].sort((a, b) => a - b);
     this.kinds = Object.keys(LAYOUTS).filter((kind) => shown.every((run) => run.places[kind]));
     // What a method knows besides of each sample, as BCL's strength: whole numbers (Int16Array) are labels.
@@ -431,8 +434,9 @@ class Explorer {
     const titles = (kind) => Object.fromEntries(own.filter(([, v]) => v instanceof kind).map(([k]) => [k, k.replaceAll("_", " ")]));
     this.quantities = { ...QUANTITIES, ...titles(Float32Array) };
     this.labels = { cluster: "cluster", ...titles(Int16Array) };
-    const [first] = this.data.sets, titled = { group: "group", label: "class", ...this.labels, ...this.quantities };
-    this.colourings = Object.fromEntries(Object.entries(titled).filter(([by]) => (by in first ? first[by] : true)));
+    const titled = { group: "group", label: "class", ...this.labels, ...this.quantities };
+    const known = (by) => !(by in this.data.sets[0]) || this.data.sets.some((set) => set[by]);
+    this.colourings = Object.fromEntries(Object.entries(titled).filter(([by]) => known(by)));
     this.restore(kept);
     this.hovered = { set: 0, row: -1 };
     this.still = matchMedia("(prefers-reduced-motion: reduce)");
@@ -443,6 +447,7 @@ class Explorer {
     this.fitView();
     this.resize();
     this.refresh();
+    if (this.query) this.find(this.query); // other images may match
   }
 
   /** Show another run on one side; the one that is there already changes sides. */
@@ -454,27 +459,29 @@ class Explorer {
     this.say(`${this.data.runs.map((run) => run.title).join(" and ")} are shown`);
   }
 
-  /** What the user has chosen, so that a page with newer data can go on from it. */
+  /** What the user has chosen, so that a page with newer data, or other runs, can go on from it. */
   state() {
-    const { epoch, chosen, looked, view, filters, on, query, by, kind, picked, pair } = this;
-    const atEnd = epoch === this.steps.at(-1);
+    const { epoch, view, filters, on, query, by, kind, picked, pair, used } = this, { sets } = this.data;
+    const atEnd = epoch === this.steps.at(-1), { set, row } = this.looked;
+    const chosen = new Map(used.map((s, k) => [s, new Set(this.selected(k).map((r) => sets[k].index[r]))]));
+    const looked = { set: used[set], image: sets[set].index[row] };
     return { epoch: atEnd ? null : epoch, kind: picked ? kind : null, picked, chosen, looked, view, filters, on, query, by, pair };
   }
 
   restore(kept) {
-    const { sets } = this.data;
-    const fits = sets.every((set, s) => kept.chosen?.[s]?.length === set.index.length);
+    const { sets, runs } = this.data, at = this.used.indexOf(kept.looked?.set);
     const few = sets[0].label && sets[0].classes.length <= 10;
     this.epoch = kept.epoch ?? this.steps.at(-1);
     this.picked = kept.picked; // the user has chosen a layout
     this.kind = this.kinds.includes(kept.kind) ? kept.kind : this.kinds[0];
-    this.chosen = fits ? kept.chosen : sets.map((set) => new Uint8Array(set.index.length));
-    this.looked = (fits && kept.looked) || { set: 0, row: -1 };
+    this.chosen = sets.map(({ index }, s) => Uint8Array.from(index, (image) => kept.chosen?.get(this.used[s])?.has(image)));
+    this.looked = at < 0 ? { set: 0, row: -1 } : { set: at, row: sets[at].index.indexOf(kept.looked.image) };
     this.view = kept.view || { x: 0, y: 0, zoom: 1 };
-    this.filters = kept.filters || {}; // quantity -> [low, high]
-    this.on = kept.on || new Set(); // codes of the legend that are shown; empty: all
+    const filters = Object.entries(kept.filters || {}).filter(([name]) => runs.some((run) => run[name]));
+    this.filters = Object.fromEntries(filters); // quantity -> [low, high]
     this.query = kept.query || "";
     this.by = kept.by in this.colourings ? kept.by : few ? "label" : sets[0].group ? "group" : "tau";
+    this.on = (kept.by === this.by && kept.on) || new Set(); // codes of the legend that are shown; empty: all
   }
 
   close() {
@@ -663,7 +670,7 @@ class Explorer {
   }
 
   /** Zoom by a factor, 0 for all; what is under the pixel [u, v] of a map stays there. */
-  zoom(factor, map = this.maps[0], [u, v] = [map.width / 2, map.height / 2]) {
+  zoom(factor, map = this.maps.find((one) => one.places) ?? this.maps[0], [u, v] = [map.width / 2, map.height / 2]) {
     if (factor) {
       const before = map.scale().k;
       this.view.zoom = Math.max(1, Math.min(40, this.view.zoom * factor));
@@ -687,9 +694,9 @@ class Explorer {
   /** How points are coloured: a code for each row with names and colours, or a share of a range of values. */
   colouring(run) {
     const set = this.data.sets[run.set], m = set.index.length, t = this.now(run), { by } = this;
-    if (by === "group") return { code: (r) => set.group[r], names: set.groups, colours: this.groupColours.map(rgb) };
+    if (by === "group") return { code: (r) => set.group?.[r] ?? -1, names: set.groups, colours: this.groupColours.map(rgb) };
     const cycle = (names) => names.map((_, i) => rgb(CLASSES[i % CLASSES.length]));
-    if (by === "label") return { code: (r) => set.label[r], names: set.classes, colours: cycle(set.classes) };
+    if (by === "label") return { code: (r) => set.label?.[r] ?? -1, names: set.classes, colours: cycle(set.classes) };
     if (by in this.labels) {
       const values = run[by] ?? [], many = by === "cluster" ? run.sizes[t].length : 1 + values.reduce((a, b) => Math.max(a, b), -1);
       const names = Array.from({ length: many }, (_, k) => `${this.labels[by]} ${k}`);
@@ -772,7 +779,7 @@ class Explorer {
     const near = this.steps.findLastIndex((epoch) => epoch <= this.epoch + 1e-9);
     if (this.playing || !this.motion) this.slider.value = near;
     this.slider.setAttribute("aria-valuetext", `epoch ${this.steps[near]}`);
-    this.readout.textContent = `epoch ${Math.round(this.epoch)}`;
+    this.readout.textContent = `epoch ${whole(this.epoch)}`;
     for (const { line, x } of this.cursors) {
       line.setAttribute("x1", x(this.epoch));
       line.setAttribute("x2", x(this.epoch));
@@ -1036,7 +1043,7 @@ class Explorer {
   }
 
   hover(map, row, e) {
-    const { set } = map.run, key = `${set}:${row}:${this.drawn}`;
+    const { set } = map.run, key = `${this.maps.indexOf(map)}:${row}:${this.drawn}`;
     if (row < 0 && this.tip.hidden) return;
     this.hovered = { set, row };
     this.tip.hidden = row < 0;
@@ -1054,7 +1061,8 @@ class Explorer {
   // ---- legend, filters, curves, gallery, why
 
   drawLegend() {
-    const having = Math.max(0, this.data.runs.findIndex((run) => run[this.by])); // all, but for what one method knows
+    // The first that has it: one set of images may have no groups, and one method may know more.
+    const having = Math.max(0, this.data.runs.findIndex((run) => run[this.by] ?? this.data.sets[run.set][this.by]));
     const look = this.colouring(this.data.runs[having]), title = this.colourings[this.by];
     if (!look.code) {
       const stops = [0, 0.25, 0.5, 0.75, 1].map((share) => css(viridis(share, this.theme.dark)));
@@ -1115,7 +1123,7 @@ class Explorer {
     return box;
   }
 
-  /** Histograms at the epoch shown: all images grey, those selected or not filtered out blue, the other run a line. */
+  /** Histograms at the epoch shown: all images on the page grey, those selected or not filtered out blue, the other run a line. */
   drawFilters() {
     for (const box of this.filterBox.children) {
       const [grey, blue, line] = box.querySelectorAll("path");
@@ -1159,15 +1167,9 @@ class Explorer {
     });
   }
 
-  /** Means of each group, or of all images; they stay, and are computed once. */
+  /** Means of each group, or of all images, at each snapshot: of all that were trained on, not of those shown. */
   groupMeans(run, name) {
-    this.cache ??= new Map();
-    const key = `${this.data.runs.indexOf(run)}:${name}`, { group, index } = this.data.sets[run.set];
-    if (!this.cache.has(key)) {
-      const all = [...index.keys()], parts = group ? [0, 1, 2].map((g) => all.filter((r) => group[r] === g)) : [all];
-      this.cache.set(key, parts.map((rows) => this.means(run, name, rows)));
-    }
-    return this.cache.get(key);
+    return run.means[name].map((values) => values.map((value) => value ?? NaN));
   }
 
   /** Colours of head, mid and tail: the figures', on this ground. */
@@ -1292,12 +1294,12 @@ class Explorer {
     if (k < 0) return h("p", {}, "No clusters yet.");
     const [a, q, tau, weight] = ["headness", "q", "tau", "weight"].map((name) => this.value(run, name, row));
     const all = run.tau.subarray(t * m, (t + 1) * m), same = quantile(all, 1) - quantile(all, 0) < 1e-3;
-    const size = run.sizes[t][k], joined = run.joined[t]?.[k], [low, high] = run.limits[t];
+    const size = run.sizes[t][k], joined = run.joined[t]?.[k], note = run.q_notes[t];
     const steps = [
       ["cluster", String(k), `${number(size)} images`],
       joined ? ["joined group", number(joined), joined > 1.5 * size ? "images: near clusters count together" : "images"] : null,
       ["headness a", fixed(a), `log of ${number(Math.exp(a))} images, its clusters' mean`],
-      ["q", fixed(q), `0 up to a = ${fixed(low, 1)}, 1 from ${fixed(high, 1)}`],
+      ["q", fixed(q), note],
       run.trust ? ["trust", fixed(run.trust[t]), `of the run: 0 as balanced data, 1 a clear tail${run.equation?.[3] < 1 ? `; τ and w act with ${run.equation[3]}` : ""}`] : null,
       ["τ", fixed(tau, 3), same ? "the same for all images now" : this.tauText(run, tau, q)],
       ["w", fixed(weight, 3), same ? "" : `counts ${weight > 1 ? "more" : "less"} than the mean`],
@@ -1335,23 +1337,27 @@ class Explorer {
     return h("div", { class: "tase-near" }, lines, like);
   }
 
-  /** Save the selection (or all that is shown) at the epoch shown as CSV. */
+  /** Save the selection, of both sets of images, or all that is shown of the first, at the epoch shown as CSV. */
   saveCSV() {
-    const [set] = this.data.sets, runs = this.data.runs.filter((run) => run.set === 0);
-    const names = Object.keys({ ...this.labels, ...this.quantities });
-    const columns = runs.flatMap((run) => names.filter((name) => run[name]).map((name) => [run, name]));
-    const title = ([run, name]) => (runs.length > 1 ? `${run.name}:${name}` : name);
-    const text = ([run, name], r) => (name in this.labels ? this.value(run, name, r) : fixed(this.value(run, name, r), 4));
-    const cell = (value) => (/[",\n]/.test(value) ? `"${String(value).replaceAll('"', '""')}"` : value);
-    const rows = this.selected(0).length || this.query ? this.selected(0) : this.visible();
-    const lines = rows.map((r) => [
-      set.index[r], set.paths ? set.paths[r] : "", set.label ? set.classes[set.label[r]] : "",
-      set.group ? set.groups[set.group[r]] : "", ...columns.map((column) => text(column, r)),
+    const { runs, sets } = this.data, rows = this.gathered() ?? this.visible().map((r) => [0, r]);
+    const names = Object.keys({ ...this.labels, ...this.quantities }), of = new Set(rows.map(([s]) => s));
+    const columns = runs.filter((run) => of.has(run.set)).flatMap((run) => names.filter((name) => run[name]).map((name) => [run, name]));
+    const alike = new Set(runs.map((run) => run.name)).size < runs.length;
+    const called = (run) => (alike ? `${run.name} (${runs.indexOf(run) + 1})` : run.name);
+    const title = ([run, name]) => (runs.length > 1 ? `${called(run)}:${name}` : name);
+    const text = ([run, name], s, r) => {
+      const value = run.set === s ? this.value(run, name, r) : NaN;
+      return Number.isNaN(value) ? "" : name in this.labels ? value : fixed(value, 4);
+    };
+    const cell = (value) => (/[",\n\r]/.test(value) ? `"${String(value).replaceAll('"', '""')}"` : value);
+    const lines = rows.map(([s, r]) => [
+      sets[s].index[r], sets[s].paths ? sets[s].paths[r] : "", sets[s].label ? sets[s].classes[sets[s].label[r]] : "",
+      sets[s].group ? sets[s].groups[sets[s].group[r]] : "", ...columns.map((column) => text(column, s, r)),
     ]);
     const table = [["image", "path", "class", "group", ...columns.map(title)], ...lines];
     const file = new Blob([table.map((line) => `${line.map(cell).join(",")}\n`).join("")], { type: "text/csv" });
     const href = URL.createObjectURL(file);
-    const link = h("a", { href, download: `${this.data.runs[0].name}-epoch-${Math.round(this.epoch)}.csv`, hidden: true });
+    const link = h("a", { href, download: `${this.data.runs[0].name}-epoch-${whole(this.epoch)}.csv`, hidden: true });
     this.root.append(link); // some frames save only what a link on the page names
     link.click();
     link.remove();
@@ -1394,15 +1400,16 @@ function render({ model, el }) {
     explorer.data.sets.map((set, s) => explorer.selected(s).map((r) => set.index[r]));
   const changed = (epoch = explorer.epoch) => {
     model.set("selected", numbers());
-    model.set("epoch", Math.round(epoch));
+    model.set("epoch", whole(epoch));
     model.save_changes();
   };
   const open = () => {
-    const view = model.get("payload"), kept = explorer?.state();
+    const view = model.get("payload"), kept = explorer?.state() ?? { epoch: model.get("epoch") };
     if (!view.byteLength) return;
     explorer?.close();
     explorer = el.tase = new Explorer(el, unpack(view.buffer, view.byteOffset), { kept, changed });
     mark();
+    if (whole(explorer.epoch) !== model.get("epoch")) changed(); // it went on to the end of newer data
   };
   const mark = () => {
     if (!explorer || JSON.stringify(model.get("selected")) === JSON.stringify(numbers())) return;
@@ -1416,7 +1423,7 @@ function render({ model, el }) {
   };
   const move = () => {
     const epoch = model.get("epoch");
-    if (explorer && Math.round(explorer.motion?.to ?? explorer.epoch) !== epoch) explorer.goTo(epoch);
+    if (explorer && whole(explorer.motion?.to ?? explorer.epoch) !== epoch) explorer.goTo(epoch);
   };
   model.on("change:payload", open);
   model.on("change:selected", mark);

@@ -8,6 +8,7 @@ The block is a JSON header and the typed arrays it refers to: {"@": [offset, kin
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import json
@@ -21,10 +22,10 @@ from jaxtyping import Float, Int64
 from ..clustering import centred
 from ..data import GROUPS
 from ..figures.style import THEMES
-from ..files import RunError
+from ..files import RunError, as_text
 from ..layouts import Layouts, snapshot_layouts
-from ..pseudo_labels import clipped_rank
-from ..runs import Run
+from ..pseudo_labels import LEAST_SPREAD, clipped_rank
+from ..runs import Run, steered
 from .base import images_of, picture_of
 from .rarity import listed, sentences
 from .svg import group_of_samples
@@ -154,7 +155,7 @@ def _shown_set(
         "counts": [] if h.labels is None else [int(c) for c in h.counts],
         "group": pack.whole(group, "i1") if (group >= 0).any() else None,
         "groups": list(GROUPS),
-        "paths": None if images is None or images.paths is None else [str(images.paths[i]) for i in index],
+        "paths": None if images is None or images.paths is None else [as_text(images.paths[i]) for i in index],
         "remark": why,
     }
 
@@ -192,13 +193,10 @@ def _sheet(pictures: list, side: int) -> bytes:
 
 def _run(pack: Packer, run: Run, index: Int64[np.ndarray, " m"], found: dict[str, Layouts]) -> dict[str, Any]:
     """Everything of one run over its snapshots, for the images `index`."""
-    h, config, options, tau = run.history, run.config, run.config.guidance, run.history.tau
-    q, limits = quantities(run)
-    low, high = (getattr(options, name, None) for name in ("tau_min", "tau_max"))
-    # The chain "why this tau" writes equation (5) only where it gives what was saved: not for methods that use others.
-    strength = float(h.trust[run.trusted_at]) if getattr(options, "trust", False) else 1.0
-    target = None if low is None else options.tau_0 * ((low + (high - low) * q[-1]) / options.tau_0) ** strength
-    fits = target is not None and bool(np.allclose(target, tau[-1], atol=3e-3))
+    h, config = run.history, run.config
+    q, notes = quantities(run)
+    group = group_of_samples(h, h.tau.shape[1])
+    parts = [group == g for g in range(len(GROUPS))] if (group >= 0).any() else [np.ones(len(group), dtype=bool)]
     return {
         "name": run.name,
         "preset": config.preset,
@@ -211,26 +209,60 @@ def _run(pack: Packer, run: Run, index: Int64[np.ndarray, " m"], found: dict[str
         "cluster": pack.whole(h.pseudo_label[:, index], "i2"),
         "q": pack.scaled(q[:, index]),
         "own": _own_quantities(pack, run, index),
+        "means": {name: [_means(values[:, part]) for part in parts] for name, values in _curves(run, q).items()},
         "trust": None if np.isnan(h.trust).any() else [round(float(s), 2) for s in h.trust],
-        "limits": limits,
+        "q_notes": notes,
         "sizes": [[round(float(x), 1) for x in sizes] for sizes in h.cluster_sizes],
         "joined": [_joined_sizes(run, t) for t in range(len(h))],
-        "equation": [float(low), float(high), options.tau_0, round(strength, 2)] if fits else None,
+        "equation": _equation(run, q[-1]),
         "near": _neighbours(pack, run, index),
         "remarks": _remarks(run, found),
         **about(run),
     }
 
 
+def _equation(run: Run, q: Float[np.ndarray, "n"]) -> list[float] | None:
+    """tau_min, tau_max, tau_0 and the strength of the guidance, where equation (5) gives what was saved last.
+
+    That may still be on its ramp, at one share of the way for all samples. None for methods with rules of their own.
+    """
+    options, tau = steered(run.config, run.events).guidance, run.history.tau[-1]
+    low, high = (getattr(options, name, None) for name in ("tau_min", "tau_max"))
+    if low is None:
+        return None
+    strength = float(run.history.trust[run.trusted_at]) if getattr(options, "trust", False) else 1.0
+    way = options.tau_0 * ((low + (high - low) * q) / options.tau_0) ** strength - options.tau_0
+    done = np.clip((way * (tau - options.tau_0)).sum() / max((way**2).sum(), 1e-12), 0, 1)
+    fits = np.allclose(options.tau_0 + done * way, tau, atol=3e-3)
+    return [float(low), float(high), options.tau_0, round(strength, 2)] if fits else None
+
+
+def _curves(run: Run, q: Float[np.ndarray, "s n"]) -> dict[str, Float[np.ndarray, "s n"]]:
+    """All that is shown over time of each sample."""
+    known = {name: getattr(run.history, name) for name in ("tau", "weight", "headness", "loss")}
+    return {**known, "q": q, **{name: x for name, x in _own(run).items() if not np.issubdtype(x.dtype, np.integer)}}
+
+
+def _means(values: Float[np.ndarray, "s m"]) -> list[float | None]:
+    """Mean of the values that are known, at each snapshot; None where none is."""
+    known = np.isfinite(values)
+    sums, counts = np.where(known, values, 0).sum(1, dtype=np.float64), known.sum(1)
+    return [float(f"{total / count:.5g}") if count else None for total, count in zip(sums, counts)]
+
+
 def _own_quantities(pack: Packer, run: Run, index: Int64[np.ndarray, " m"]) -> dict[str, Any]:
     """What the run's method knows of each sample besides, by name: BCL's strength, say; whole numbers are labels."""
+    own = {name: values[:, index] for name, values in _own(run).items()}
+    whole = [name for name, values in own.items() if np.issubdtype(values.dtype, np.integer)]
+    return {name: pack.whole(x, "i2") if name in whole else pack.scaled(x) for name, x in own.items()}
+
+
+def _own(run: Run) -> dict[str, np.ndarray]:
+    """The same of all samples [s, n], without what a run of an older version lacks."""
     own = {}
     for name in run.config.guidance_class.SHOWN:
-        try:
-            values = run.history.extra(name)[:, index]
-        except RunError:  # a run of an older version
-            continue
-        own[name] = pack.whole(values, "i2") if np.issubdtype(values.dtype, np.integer) else pack.scaled(values)
+        with contextlib.suppress(RunError):
+            own[name] = run.history.extra(name)
     return own
 
 
@@ -243,16 +275,18 @@ def _remarks(run: Run, found: dict[str, Layouts]) -> list[str]:
     return said
 
 
-def quantities(run: Run) -> tuple[Float[np.ndarray, "s n"], list[list[float]]]:
-    """q of equation (4) at each snapshot, and the headness at which it is 0 and 1, rounded for showing."""
-    options, rows, limits = run.config.guidance, [], []
-    for t in range(len(run.history)):
-        quantity = saved_quantity(run.history, t, options)
-        q, spread = clipped_rank(quantity, getattr(options, "headness_map", "log"))
-        low = float(quantity.a[q <= 0].max() if (q <= 0).any() else quantity.a.min())
+def quantities(run: Run) -> tuple[Float[np.ndarray, "s n"], list[str]]:
+    """q of equation (4) at each snapshot, and in words how it comes from headness."""
+    rows, notes = [], []
+    for t, epoch in enumerate(run.history.epoch):
+        options = steered(run.config, [event for event in run.events if event["epoch"] <= epoch]).guidance
+        quantity, how = saved_quantity(run.history, t, options), getattr(options, "headness_map", "log")
+        q, spread = clipped_rank(quantity, how)
+        low, high = quantity.ends
         rows.append(q.numpy())
-        limits.append([round(low, 2), round(low + spread, 2)])
-    return np.stack(rows), limits
+        note = "by rank" if how == "rank" else f"0 up to a = {low:.1f}, 1 from {high:.1f}"
+        notes.append("0.5 for all: the clusters are all about as large" if spread < LEAST_SPREAD else note)
+    return np.stack(rows), notes
 
 
 def _joined_sizes(run: Run, t: int) -> list[float] | None:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ..clustering import centred
 from ..data import ImageSet, unreadable_files
-from ..files import RunError
+from ..files import RunError, as_text
 from ..runs import Run
 from ..verdict import trust_words
 from .base import images_of, opened
@@ -44,7 +44,7 @@ def rare(run: Run | str | Path) -> pandas.DataFrame:
     table = pandas.DataFrame(
         {
             "image": np.arange(n),
-            "file": "" if images is None or images.paths is None else list(images.paths),
+            "file": "" if images is None or images.paths is None else [*map(as_text, images.paths)],
             "class": "" if h.labels is None else np.array(h.classes)[h.labels],
             "headness": headness.round(3),
             "tau": h.tau[-1].round(4),
@@ -71,7 +71,8 @@ def rare(run: Run | str | Path) -> pandas.DataFrame:
         return table
     unknown = dict.fromkeys(("image", "cluster", "duplicate_of", "typical_of"), -1)
     rows = [
-        {"file": file, "class": "", "is": "", "blank": False, "broken": why, **unknown} for file, why in broken.items()
+        {"file": as_text(file), "class": "", "is": "", "blank": False, "broken": why, **unknown}
+        for file, why in broken.items()
     ]
     return pandas.concat([table, pandas.DataFrame(rows)], ignore_index=True)
 
@@ -98,7 +99,12 @@ def listed(run: Run, most: int = 48) -> dict[str, Any]:
 
 def remarks(table: pandas.DataFrame) -> list[str]:
     """Say what is to be mended in the folder, from the table of `rare`."""
-    said, names = [], lambda rows: ", ".join(map(str, rows["file"][:3])) + (", ..." if len(rows) > 3 else "")
+
+    def names(rows: pandas.DataFrame) -> str:
+        called = rows["file"].where(rows["file"] != "", "image " + rows["image"].astype(str))
+        return ", ".join(called[:3]) + (", ..." if len(rows) > 3 else "")
+
+    said = []
     twins, blank, broken = table[table["duplicate_of"] >= 0], table[table["blank"]], table[table["broken"] != ""]
     if len(twins):
         copies = " Copies of an image make it look common." if len(twins) > 9 else ""
@@ -183,7 +189,7 @@ def sentences(run: Run) -> list[str]:
     if h.headness[-1].std() < 1e-6:
         said.append("There are no clusters yet: nothing is known about what is rare.")
     known = h.quality[-1].get("spearman_samples")
-    if known is not None:
+    if known is not None and h.counts is not None and np.ptp(h.counts) > 1:  # classes as good as equal have no order
         warning = "Do not take the rarest images here for those of rare classes. " if known < 0.2 else ""
         said.append(
             f"{warning}Rank correlation of headness with the true class sizes: {known:.2f} (1: perfect, 0: chance)."

@@ -292,6 +292,7 @@ class TemperatureExplorer(Panel):
             self._show_near(near, cosine)
         except RunError as error:
             push, note, missing = None, "no features kept\nfor this sample", f"No neighbours: {error}."
+            self.near.value = ""
         self.picture.value = draw_temperatures(self.now, new, push, note)
         self._show_changed(new)
         self.command.value = command_line(self.config, self.out.value)

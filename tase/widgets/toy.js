@@ -43,7 +43,7 @@ class Toy {
 
   // ---- the loss
 
-  /** Temperatures and weights of equations (5) and (6), where headness is known, and the factor of the loss. */
+  /** Temperatures and weights of equations (5) and (6), where headness is known, not clipped; the factor of the loss. */
   settings() {
     const { tail, head, gamma } = this.values;
     const tau = this.q.map((q) => tail + (head - tail) * q);
