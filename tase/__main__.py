@@ -76,11 +76,12 @@ def _train(args: argparse.Namespace) -> dict[str, Any]:
 def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
     from .evaluation import compare, evaluate, format_table
     from .runs import Run
+    from .tables import results_of
 
     runs = [Run(path) for path in args.runs]
     results = {str(run.path): evaluate(run, args.protocols, args.force, not args.quiet, args.on) for run in runs}
     if not args.json:
-        print(format_table(compare(list(results.values()))))
+        print(format_table(compare([results_of(run, results[str(run.path)]) for run in runs])))
     return results
 
 
@@ -121,7 +122,8 @@ def _study(args: argparse.Namespace) -> dict[str, Any]:
     from . import studies
 
     if not args.name:
-        print("\n".join(f"{name:15} {study.question}" for name, study in studies.STUDIES.items()))
+        if not args.json:
+            print("\n".join(f"{name:15} {study.question}" for name, study in studies.STUDIES.items()))
         return {"studies": list(studies.STUDIES)}
     if args.name not in studies.STUDIES:
         raise unknown("study", args.name, studies.STUDIES)

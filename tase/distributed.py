@@ -35,8 +35,7 @@ from torch import distributed as dist
 from .config import OptimConfig, check
 
 _active = False  # inside `team`, but not while rank 0 does something alone
-# For a process that lives but does not answer: rank 0 may decode images, or encode and cluster many of them.
-PATIENCE = timedelta(hours=12)
+PATIENCE = timedelta(minutes=30)  # for a process that lives but does not answer (rank 0 may decode images)
 BUCKET = 2**20  # gradient elements in a message: large enough to be fast, small enough to be sent while others wait
 
 

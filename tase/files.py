@@ -71,7 +71,7 @@ def write_atomic(path: str | Path, data: bytes) -> None:
 
 def as_text(name: object) -> str:
     """Return the name of a file or class as text for tables and pages: names on a disk may be any bytes."""
-    return os.fsencode(str(name)).decode("utf-8", "replace")
+    return str(name).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def temporary_name(path: Path) -> Path:
@@ -79,7 +79,12 @@ def temporary_name(path: Path) -> Path:
 
     It names the machine, too: others may share the folder, where a process of this number is unknown.
     """
-    return path.with_name(f".{path.name}.{zlib.crc32(_machine().encode()):08x}.{os.getpid()}.tmp")
+    return path.with_name(f".{path.name}.{_mark()}.{os.getpid()}.tmp")
+
+
+def _mark() -> str:
+    """Short for the machine's name."""
+    return f"{zlib.crc32(_machine().encode()):08x}"
 
 
 def tidy(folder: Path) -> None:
@@ -87,7 +92,7 @@ def tidy(folder: Path) -> None:
 
     Those of other machines, whose processes cannot be asked, go a day after they were last written to.
     """
-    here = temporary_name(folder).name.split(".")[-3]
+    here = _mark()
     for path in folder.rglob(".*.tmp"):
         *_, machine, pid, _end = ("", "", *path.name.split("."))
         try:

@@ -112,7 +112,7 @@ def _from_timm(name: str, channels: int, size: int) -> tuple[nn.Module, dict[str
 def import_timm():
     """Import timm; raises ConfigError where it is not installed."""
     if importlib.util.find_spec("timm") is None:
-        raise ConfigError("model.backbone = 'timm:...' needs timm: pip install tase[timm]")
+        raise ConfigError("model.backbone = 'timm:...' needs timm: pip install 'tase[timm]'")
     import timm
 
     return timm

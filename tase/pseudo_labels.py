@@ -34,6 +34,7 @@ from torch.nn import functional as F
 
 from .clustering import aligned, directions, directions_as_of, mean_directions, rows_of, spherical_kmeans
 from .config import ESTIMATORS, check
+from .streams import generator
 
 LEAST_SPREAD = 0.1  # of the log sizes; below it the clusters say nothing about quantity
 STREAMED = 2**14  # rows at a time of the pass that assigns more images than are clustered
@@ -371,11 +372,15 @@ class PseudoLabels:
         return tempered(gap, self.temperature)
 
     def _permuted(self) -> Int64[Tensor, "n"] | None:
-        """Return whose responsibilities each sample gets: a share of them swap; None where no two do."""
+        """Return whose responsibilities each sample gets: a share of them swap; None where no two do.
+
+        The same at each update: others each time would be averaged away by the memory.
+        """
         some = round(self.label_noise * self.n)
         if some < 2:
             return None
-        order = torch.randperm(self.n, generator=self.generator, device=self.generator.device)[:some].to(self.device)
+        own = generator(self.generator.initial_seed(), "label noise")
+        order = torch.randperm(self.n, generator=own)[:some].to(self.device)
         return torch.arange(self.n, device=self.device).index_copy_(0, order, order.roll(1))
 
     def state_dict(self) -> dict[str, Any]:

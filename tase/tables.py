@@ -448,12 +448,20 @@ def _entries(runs: Any) -> list[tuple[str | None, Result]]:
         return _entries(Run(runs))
     if isinstance(runs, Run) and not runs.results:
         raise ConfigError(f"{runs.path} has not been evaluated: tase evaluate {runs.path}")
-    if isinstance(runs, Run):  # its results say how it differed from the preset when it was evaluated
-        changed = [*changes_in_words(runs.config), *([f"steered={runs.steering}"] if runs.steered else [])]
-        return [(None, {**runs.results, "changes": changed})]
+    if isinstance(runs, Run):
+        return [(None, results_of(runs, runs.results))]
     if isinstance(runs, Mapping):
         return [(None, runs)]
     return [entry for some in runs for entry in _entries(some)]
+
+
+def results_of(run: Run, results: Result) -> Result:
+    """Return results of a run that say how it differs from its preset now, steering and all.
+
+    What is saved says how it differed from the preset of the time when it was evaluated.
+    """
+    changed = [*changes_in_words(run.config), *([f"steered={run.steering}"] if run.steered else [])]
+    return {**results, "changes": changed}
 
 
 def _labelled_results(entries: list[tuple[str | None, Result]]) -> list[tuple[str, Result]]:

@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 
 import tase
-from tase.config import ConfigError
-from tase.data import folders, load_images, load_splits
+from tase.config import ConfigError, DataConfig
+from tase.data import archives, folders, load_images, load_splits
+from tase.data.archives import wds
 
 CLASSES = ("ant", "bee", "cow")
 COUNTS = (16, 12, 8)
@@ -184,6 +185,44 @@ def test_shards_in_capital_letters_are_test_images(tmp_path):
     tars(tmp_path / "shards" / "Test", "a", 1, seed=1)
     splits = load_splits(tase.preset("folder", overrides=fields("wds", root.parent, tmp_path / "cache")))
     assert len(splits.train) == len(splits.test) == 36
+
+
+@pytest.mark.parametrize("names", ["imagenet1k-{}-00", "data_{}_0000", "{}-000"])
+def test_the_part_is_any_word_of_a_shards_name(names, tmp_path):
+    _, data, _ = next(pictures())
+    for part, number in (("train", 1), ("validation", 2)):
+        shard(tmp_path / f"data/{names.format(part)}.tar", [{"png": data, "cls": b"0"}] * number * 3)
+    train, test = wds(DataConfig(source="wds", root=str(tmp_path / "data"), cache=str(tmp_path / "cache")))
+    assert (len(train), len(test)) == (3, 6)
+
+
+def test_a_class_that_is_named_twice_is_refused(tmp_path):
+    root = tars(tmp_path / "data")
+    (root / "classes.txt").write_text("crane\ndog\ncrane\n")
+    with pytest.raises(ConfigError, match="names 'crane' twice"):
+        load_images("wds", root, image_size=8, cache=tmp_path / "cache")
+
+
+def test_a_row_without_an_image_cannot_be_read(datasets, tmp_path):
+    found = [picture for *_, picture in pictures()]
+    root = parquet(datasets, tmp_path / "data", img=[None, *found[1:]])
+    given = fields("hf", root, tmp_path / "cache")
+    with pytest.raises(ConfigError, match="train/0000000: UnidentifiedImageError"):
+        load_splits(tase.preset("folder", overrides={**given, "data.on_bad_image": "strict"}))
+    assert len(load_splits(tase.preset("folder", overrides=given)).train) == 35
+
+
+def test_images_of_the_hub_are_named_by_their_rows(datasets, tmp_path, monkeypatch):
+    """Their files lie in the hub's cache, and to name them by the way there from here would name them otherwise."""
+    for row, (c, data, _) in enumerate(pictures()):
+        (tmp_path / "data" / CLASSES[c]).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / CLASSES[c] / f"{row}.png").write_bytes(data)
+    data = DataConfig(source="hf", root=str(tmp_path / "data"), cache=str(tmp_path / "cache"))
+    (part,) = archives._load_dataset(data).values()
+    monkeypatch.setattr(archives, "is_hub_name", lambda name: True)
+    listed = archives._list_rows(part, data, "train")
+    assert listed.paths[0] == "train/0000000" and len(set(listed.paths)) == 36
+    assert listed.archive.read(0) == (tmp_path / "data" / CLASSES[0] / "0.png").read_bytes()
 
 
 def test_tar_shards_are_read_once(tmp_path, monkeypatch):
@@ -359,5 +398,5 @@ def test_missing_data_say_how_to_get_them(source, tmp_path, request):
 
 def test_a_missing_library_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with one_line("pip install tase.hub."):
+    with one_line("pip install 'tase.hub.'"):
         load_images("hf", tmp_path, image_size=8)

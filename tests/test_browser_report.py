@@ -383,6 +383,9 @@ def test_which_two_of_many_runs_are_shown(report, tmp_path):
     shown.get("t.on.add(3)")
     shown.page.get_by_label("Right").select_option(label="SimCLR · simclr")
     assert shown.get("[...t.on]") == [3]
+    assert shown.get("(t.goTo(t.steps[1]), t.state().epoch)") == 2  # a step that is on its way is kept
+    shown.page.get_by_label("Left").select_option(label="GH · gh")
+    until(lambda: shown.page.locator(".tase-epoch").inner_text() == "epoch 2", "the epoch chosen")
     shown.page.locator(".tase-play").click()
     until(lambda: shown.get("t.epoch > 0 && t.epoch < 8"), "it plays")
 

@@ -6,6 +6,8 @@ import dataclasses
 import gzip
 import pickle
 import struct
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -419,6 +421,28 @@ def test_a_failed_download_names_the_command(tmp_path, monkeypatch):
     monkeypatch.setattr("torchvision.datasets.FashionMNIST", fail)
     with pytest.raises(ConfigError, match="(?s)download failed: no network.*FashionMNIST.*download=True"):
         load_images("fashion-mnist", cache=str(tmp_path / "cache"))
+
+
+def test_of_several_processes_one_downloads(tmp_path, monkeypatch):
+    began = []
+
+    def slowly(root, download):
+        began.append(root)
+        time.sleep(0.2)
+        (Path(root) / "FashionMNIST/raw").mkdir(parents=True)
+        (Path(root) / "FashionMNIST/raw/train-images-idx3-ubyte.gz").touch()
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tase.data.sources.DEBIAN_FASHION", tmp_path / "not-installed")
+    monkeypatch.setattr("torchvision.datasets.FashionMNIST", slowly)
+
+    def load(_):
+        with pytest.raises(ConfigError, match="readable FashionMNIST"):  # the file is empty
+            load_images("fashion-mnist", cache=str(tmp_path / "cache"))
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(load, range(3)))
+    assert began == [str(tmp_path / "cache")]
 
 
 # ---------------------------------------------------------------- CIFAR

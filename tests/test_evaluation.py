@@ -462,7 +462,7 @@ def test_comparing_real_runs(trained, tmp_path):
         compare([run])
 
 
-def test_runs_of_other_defaults_and_steered_runs_have_rows_of_their_own(trained, tmp_path):
+def test_runs_of_other_defaults_and_steered_runs_have_rows_of_their_own(trained, tmp_path, capsys):
     older = copy_of(trained[2], tmp_path / "older")
     saved = load_json(older.path / "config.json")
     saved["config"]["guidance"]["scale_by_tau"] = False  # the default once, when its results were written
@@ -474,6 +474,8 @@ def test_runs_of_other_defaults_and_steered_runs_have_rows_of_their_own(trained,
     frame = compare([trained[2], tase.Run(older.path), tase.Run(steered.path)])
     names = ["tase", "tase (scale_by_tau=False)", "tase (steered=20 tau_max=0.9 gamma=1.0)"]
     assert frame["method"].unique()[2:].tolist() == names
+    assert main(["evaluate", str(trained[2].path), str(steered.path), "--quiet"]) == 0
+    assert names[2] in capsys.readouterr().out
     drawn = by_method([trained[2], tase.Run(steered.path)])
     assert [label for label, _ in drawn] == ["TASE, long tail", "TASE, long tail, steered at 20 tau_max=0.9 gamma=1.0"]
 

@@ -105,7 +105,7 @@ def test_timm_that_is_not_installed_is_named(monkeypatch):
     architectures.cache_clear()
     model = ModelConfig("timm:resnet18")  # a saved run opens without it
     architectures.cache_clear()
-    with pytest.raises(ConfigError, match="pip install tase.timm."):
+    with pytest.raises(ConfigError, match="pip install 'tase.timm.'"):
         build(model, 3, 32)
 
 

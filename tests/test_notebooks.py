@@ -149,7 +149,9 @@ def test_no_function_is_defined_in_two_notebooks():
 def test_the_first_cell_installs_only_where_tase_is_missing():
     """All notebooks have the same one, and it leaves an installed tase alone."""
     (source,) = {nbformat.read(path, as_version=4).cells[1].source for path in NOTEBOOKS}
-    found = subprocess.run([sys.executable, "-c", plain(source) + "\nprint('site' in locals())"], capture_output=True)
+    found = subprocess.run(
+        [sys.executable, "-c", plain(source) + "\nprint('checkout' in locals())"], capture_output=True
+    )
     assert found.stdout.decode().strip() == "False", found.stderr.decode()
 
 
@@ -163,6 +165,16 @@ def test_the_first_cell_finds_the_checkout_or_says_what_to_do(tmp_path):
     assert found[2].returncode == 0, found[2].stderr
     lost = subprocess.run([sys.executable, "-c", look], cwd=tmp_path, capture_output=True, text=True)
     assert "tase is not installed" in lost.stderr and "run this cell again" in lost.stderr
+
+
+def test_a_clone_that_is_called_tase_is_no_package(tmp_path):
+    """As after !git clone in Colab: Python finds the folder, and with it nothing."""
+    (tmp_path / "tase").symlink_to(FOLDER.parent)
+    source = nbformat.read(NOTEBOOKS[0], as_version=4).cells[1].source
+    look = re.sub("%pip.*", "pass", source) + "\nimport tase.config\nprint(tase.__file__)"
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    found = subprocess.run([sys.executable, "-c", look], cwd=tmp_path, capture_output=True, text=True, env=env)
+    assert Path(found.stdout.strip()) == tmp_path / "tase" / "tase" / "__init__.py", found.stderr
 
 
 def test_there_are_seven():

@@ -378,6 +378,18 @@ def test_label_noise_permutes_the_share():
     assert torch.equal(noisy.labels, noisy.p.argmax(1)) and torch.equal(noisy.assigned, clean.labels)
 
 
+def test_label_noise_is_the_same_at_each_update():
+    """Else the memory would average it away: after 16 updates a quarter had been as good as none."""
+    x, truth = mixture()
+    noisy = PseudoLabels(len(x), labels=truth, label_noise=0.25, memory=0.7, generator=gen())
+    noisy.update(x)
+    first = noisy.headness.clone()
+    for _ in range(3):
+        noisy.update(x)
+    torch.testing.assert_close(noisy.headness, first)
+    assert not torch.equal(first, torch.bincount(truth)[truth].double().log())
+
+
 def test_label_noise_permutes_a_quantity_that_is_given():
     x, _ = mixture()
     pseudo = PseudoLabels(len(x), clusters=20, space="centred", label_noise=0.3, generator=gen())

@@ -246,6 +246,23 @@ def test_keeping_more_seeds_leaves_what_was_kept(pair, tmp_path, runs):
     assert not plan(pair, ["digits-lt"], [0, 1], tmp_path / "other.zip", TINY).missing
 
 
+def test_a_plan_lists_a_folder_once_a_seed(tmp_path, monkeypatch):
+    import tase.data.splits as splits
+
+    listed, list_source = [], splits.list_source
+    monkeypatch.setattr(splits, "list_source", lambda data: listed.append(data) or list_source(data))
+    for i in range(30):
+        (tmp_path / f"images/{i % 2}").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / f"images/{i % 2}/{i}.png")
+    study = Study("pair", "One?", rows=each_method("simclr", "tase", "ts"), reference="simclr", protocols=("lt-knn",))
+    given = {"data.root": str(tmp_path / "images"), "optim.batch": 8, "data.cache": str(tmp_path / "cache")}
+    planned = plan(study, ["folder"], [0, 1], tmp_path / "runs", given)
+    assert len(planned.jobs) == 6 and len(listed) == 2
+    assert "runs      6, of which 6 are to be done" in planned.describe() and len(listed) == 4
+    with pytest.raises(ConfigError, match="--jobs"):
+        planned.describe(at_once=0)
+
+
 def test_tables_of_what_is_done_so_far(pair, tmp_path, runs, monkeypatch):
     with pytest.raises(ConfigError, match="none of the 4 runs is done yet"):
         run(pair, tmp_path / "nothing", tmp_path / "no runs", only_done=True)
@@ -264,6 +281,7 @@ def test_tables_of_what_is_done_so_far(pair, tmp_path, runs, monkeypatch):
     assert len(before) == 3 and (before["value_x"] == before["value_y"]).all()
     table = next(lines for lines in markdown_tables(found.markdown) if len(lines) > 2)
     assert [(line[0], line[1]) for line in table[1:3]] == [("simclr", "2"), ("tase", "1")]
+    assert "- seeds 0, 1; " in found.markdown and "left out: 3 of 6 runs, which are not done yet" in found.markdown
     assert draw_study(tmp_path / "few")
     assert len(plan(few, ["digits-lt"], [0, 1, 2], tmp_path / "few/runs.zip", TINY).missing) == 3
 

@@ -286,7 +286,8 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_likely_field(overrides, l
     with pytest.raises(TrainingError, match=likely) as error:
         train(tiny(**overrides), tmp_path / "run", progress=False)
     assert "since step" in str(error.value) and "optim.lr" in str(error.value)
-    assert tase.Run(tmp_path / "run").status["state"] == "failed"
+    status = tase.Run(tmp_path / "run").status
+    assert status["state"] == "failed" and status.get("epoch", 0) == len(tase.Run(tmp_path / "run").metrics)
 
 
 def test_impossible_sizes_name_the_field(tiny, tmp_path):

@@ -467,6 +467,15 @@ def test_a_finished_training_says_what_comes_next(run, unlabelled):
     assert "evaluate" not in said(panel)  # its labels are gone
 
 
+def test_a_folder_that_holds_another_run_is_not_taken_for_this_one(run, tiny):
+    given = tiny("tase", guidance__tau_max=0.4, optim__epochs=30)
+    panel = LiveTraining(given, run.path, watch=False)
+    assert "holds another run (TASE, identity" in said(panel) and "finished" not in panel.status.value
+    assert panel.config.guidance.tau_max == 0.4 and panel.buttons["resume"].disabled
+    panel.start()
+    assert "holds another run" in said(panel) and panel.process is None
+
+
 def test_what_a_method_cannot_steer_is_not_offered(tiny, tmp_path):
     """Each method's controls are exactly what the control file accepts."""
     for name in METHODS:

@@ -5,7 +5,7 @@
     tase train --preset folder --set data.source=wds data.root='shards/train-{000..015}.tar'
 
 Both are read once into the cache of decoded images, as folders are (folders.py), with labels and class names; what is
-damaged or missing is named before anything is written. `hf` needs the extra `hub` (pip install tase[hub]); tar shards
+damaged or missing is named before anything is written. `hf` needs the extra `hub` (pip install 'tase[hub]'); tar shards
 are read with Python alone.
 """
 
@@ -17,6 +17,7 @@ import json
 import os
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ from ..files import RunError, write_atomic
 from ..options import log
 from .folders import SUFFIXES, Listing, cache_folder
 from .sets import short_hash
-from .sources import JUDGED, facts, missing_data
+from .sources import JUDGED, TRAINED, facts, missing_data
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -66,11 +67,14 @@ class DatasetImages:
         cells = self.data.data.column(column)
         self.places = pc.struct_field(cells, "path").to_pylist()
         lengths = pc.binary_length(pc.struct_field(cells, "bytes")).to_pylist()
-        self.sizes = [os.path.getsize(p) if n is None else n for n, p in zip(lengths, self.places)]
-        self.inside = [n is not None for n in lengths]
+        # A row without an image is one that cannot be read.
+        self.sizes = [os.path.getsize(p) if n is None and p else n or 0 for n, p in zip(lengths, self.places)]
+        self.inside = [n is not None or not p for n, p in zip(lengths, self.places)]
 
     def read(self, row: int) -> bytes:
-        return self.data[row][self.column]["bytes"] if self.inside[row] else Path(self.places[row]).read_bytes()
+        if not self.inside[row]:
+            return Path(self.places[row]).read_bytes()
+        return (self.data[row][self.column] or {}).get("bytes") or b""
 
 
 def hf(data: DataConfig) -> tuple[Listing, Listing | None]:
@@ -91,7 +95,7 @@ def hf(data: DataConfig) -> tuple[Listing, Listing | None]:
 def _load_dataset(data: DataConfig) -> dict[str, Dataset]:
     """Load all parts of a dataset by their names; downloads and copies lie below the cache."""
     if importlib.util.find_spec("datasets") is None:
-        raise ConfigError("data.source = 'hf' needs Hugging Face's datasets: pip install tase[hub]")
+        raise ConfigError("data.source = 'hf' needs Hugging Face's datasets: pip install 'tase[hub]'")
     import datasets
 
     place, keep = os.path.expanduser(data.root), str(cache_folder(data.cache) / "hub")
@@ -132,8 +136,9 @@ def _list_rows(part: Dataset, data: DataConfig, name: str) -> Listing:
     image, label = _columns(part, data)
     rows = DatasetImages(part, image)
     top = Path(os.path.expanduser(data.root))
+    hub = is_hub_name(data.root)  # its files lie somewhere in the cache
     paths = [
-        f"{name}/{row:07d}" if rows.inside[row] else os.path.relpath(place, top)
+        f"{name}/{row:07d}" if hub or rows.inside[row] else os.path.relpath(place, top)
         for row, place in enumerate(rows.places)
     ]
     labels = part.with_format(None)[label][:] if label else None
@@ -198,16 +203,19 @@ def wds(data: DataConfig) -> tuple[Listing, Listing | None]:
     """
     tars = _shards(data)
     check_shards(tars)
-    part = {
-        tar: next((p for p in JUDGED if p in (tar.parent.name.lower(), re.split(r"\W|_|\d", tar.name.lower())[0])), "")
-        for tar in tars
-    }
+    part = {tar: _part_of(tar) for tar in tars}
     judged = next((p for p in JUDGED if p in part.values()), None)
     train = _list_tars([tar for tar in tars if not part[tar]] or tars, data, captions=True)
     test = None
     if judged and any(not p for p in part.values()) and train.labels is not None:
         test = _list_tars([tar for tar in tars if part[tar] == judged], data)
     return train, test
+
+
+def _part_of(tar: Path) -> str:
+    """Return the name of the part of test images that a shard belongs to, "" for those that are trained on."""
+    words = {tar.parent.name.lower(), *re.findall("[a-z]+", tar.stem.lower())}
+    return "" if words & set(TRAINED) else next((name for name in JUDGED if name in words), "")
 
 
 def _shards(data: DataConfig) -> list[Path]:
@@ -264,6 +272,9 @@ def _list_tars(tars: list[Path], data: DataConfig, captions: bool = False) -> Li
     listed = tars[0].with_name("classes.txt")
     names = listed.read_text().split("\n") if listed.is_file() and named and isinstance(labels[0], int) else []
     names = [name.strip() for name in names if name.strip()]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ConfigError(f"data.root: {listed} names '{twice[0]}' twice; each line is a class of its own")
     return listing_of(TarImages(tars, members), tars[0].parent, paths, labels if named else None, names)
 
 

@@ -32,6 +32,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 from jaxtyping import Bool, UInt8
 from torch import Tensor
 
@@ -310,7 +311,10 @@ def _files_of(kind: str, marker: str, data: DataConfig, usual: Path | None = Non
         if data.root:
             raise missing_data(kind, places, command)
         try:
-            getattr(datasets, kind)(str(places[-1]), download=True)
+            places[-1].mkdir(parents=True, exist_ok=True)
+            with FileLock(places[-1] / f".{kind}.lock"):  # of several processes one downloads, and the others wait
+                if not any(any(folder.glob(marker)) for folder in folders):
+                    getattr(datasets, kind)(str(places[-1]), download=True)
         except (OSError, RuntimeError) as error:
             raise missing_data(kind, places, command, f"and the download failed: {error}") from error
     folder = next(folder for folder in folders if any(folder.glob(marker)))
@@ -348,8 +352,8 @@ def imagenet100(data: DataConfig) -> tuple[Listing, Listing]:
 def folder(data: DataConfig) -> tuple[Listing, Listing | None]:
     """List a folder of images, one sub-folder a class, or none; or its parts train/ and test/ (or val/, ...).
 
-    Parts are known by name, in small or capital letters; folders that hold no images do not count. Where all images lie
-    in one folder, which has folders itself, those are meant: unpacking an archive leaves such a folder around.
+    Parts are known by name, in small or capital letters; folders that hold no images do not count. Where one folder
+    alone holds images, all of them in folders, these are meant: unpacking an archive leaves such a folder around them.
     """
     root = Path(data.root).expanduser()
     if not data.root or not root.is_dir():
@@ -379,7 +383,7 @@ def _unwrapped(found: Listing) -> Listing:
         if any("/" not in path.partition("/")[2] for path in found.paths):
             break
         found = list_part(found, found.classes[0])
-        log.info("all images lie in %s: the folders in there are the classes", found.root)
+        log.info("taken is what lies in %s, the only folder with images", found.root)
     return found
 
 

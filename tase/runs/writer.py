@@ -181,7 +181,9 @@ class RunWriter:
             SystemExit,
         ):  # submitit ends a job of which the time is up by an exit
             with contextlib.suppress(RunError):  # a full disk, a folder that is gone: the first error is what is told
-                self.status("failed", error=f"{kind.__name__}: {error}")
+                before = load_optional_json(self.folder / "status.json")
+                place = {name: before[name] for name in ("epoch", "step") if name in before}
+                self.status("failed", error=f"{kind.__name__}: {error}", **place)
         self._lock.close()
 
     def _leave(self) -> None:

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..config import Config
+from ..config import Config, check
 from ..data import class_counts
-from ..distributed import device_here
+from ..distributed import choose_device
 from ..evaluation import evaluate, lacking
 from ..files import Claim, InUse, RunError, is_held, load_optional_json, read_lines, save_json
 from ..guidance import build_guidance
@@ -104,7 +104,7 @@ def _clustered(run: Run, config: Config) -> dict[str, float]:
     h = run.history
     if h.labels is None:
         raise RunError(f"{run.path} has no true labels: the quality of clusters needs them")
-    device, index = device_here(config.optim), h.feature_index(0)
+    device, index = choose_device(config.optim), h.feature_index(0)
     guide = build_guidance(config, len(index), device=device, generator=torch.Generator().manual_seed(config.seed))
     frozen = config.guidance.features
     for t, epoch in enumerate(h.epoch):
@@ -326,11 +326,15 @@ def cost(jobs: Sequence[Job], at_once: int) -> tuple[float, str]:
     for path in (path for folder in {job.folder.parent for job in jobs} for path in folder.glob("*/metrics.jsonl")):
         if rows := [row["images_per_second"] for row in read_lines(path)]:
             speeds.setdefault(_network_of(Run(path.parent).config), []).append(np.median(rows))
+    check(at_once >= 1, "--jobs", at_once, "at least 1")
     total, assumed = 0.0, 0
+    images: dict[tuple, int] = {}
     for job in jobs:
         known = speeds.get(_network_of(job.config), [])
         assumed += not known
-        total += job.epochs_left * class_counts(job.config)["n"] / (np.mean(known) if known else ASSUMED)
+        drawn = job.config.data, job.config.split  # listing a folder takes its time
+        images[drawn] = images.get(drawn) or class_counts(job.config)["n"]
+        total += job.epochs_left * images[drawn] / (np.mean(known) if known else ASSUMED)
     basis = f"assuming {ASSUMED:,} images a second for each of {assumed} runs" if assumed else ""
     measured = "speed of the runs that are there" if assumed < len(jobs) else ""
     return float(total) / at_once, " and ".join(filter(None, (measured, basis)))

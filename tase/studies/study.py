@@ -118,11 +118,13 @@ def plan(
     check(on in FILES, "--on", on, f"one of {', '.join(FILES)}")
     _check_overrides(study, overrides or {})
     folder = Path(runs).with_suffix("") if Path(runs).suffix == ".zip" else Path(runs)
-    found, planned, wanted, left_out = _found_runs(folder), [], {}, {}
+    found, planned, wanted, left_out, drawn = _found_runs(folder), [], {}, {}, set()
     for preset, seed, cell in itertools.product(presets, seeds, study.cells):
         config = study.config(cell, preset, seed, overrides)
         try:
-            class_counts(config)
+            if (config.data, config.split) not in drawn:  # listing a folder takes its time
+                class_counts(config)
+                drawn.add((config.data, config.split))
             held = config.data.rule != "ldam" and config.data.val_per_class > 0
             allowed = f"test: {preset} holds no validation images out (data.val_per_class, data.rule)"
             check(on == "test" or held or not study.protocols, "--on", on, allowed)
@@ -227,8 +229,8 @@ def run_study(
     `keep` writes what tables need of them to OUT/runs.zip, small enough for a repository, from which the study resumes
     with more seeds or rows. With `on="val"` runs are judged on validation images. May be stopped at any moment: the
     same call resumes. Runs that fail are named in `failed`, the tables are of the others. `only_done` runs nothing: the
-    tables are of what there is, each row of its own number of runs, each difference of the seeds that both have. Raises
-    ConfigError for unknown names and invalid values, and where nothing is done of what is asked with `only_done`.
+    tables are of the runs of which nothing is missing, each row of its own number, each difference of the seeds that
+    both have. Raises ConfigError for unknown names and invalid values, and where `only_done` finds none.
 
     With `jobs` > 1 runs go to worker processes of this machine; a script of your own then must call this under
     `if __name__ == "__main__"`. An `executor` in their place is the name of an engine, as `--executor` takes it, or
@@ -243,7 +245,11 @@ def run_study(
     if only_done:
         there = [entry for entry in planned.entries if entry.job.done]
         check(bool(there), "--only-done", only_done, f"left out: none of the {len(planned.jobs)} runs is done yet")
-        planned = dataclasses.replace(planned, entries=there)
+        lacking = f"{len(planned.missing)} of {len(planned.jobs)} runs, which are not done yet"
+        left_out = (*planned.left_out, *([lacking] if planned.missing else []))
+        some = {entry.job.config.seed for entry in there}
+        seeds = tuple(seed for seed in planned.seeds if seed in some)
+        planned = dataclasses.replace(planned, entries=there, seeds=seeds, left_out=left_out)
     missing, failed = planned.missing, []
     total = sum(job.epochs_left for job in missing)
     if missing:

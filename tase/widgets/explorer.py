@@ -147,9 +147,8 @@ class RunExplorer:
         self.runs = [opened(r) for r in (run, other) if r is not None]
         self.points, self.layout = points, layout
         self.job = BackgroundJob(self._failed)
-        self.widget = _front()
+        self.widget, self._last = _front(), 0
         self.refresh()
-        self.widget.epoch = max(int(e) for r in self.runs for e in r.history.epoch)
 
     @property
     def config(self) -> Config:
@@ -169,6 +168,9 @@ class RunExplorer:
         """Read the runs again and show them: by PCA immediately, by t-SNE or UMAP when that is done."""
         self.job.cancel()
         self._show(payload(self.runs, self.points, ("pca",)))
+        before, self._last = self._last, max(int(r.history.epoch[-1]) for r in self.runs)
+        if self.epoch >= before:  # it was at the end, and goes on to the new one
+            self.epoch = self._last
         if self.layout != "pca":
             kinds = (self.layout, "pca")
             self.job.start(lambda wanted: payload(self.runs, self.points, kinds, wanted=wanted), self._show)

@@ -447,7 +447,6 @@ class Explorer {
     this.fitView();
     this.resize();
     this.refresh();
-    if (this.query) this.find(this.query); // other images may match
   }
 
   /** Show another run on one side; the one that is there already changes sides. */
@@ -461,11 +460,12 @@ class Explorer {
 
   /** What the user has chosen, so that a page with newer data, or other runs, can go on from it. */
   state() {
-    const { epoch, view, filters, on, query, by, kind, picked, pair, used } = this, { sets } = this.data;
+    const { view, filters, on, query, by, kind, picked, pair, used } = this, { sets } = this.data;
+    const epoch = this.playing ? this.epoch : this.motion?.to ?? this.epoch; // a step that has begun counts
     const atEnd = epoch === this.steps.at(-1), { set, row } = this.looked;
     const chosen = new Map(used.map((s, k) => [s, new Set(this.selected(k).map((r) => sets[k].index[r]))]));
     const looked = { set: used[set], image: sets[set].index[row] };
-    return { epoch: atEnd ? null : epoch, kind: picked ? kind : null, picked, chosen, looked, view, filters, on, query, by, pair };
+    return { epoch: atEnd ? null : epoch, kind: picked ? kind : null, picked, chosen, looked, used, view, filters, on, query, by, pair };
   }
 
   restore(kept) {
@@ -479,7 +479,7 @@ class Explorer {
     this.view = kept.view || { x: 0, y: 0, zoom: 1 };
     const filters = Object.entries(kept.filters || {}).filter(([name]) => runs.some((run) => run[name]));
     this.filters = Object.fromEntries(filters); // quantity -> [low, high]
-    this.query = kept.query || "";
+    this.query = kept.used?.join() === this.used.join() ? kept.query : ""; // other images may match
     this.by = kept.by in this.colourings ? kept.by : few ? "label" : sets[0].group ? "group" : "tau";
     this.on = (kept.by === this.by && kept.on) || new Set(); // codes of the legend that are shown; empty: all
   }
@@ -1167,7 +1167,7 @@ class Explorer {
     });
   }
 
-  /** Means of each group, or of all images, at each snapshot: of all that were trained on, not of those shown. */
+  /** Means of each group, or of all images, at each snapshot: of all that the history is of, not only of those shown. */
   groupMeans(run, name) {
     return run.means[name].map((values) => values.map((value) => value ?? NaN));
   }
@@ -1301,7 +1301,7 @@ class Explorer {
       ["headness a", fixed(a), `log of ${number(Math.exp(a))} images, its clusters' mean`],
       ["q", fixed(q), note],
       run.trust ? ["trust", fixed(run.trust[t]), `of the run: 0 as balanced data, 1 a clear tail${run.equation?.[3] < 1 ? `; τ and w act with ${run.equation[3]}` : ""}`] : null,
-      ["τ", fixed(tau, 3), same ? "the same for all images now" : this.tauText(run, tau, q)],
+      ["τ", fixed(tau, 3), same ? "the same for all images now" : this.tauText(run, t, tau, q)],
       ["w", fixed(weight, 3), same ? "" : `counts ${weight > 1 ? "more" : "less"} than the mean`],
       ...Object.keys(run.own).map((name) => {
         const label = name in this.labels, known = this.value(run, name, row);
@@ -1313,9 +1313,11 @@ class Explorer {
   }
 
   /** Equation (5) with its numbers, where the run's tau are its results. */
-  tauText(run, tau, q) {
+  tauText(run, t, tau, q) {
     if (!run.equation) return "by this method's own rule";
-    const [low, high, tau0, strength] = run.equation, full = low + (high - low) * q;
+    const [low, high, tau0, strength, since] = run.equation;
+    if (run.epochs[t] < since) return "before the run was steered";
+    const full = low + (high - low) * q;
     const target = tau0 * (full / tau0) ** strength, sum = `${fixed(low)} + ${fixed(high - low)} · ${fixed(q)}`;
     if (Math.abs(target - tau) >= 0.006) return `on its way to ${fixed(target)}`;
     return strength === 1 ? sum : `${fixed(tau0)} · (${fixed(full)} / ${fixed(tau0)})^${strength}, from ${sum}`;

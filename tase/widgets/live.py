@@ -168,7 +168,7 @@ class LiveTraining(Panel):
     def _build(self) -> None:
         import ipywidgets as w
 
-        run = open_if_run(self.folder)
+        run, _ = self._own()
         now = self.given if run is None else steered_config(run)
         # Sent when let go: of a value still on its way, the button's click could come first.
         self.options = OptionControls(now, now.guidance_class.steerable, continuous_update=False)
@@ -231,7 +231,7 @@ class LiveTraining(Panel):
         """Bring the panel up to what the folder holds; draw only where something has changed."""
         with self._looking:  # the thread looks, and every button does
             said, self._said = self._said, None  # after an error the next look writes its line again
-            run = open_if_run(self.folder)
+            run, foreign = self._own()
             state = training_state(run, self.process)
             for name, button in self.buttons.items():
                 button.disabled = state not in LIVE_BUTTONS[name][2]
@@ -242,7 +242,7 @@ class LiveTraining(Panel):
             seen = (state, *_times_of_change(self.folder))
             if run is not None and seen != self._seen:
                 self.picture.value = draw_training(run)
-            line = self._line(state, run, epoch)
+            line = (foreign, True) if foreign else self._line(state, run, epoch)
             if line != said:  # a button may have said something else meanwhile
                 self.say(*line)
             self._seen, self._said = seen, line
@@ -270,6 +270,14 @@ class LiveTraining(Panel):
             return f"{run.config.method_title} has no options that can be steered.", False
         return "", False
 
+    def _own(self) -> tuple[Run | None, str]:
+        """The run in the folder; None, with what there is to say of it, where that is one of another configuration."""
+        run = open_if_run(self.folder)
+        if run is None or run.owns(self.given.identity):
+            return run, ""
+        other = f"{run.config.method_title}, identity {run.identity}"
+        return None, f"{self.folder} holds another run ({other}); choose another folder"
+
     def _last_words(self) -> str:
         """The end of the log of a process that failed."""
         if self.process is None or not self.process.poll():
@@ -282,9 +290,9 @@ class LiveTraining(Panel):
     @guarded
     def start(self) -> None:
         """Train in a process of its own; where the folder holds this run already, only follow it."""
-        run = open_if_run(self.folder)
-        if run is not None and run.config.identity != self.given.identity:
-            raise RunError(f"{self.folder} holds another run; choose another folder")
+        run, foreign = self._own()
+        if foreign:
+            raise RunError(foreign)
         if training_state(run, self.process) == "none":
             self.given = self.config
             self.process = launch(self.given, self.folder, resume=False)

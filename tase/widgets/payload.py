@@ -222,7 +222,7 @@ def _run(pack: Packer, run: Run, index: Int64[np.ndarray, " m"], found: dict[str
 
 
 def _equation(run: Run, q: Float[np.ndarray, "n"]) -> list[float] | None:
-    """tau_min, tau_max, tau_0 and the strength of the guidance, where equation (5) gives what was saved last.
+    """tau_min, tau_max, tau_0, strength and since which epoch, where equation (5) gives what was saved last.
 
     That may still be on its ramp, at one share of the way for all samples. None for methods with rules of their own.
     """
@@ -234,7 +234,8 @@ def _equation(run: Run, q: Float[np.ndarray, "n"]) -> list[float] | None:
     way = options.tau_0 * ((low + (high - low) * q) / options.tau_0) ** strength - options.tau_0
     done = np.clip((way * (tau - options.tau_0)).sum() / max((way**2).sum(), 1e-12), 0, 1)
     fits = np.allclose(options.tau_0 + done * way, tau, atol=3e-3)
-    return [float(low), float(high), options.tau_0, round(strength, 2)] if fits else None
+    since = max([event["epoch"] for event in run.events], default=0)
+    return [float(low), float(high), options.tau_0, round(strength, 2), since] if fits else None
 
 
 def _curves(run: Run, q: Float[np.ndarray, "s n"]) -> dict[str, Float[np.ndarray, "s n"]]:

@@ -72,13 +72,15 @@ def reclustered(
     config: Config,
     labels: Int64[np.ndarray, " n"] | None = None,
 ) -> SampleTable:
-    """Cluster the images `index` [m] again, as a training with `config` would: only these are in the result.
+    """Cluster the images `index` [m] again, once, by the options of `config`: only these are in the result.
 
-    `labels` of all images are used by the oracle only. Raises ConfigError for more clusters than images.
+    `labels` of all images are used by the oracle only. Other than a training it averages no clusterings, remembers no
+    headness, and clusters the features given, also where `guidance.features` names others. Raises ConfigError for more
+    clusters than images.
     """
     x = torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32))
     true = None if labels is None else torch.from_numpy(labels[index])
-    pseudo = build_guidance(config, len(x), true).pseudo
+    pseudo = build_guidance(config, len(x), true, groups=torch.from_numpy(saved.group[index])).pseudo
     pseudo.update(x)
     return dataclasses.replace(
         saved,
