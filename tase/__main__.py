@@ -76,12 +76,12 @@ def _train(args: argparse.Namespace) -> dict[str, Any]:
 def _evaluate(args: argparse.Namespace) -> dict[str, Any]:
     from .evaluation import compare, evaluate, format_table
     from .runs import Run
-    from .tables import results_of
+    from .tables import with_changes
 
     runs = [Run(path) for path in args.runs]
     results = {str(run.path): evaluate(run, args.protocols, args.force, not args.quiet, args.on) for run in runs}
     if not args.json:
-        print(format_table(compare([results_of(run, results[str(run.path)]) for run in runs])))
+        print(format_table(compare([with_changes(run, results[str(run.path)]) for run in runs])))
     return results
 
 

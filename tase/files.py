@@ -69,7 +69,7 @@ def write_atomic(path: str | Path, data: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def as_text(name: object) -> str:
+def printable(name: object) -> str:
     """Return the name of a file or class as text for tables and pages: names on a disk may be any bytes."""
     return str(name).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 

@@ -449,13 +449,13 @@ def _entries(runs: Any) -> list[tuple[str | None, Result]]:
     if isinstance(runs, Run) and not runs.results:
         raise ConfigError(f"{runs.path} has not been evaluated: tase evaluate {runs.path}")
     if isinstance(runs, Run):
-        return [(None, results_of(runs, runs.results))]
+        return [(None, with_changes(runs, runs.results))]
     if isinstance(runs, Mapping):
         return [(None, runs)]
     return [entry for some in runs for entry in _entries(some)]
 
 
-def results_of(run: Run, results: Result) -> Result:
+def with_changes(run: Run, results: Result) -> Result:
     """Return results of a run that say how it differs from its preset now, steering and all.
 
     What is saved says how it differed from the preset of the time when it was evaluated.

@@ -37,7 +37,7 @@ from jaxtyping import Bool, UInt8
 from torch import Tensor
 
 from ..config import SOURCES, Config, ConfigError, DataConfig, check, is_hub_name, override
-from ..files import as_text
+from ..files import printable
 from ..options import log
 from .folders import Listing, cache_folder, decode_folder, file_size, known_unreadable, list_folder, list_part
 from .sets import ImageSet, short_hash
@@ -201,7 +201,7 @@ def _load_part(part: Part, data: DataConfig, name: str) -> tuple[ImageSet, Bool[
         size = _file_size(data)
         pixels, good = decode_folder(part.files, size, data.fit, data.on_bad_image, cache_folder(data.cache))
         part = part.keep(good)
-        names = tuple(map(as_text, part.classes))
+        names = tuple(map(printable, part.classes))
         images = ImageSet(pixels, part.labels, names, paths=part.paths)
     else:
         images, good = part, torch.ones(len(part), dtype=torch.bool)

@@ -18,7 +18,7 @@ import numpy as np
 
 from ..config import Config, check_choice
 from ..figures.style import THEMES
-from ..files import RunError, as_text, write_atomic
+from ..files import RunError, printable, write_atomic
 from ..layouts import LAYOUTS
 from ..runs import Run
 from .base import HERE, BackgroundJob, images_of, opened
@@ -210,7 +210,7 @@ class RunExplorer:
             {
                 "run": run.name,
                 "index": index,
-                "path": "" if paths is None else [as_text(paths[i]) for i in index],
+                "path": "" if paths is None else [printable(paths[i]) for i in index],
                 "class": "" if h.labels is None else np.array(h.classes)[h.labels[index]],
                 "tau": h.tau[t][index],
                 "w": h.weight[t][index],

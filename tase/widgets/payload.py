@@ -22,7 +22,7 @@ from jaxtyping import Float, Int64
 from ..clustering import centred
 from ..data import GROUPS
 from ..figures.style import THEMES
-from ..files import RunError, as_text
+from ..files import RunError, printable
 from ..layouts import Layouts, snapshot_layouts
 from ..pseudo_labels import LEAST_SPREAD, clipped_rank
 from ..runs import Run, steered
@@ -155,7 +155,7 @@ def _shown_set(
         "counts": [] if h.labels is None else [int(c) for c in h.counts],
         "group": pack.whole(group, "i1") if (group >= 0).any() else None,
         "groups": list(GROUPS),
-        "paths": None if images is None or images.paths is None else [as_text(images.paths[i]) for i in index],
+        "paths": None if images is None or images.paths is None else [printable(images.paths[i]) for i in index],
         "remark": why,
     }
 

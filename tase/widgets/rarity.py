@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ..clustering import centred
 from ..data import ImageSet, unreadable_files
-from ..files import RunError, as_text
+from ..files import RunError, printable
 from ..runs import Run
 from ..verdict import trust_words
 from .base import images_of, opened
@@ -44,7 +44,7 @@ def rare(run: Run | str | Path) -> pandas.DataFrame:
     table = pandas.DataFrame(
         {
             "image": np.arange(n),
-            "file": "" if images is None or images.paths is None else [*map(as_text, images.paths)],
+            "file": "" if images is None or images.paths is None else [*map(printable, images.paths)],
             "class": "" if h.labels is None else np.array(h.classes)[h.labels],
             "headness": headness.round(3),
             "tau": h.tau[-1].round(4),
@@ -71,7 +71,7 @@ def rare(run: Run | str | Path) -> pandas.DataFrame:
         return table
     unknown = dict.fromkeys(("image", "cluster", "duplicate_of", "typical_of"), -1)
     rows = [
-        {"file": as_text(file), "class": "", "is": "", "blank": False, "broken": why, **unknown}
+        {"file": printable(file), "class": "", "is": "", "blank": False, "broken": why, **unknown}
         for file, why in broken.items()
     ]
     return pandas.concat([table, pandas.DataFrame(rows)], ignore_index=True)
