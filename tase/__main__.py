@@ -139,8 +139,7 @@ def _study(args: argparse.Namespace) -> dict[str, Any]:
             print(planned.describe(args.jobs))
         seconds, basis = studies.cost(planned.missing, args.jobs)
         return {"runs": len(planned.jobs), "missing": len(planned.missing), "seconds": seconds, "basis": basis}
-    how = {"progress": not args.quiet, "keep": args.keep, "executor": args.executor}
-    how["only_done"] = args.only_done
+    how = {"keep": args.keep, "executor": args.executor, "only_done": args.only_done, "progress": not args.quiet}
     found = studies.run_study(study, args.preset, _seed_range(args.seeds), out, args.jobs, **how, **where)
     return _told(found, args)
 

@@ -127,8 +127,8 @@ def peer_loops(t: training.Training, workers: int) -> tuple[dict[str, tuple[Call
 def bench_peers(s: BenchBudget) -> list[BenchRow]:
     """Measure SimCLR's epochs in tase and in the peers' loops, and the accuracy of 1-NN after as many epochs in each.
 
-    Times are of all epochs but the first. The accuracy is on 2,000 more draws of the same digits in other colours, most
-    of which were trained on: it compares what the loops have learned, and is no accuracy on new images.
+    Times are of all epochs but the first. The accuracy is on 2,000 more draws of the same digits in other colours, of
+    which many were trained on: it compares what the loops have learned, and is no accuracy on new images.
     """
     from torch.utils.benchmark import Measurement, TaskSpec
 

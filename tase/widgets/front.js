@@ -54,7 +54,7 @@ function quantile(values, share) {
   return some.length ? some[Math.round(share * (some.length - 1))] : NaN;
 }
 
-const whole = (epoch) => Math.floor(epoch + 1e-9); // between two snapshots the earlier one is shown
+const wholeEpoch = (epoch) => Math.floor(epoch + 1e-9); // between two snapshots the earlier one is shown
 const number = (x) => Math.round(x).toLocaleString("en");
 const fixed = (x, digits = 2) => (Number.isFinite(x) ? x.toFixed(digits) : "–");
 const rgb = (hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
@@ -779,7 +779,7 @@ class Explorer {
     const near = this.steps.findLastIndex((epoch) => epoch <= this.epoch + 1e-9);
     if (this.playing || !this.motion) this.slider.value = near;
     this.slider.setAttribute("aria-valuetext", `epoch ${this.steps[near]}`);
-    this.readout.textContent = `epoch ${whole(this.epoch)}`;
+    this.readout.textContent = `epoch ${wholeEpoch(this.epoch)}`;
     for (const { line, x } of this.cursors) {
       line.setAttribute("x1", x(this.epoch));
       line.setAttribute("x2", x(this.epoch));
@@ -1359,7 +1359,7 @@ class Explorer {
     const table = [["image", "path", "class", "group", ...columns.map(title)], ...lines];
     const file = new Blob([table.map((line) => `${line.map(cell).join(",")}\n`).join("")], { type: "text/csv" });
     const href = URL.createObjectURL(file);
-    const link = h("a", { href, download: `${this.data.runs[0].name}-epoch-${whole(this.epoch)}.csv`, hidden: true });
+    const link = h("a", { href, download: `${this.data.runs[0].name}-epoch-${wholeEpoch(this.epoch)}.csv`, hidden: true });
     this.root.append(link); // some frames save only what a link on the page names
     link.click();
     link.remove();
@@ -1402,7 +1402,7 @@ function render({ model, el }) {
     explorer.data.sets.map((set, s) => explorer.selected(s).map((r) => set.index[r]));
   const changed = (epoch = explorer.epoch) => {
     model.set("selected", numbers());
-    model.set("epoch", whole(epoch));
+    model.set("epoch", wholeEpoch(epoch));
     model.save_changes();
   };
   const open = () => {
@@ -1411,7 +1411,7 @@ function render({ model, el }) {
     explorer?.close();
     explorer = el.tase = new Explorer(el, unpack(view.buffer, view.byteOffset), { kept, changed });
     mark();
-    if (whole(explorer.epoch) !== model.get("epoch")) changed(); // it went on to the end of newer data
+    if (wholeEpoch(explorer.epoch) !== model.get("epoch")) changed(); // it went on to the end of newer data
   };
   const mark = () => {
     if (!explorer || JSON.stringify(model.get("selected")) === JSON.stringify(numbers())) return;
@@ -1425,7 +1425,7 @@ function render({ model, el }) {
   };
   const move = () => {
     const epoch = model.get("epoch");
-    if (explorer && whole(explorer.motion?.to ?? explorer.epoch) !== epoch) explorer.goTo(epoch);
+    if (explorer && wholeEpoch(explorer.motion?.to ?? explorer.epoch) !== epoch) explorer.goTo(epoch);
   };
   model.on("change:payload", open);
   model.on("change:selected", mark);

@@ -194,7 +194,7 @@ def _sheet(pictures: list, side: int) -> bytes:
 def _run(pack: Packer, run: Run, index: Int64[np.ndarray, " m"], found: dict[str, Layouts]) -> dict[str, Any]:
     """Everything of one run over its snapshots, for the images `index`."""
     h, config = run.history, run.config
-    q, notes = quantities(run)
+    (q, notes), own = quantities(run), _own(run)
     group = group_of_samples(h, h.tau.shape[1])
     parts = [group == g for g in range(len(GROUPS))] if (group >= 0).any() else [np.ones(len(group), dtype=bool)]
     return {
@@ -208,8 +208,8 @@ def _run(pack: Packer, run: Run, index: Int64[np.ndarray, " m"], found: dict[str
         **{name: pack.scaled(getattr(h, name)[:, index]) for name in ("tau", "weight", "headness", "loss")},
         "cluster": pack.whole(h.pseudo_label[:, index], "i2"),
         "q": pack.scaled(q[:, index]),
-        "own": _own_quantities(pack, run, index),
-        "means": {name: [_means(values[:, part]) for part in parts] for name, values in _curves(run, q).items()},
+        "own": _own_quantities(pack, own, index),
+        "means": {name: [_means(values[:, part]) for part in parts] for name, values in _curves(run, q, own).items()},
         "trust": None if np.isnan(h.trust).any() else [round(float(s), 2) for s in h.trust],
         "q_notes": notes,
         "sizes": [[round(float(x), 1) for x in sizes] for sizes in h.cluster_sizes],
@@ -238,10 +238,10 @@ def _equation(run: Run, q: Float[np.ndarray, "n"]) -> list[float] | None:
     return [float(low), float(high), options.tau_0, round(strength, 2), since] if fits else None
 
 
-def _curves(run: Run, q: Float[np.ndarray, "s n"]) -> dict[str, Float[np.ndarray, "s n"]]:
+def _curves(run: Run, q: Float[np.ndarray, "s n"], own: dict[str, np.ndarray]) -> dict[str, Float[np.ndarray, "s n"]]:
     """All that is shown over time of each sample."""
     known = {name: getattr(run.history, name) for name in ("tau", "weight", "headness", "loss")}
-    return {**known, "q": q, **{name: x for name, x in _own(run).items() if not np.issubdtype(x.dtype, np.integer)}}
+    return {**known, "q": q, **{name: x for name, x in own.items() if not np.issubdtype(x.dtype, np.integer)}}
 
 
 def _means(values: Float[np.ndarray, "s m"]) -> list[float | None]:
@@ -251,15 +251,15 @@ def _means(values: Float[np.ndarray, "s m"]) -> list[float | None]:
     return [float(f"{total / count:.5g}") if count else None for total, count in zip(sums, counts)]
 
 
-def _own_quantities(pack: Packer, run: Run, index: Int64[np.ndarray, " m"]) -> dict[str, Any]:
-    """What the run's method knows of each sample besides, by name: BCL's strength, say; whole numbers are labels."""
-    own = {name: values[:, index] for name, values in _own(run).items()}
+def _own_quantities(pack: Packer, own: dict[str, np.ndarray], index: Int64[np.ndarray, " m"]) -> dict[str, Any]:
+    """Of the images `index`, what the method knows of each sample besides; whole numbers are labels."""
+    own = {name: values[:, index] for name, values in own.items()}
     whole = [name for name, values in own.items() if np.issubdtype(values.dtype, np.integer)]
     return {name: pack.whole(x, "i2") if name in whole else pack.scaled(x) for name, x in own.items()}
 
 
 def _own(run: Run) -> dict[str, np.ndarray]:
-    """The same of all samples [s, n], without what a run of an older version lacks."""
+    """What the run's method knows of each sample [s, n] besides, by name: BCL's strength; older runs lack it."""
     own = {}
     for name in run.config.guidance_class.SHOWN:
         with contextlib.suppress(RunError):
