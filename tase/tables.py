@@ -35,7 +35,10 @@ EVENNESS = {"spread_cv": "cv_spread", "distance_cv": "cv_centres"}  # metric -> 
 
 # Metrics shown of a block, and those of them that are compared with the reference.
 _SHOWN = {
-    PSEUDO: (("spearman_samples", "spearman_classes", "nmi", "purity"), ("spearman_samples", "spearman_classes")),
+    PSEUDO: (
+        ("spearman_samples", "spearman_classes", "nmi", "purity", "trust"),
+        ("spearman_samples", "spearman_classes"),
+    ),
     SPACE: (tuple(EVENNESS), tuple(EVENNESS)),
     COST: (("relative_time", "state_mib"), ()),
 }
@@ -313,7 +316,8 @@ def blocks(results: pandas.DataFrame, about: Mapping[str, Any]) -> Iterator[Bloc
         here = results[results["preset"] == preset]
         for protocol in here.loc[here["kind"] == "cell", "protocol"].unique():
             title = f"{preset}, {protocol}" + ("" if protocol in (PSEUDO, COST) else f", on {about['on']}")
-            metrics, compared = shown(protocol)
+            measured = set(here.loc[here["protocol"] == protocol, "metric"])
+            metrics, compared = ([m for m in some if m in measured] for some in shown(protocol))
             frame = side_by_side(here, about, preset, protocol, metrics)
             yield Block(title, lines_of(frame, metrics, compared, deviations=compared))
             if about.get("contrast"):

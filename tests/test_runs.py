@@ -292,6 +292,18 @@ def test_a_slim_copy_is_enough_for_tables_and_figures(trained, tmp_path):
     assert sum(p.stat().st_size for p in slim.path.rglob("*") if p.is_file()) < 100_000
 
 
+def test_what_tables_need_is_trust_and_quality_at_two_snapshots(trained, tmp_path):
+    run = trained[2]
+    few = run.slim(tmp_path / "first", tables_only=True).slim(tmp_path / "second", tables_only=True)
+    at = [run.trusted_at, len(run.history) - 1]
+    assert few.history.epoch.tolist() == run.history.epoch[at].tolist() and few.trusted_at == 0 < run.trusted_at
+    for name in ("trust", "shared", "agreement"):
+        assert np.array_equal(getattr(few.history, name), getattr(run.history, name)[at])
+    assert few.history.quality == [run.history.quality[t] for t in at]
+    with pytest.raises(RunError, match="slim copy"):
+        few.history.tau  # noqa: B018
+
+
 # ----------------------------------------------------------------------------------------------------------- kept runs
 
 

@@ -219,6 +219,10 @@ def test_the_second_time_nothing_is_trained(pair, tmp_path, runs, monkeypatch):
 
 def test_a_study_resumes_from_what_it_kept(pair, tmp_path, runs, monkeypatch):
     first = run(pair, tmp_path, runs, keep=True)
+    trust = first.results[first.results["metric"] == "trust"]
+    whole = {r.identity: r.history.trust[r.trusted_at] for r in tase.runs.kept_runs(runs) if r.finished}
+    assert len(trust) == 4 and dict(zip(trust["identity"], trust["value"])).items() <= whole.items()
+    assert first.markdown.count(" | Trust | ") == 1 and first.markdown.count("| Spread CV |") == 1
     assert not (tmp_path / "runs").exists() and (tmp_path / "runs.zip").stat().st_size < 4 * 20_000
     monkeypatch.setattr(jobs_module, "train", lambda *_, **__: pytest.fail("trained again"))
     for kept in (tmp_path / "runs", tmp_path / "runs.zip"):

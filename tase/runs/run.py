@@ -329,7 +329,8 @@ class Run:
     def slim(self, out: str | Path, tables_only: bool = False) -> Run:
         """Copy to `out` what tables, figures and the explorer need: no weights, no features, half precision.
 
-        With `tables_only`, what tables need: no history but the quality of the last clusters, no layouts.
+        With `tables_only`, what tables need: of the history trust and quality of the clusters, at the end of the
+        warm-up and at the end; no layouts.
         """
         out = Path(out)
         (out / "history").mkdir(parents=True, exist_ok=True)
@@ -340,8 +341,10 @@ class Run:
         if (self.path / "layouts").exists() and not tables_only:
             shutil.copytree(self.path / "layouts", out / "layouts", dirs_exist_ok=True)
         snapshots = list(self.history.snapshots().items())
-        for path, arrays in snapshots[-1:] if tables_only else snapshots:
-            kept = ("quality",) if tables_only else arrays
+        if tables_only and snapshots:
+            snapshots = [snapshots[t] for t in sorted({self.trusted_at, len(snapshots) - 1})]
+        for path, arrays in snapshots:
+            kept = [name for name in ("quality", *PER_SNAPSHOT) if name in arrays] if tables_only else arrays
             small = {name: _small(name, arrays[name]) for name in kept}
             save_npz(out / "history" / path.name, compress=True, **small)
         return Run(out)

@@ -380,7 +380,7 @@ def _scores_of_cell(entry: Entry, run: Run, on: str, costs: bool) -> dict[str, d
         return {PSEUDO: quality} if quality else {}
     results = saved_results(run, on)
     scores = scores_by_protocol(results)
-    space, (*_, quality) = scores.pop(SPACE), ({}, *run.history.quality)
+    space, quality = scores.pop(SPACE), _quality_of(run)
     names = {name for protocol in entry.job.protocols for name in score_names(protocol, entry.job.config)}
     wanted = {name: some for name, some in scores.items() if name in names}
     scores = {name: {**some, **class_slopes(results, name)} for name, some in wanted.items()}
@@ -409,6 +409,15 @@ def class_slopes(results: Mapping[str, Any], protocol: str) -> dict[str, float]:
         return {}
     x = torch.stack([torch.ones_like(known), *(fitted[name] / span for name, span in spans.items())], 1)
     return dict(zip(spans, torch.linalg.lstsq(x, accuracies).solution[1:].tolist()))
+
+
+def _quality_of(run: Run) -> dict[str, float]:
+    """Read the quality of the last clusters, and the trust at the end of the warm-up, where it was measured."""
+    history = run.history
+    if not len(history):
+        return {}
+    trust = history.trust[run.trusted_at]
+    return {**history.quality[-1], **({} if np.isnan(trust) else {"trust": trust})}
 
 
 def _cost_of(run: Run) -> dict[str, float]:
