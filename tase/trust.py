@@ -7,8 +7,9 @@
 
 The clusterings differ in their start and in the random half of the dimensions that they see. That they agree is not
 enough: they also agree on how crowded a neighbourhood is. C0 and C1 were set on digits-lt, seeds 0 to 5, balanced and
-long-tailed (figures/README.md has what they are worth on other data). Two classes of 40 that look alike and one of 80
-have the same features: no number without labels can tell them apart.
+long-tailed (figures/README.md has what they are worth on other data); features of fewer than 32 dimensions can pass
+them by chance. Two classes of 40 that look alike and one of 80 have the same features: no number without labels can
+tell them apart.
 """
 
 from __future__ import annotations
@@ -83,3 +84,22 @@ def feature_trust(
     sizes = [quantity.log_sizes for quantity in found if quantity.log_sizes is not None]
     mean = Quantity(torch.stack([quantity.a for quantity in found]).mean(0), torch.cat(sizes) if sizes else None)
     return Trust(trust, shared, agreement, mean)
+
+
+def trust_words(trust: float, last: float) -> str:
+    """Return the plain sentence for a run's trust s at the end of the warm-up and at its last snapshot."""
+    if trust == 0:
+        return (
+            "clusters show no more of one look than balanced data usually do: no imbalance is seen. Treat this ranking "
+            "as unknown, and check it with labels (--labels)"
+        )
+    if last == 0:
+        return (
+            "clusters showed more of some looks than balanced data usually do when the warm-up ended, but not at the "
+            "last snapshot. Treat this ranking as unknown, and check it with labels (--labels)"
+        )
+    strength = "clearly" if trust == 1 else "somewhat"
+    return (
+        f"some looks are {strength} more common here than balanced data usually show; whether a look is a class of "
+        "yours, only labels can tell (--labels)"
+    )

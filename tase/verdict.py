@@ -16,7 +16,7 @@ from jaxtyping import Float
 from .config import ConfigError
 from .runs import Run
 from .streams import generator
-from .trust import feature_trust
+from .trust import feature_trust, trust_words
 
 
 def run_trust(run: Run, labels: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -24,18 +24,17 @@ def run_trust(run: Run, labels: Mapping[str, str] | None = None) -> dict[str, An
 
     Without `labels`: trust s, shared variance c and agreement at the end of the warm-up (guidance itself raises them
     later), `last`, s at the last snapshot, `at_ends`, the share of the images at the lowest and at the highest
-    temperature, and what they mean in words. With labels (file name or number of an image -> class, of 50 to 200 images
-    drawn at random) also the rank correlation of the run's headness with how often a class occurs among them, its 95 %
-    interval (bootstrap over images; both None where nothing can be ranked), and advice. Raises RunError for a run
-    without features, ConfigError for labels of fewer than 20 of its images, and for a name that several files have.
+    temperature (None where all have one), and what they mean in words. With labels (file name or number of an image ->
+    class, of 50 to 200 images drawn at random) also the rank correlation of the run's headness with how often a class
+    occurs among them, its 95 % interval (bootstrap over images; both None where nothing can be ranked), and advice.
+    Raises RunError for a run without features, ConfigError for labels of fewer than 20 of its images, and for a name
+    that several files have.
     """
-    history, tau = run.history, run.history.tau[-1]
-    t = run.trusted_at
+    history, t, ends = run.history, run.trusted_at, run.at_ends
     found, last = _found(run, t), _found(run, len(history) - 1)
-    ends = [float((tau < tau.min() + 1e-3).mean()), float((tau > tau.max() - 1e-3).mean())]
     facts = {"epoch": int(history.epoch[t])} | {name: round(value, 3) for name, value in found.items()}
-    facts |= {"last": round(last["trust"], 3), "at_ends": [round(share, 3) for share in ends]}
-    facts["verdict"] = trust_words(found["trust"])
+    facts |= {"last": round(last["trust"], 3), "at_ends": ends and [round(share, 3) for share in ends]}
+    facts["verdict"] = trust_words(found["trust"], last["trust"])
     return facts if labels is None else {**facts, **_with_labels(history.headness[-1], _classes(run, labels))}
 
 
@@ -62,20 +61,6 @@ def _found(run: Run, t: int) -> dict[str, float]:
     features = torch.from_numpy(run.history.features(t))
     found = feature_trust(features, generator(run.config.seed, "trust"), run.config.guidance.space)
     return {name: getattr(found, name) for name in saved}
-
-
-def trust_words(trust: float) -> str:
-    """Return the plain sentence for a run's trust s."""
-    if trust == 0:
-        return (
-            "clusters show no more of one look than balanced data usually do: no imbalance is seen. Treat this ranking "
-            "as unknown, and check it with labels (--labels)"
-        )
-    strength = "clearly" if trust == 1 else "somewhat"
-    return (
-        f"some looks are {strength} more common here than balanced data usually show; whether a look is a class of "
-        "yours, only labels can tell (--labels)"
-    )
 
 
 def _classes(run: Run, labels: Mapping[str, str]) -> dict[int, str]:

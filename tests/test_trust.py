@@ -19,7 +19,7 @@ from tase.guidance import TASE, Guidance, Method, build_guidance
 from tase.pseudo_labels import quality
 from tase.runs import load_checkpoint
 from tase.streams import generator
-from tase.trust import feature_trust, walk_log_sizes
+from tase.trust import BALANCED_LEVEL, feature_trust, trust_words, walk_log_sizes
 from tase.verdict import _classes, _with_labels, read_labels, run_trust
 
 
@@ -31,13 +31,30 @@ def test_planted_mixtures_get_the_right_verdict(counts, tail, seed):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_shuffled_features_share_much_less(seed):
-    """Not nothing: each planted dimension still shows its groups. Features of trained networks fall to 0.05."""
+def test_shuffled_planted_features_share_much_less(seed):
+    """Not nothing: each planted dimension still shows its groups."""
     x, _ = mixture((500, 100, 20), noise=0.5, seed=seed)
     x = (x @ torch.randn(x.shape[1], 128, generator=gen(seed))).relu()
     shuffled = torch.stack([column[torch.randperm(len(x), generator=gen(i))] for i, column in enumerate(x.T)], dim=1)
     whole, apart = feature_trust(x, gen()), feature_trust(shuffled, gen())
     assert whole.trust == 1 and apart.shared < 0.6 * whole.shared and apart.agreement < 0.6 * whole.agreement
+
+
+def test_trained_features_shuffled_by_dimension_have_no_trust(tmp_path):
+    """Each dimension keeps its values, and what they say together is gone."""
+    config = tase.preset("digits-lt", "simclr", 0, {"optim.epochs": 8})
+    x = torch.from_numpy(tase.train(config, tmp_path / "run", progress=False).features())
+    for seed in range(4):
+        shuffled = torch.stack([x[torch.randperm(len(x), generator=gen(i)), i] for i in range(x.shape[1])], dim=1)
+        whole, apart = feature_trust(x, gen(seed)), feature_trust(shuffled, gen(seed))
+        assert whole.trust == 1 and apart.trust == 0 and apart.shared < BALANCED_LEVEL < whole.shared
+
+
+def test_words_follow_both_ends_of_the_training():
+    words = {(a, b): trust_words(a, b) for a in (0.0, 0.4, 1.0) for b in (0.0, 0.4, 1.0)}
+    doubted = {key for key, text in words.items() if "Treat this ranking as unknown" in text}
+    assert doubted == {key for key in words if 0 in key} and all("labels" in text for text in words.values())
+    assert "somewhat" in words[0.4, 1.0] and "clearly" in words[1.0, 0.4] and len(set(words.values())) == 4
 
 
 def test_the_walk_counts_the_samples_that_it_reaches():
@@ -136,16 +153,26 @@ def test_no_trust_is_simclr_bit_for_bit_and_full_trust_is_tase(tmp_path, monkeyp
     assert np.ptp(plain.history.tau[-1]) > 0.1 and np.ptp(doubted.history.tau) == 0
 
 
-def test_trust_survives_a_stop(tmp_path):
+def test_trust_survives_a_stop(tmp_path, monkeypatch):
     """The held value is of the checkpoint, not of what the features say after it."""
-    config = tase.preset("digits-lt", "tase", 0, {"optim.epochs": 3, "guidance.refresh": 1, "guidance.trust": True})
+
+    def found(*args, **kwargs):
+        told = feature_trust(*args, **kwargs)
+        return told._replace(trust=0.5 if abs(told.shared - as_the_warm_up_ends) < 1e-6 else 0.75)
+
+    overrides = {"optim.epochs": 3, "guidance.refresh": 1, "guidance.warmup": 0.3}
+    simclr = tase.train(tase.preset("digits-lt", "simclr", 0, overrides), tmp_path / "simclr", progress=False)
+    as_the_warm_up_ends = simclr.history.shared[simclr.trusted_at]
+    monkeypatch.setattr("tase.trust.feature_trust", found)
+    config = tase.preset("digits-lt", "tase", 0, {**overrides, "guidance.trust": True})
     whole = tase.train(config, tmp_path / "whole", progress=False)
     tase.train(config, tmp_path / "cut", until=2, progress=False)
     cut = tase.train(config, tmp_path / "cut", resume=True, progress=False)
-    assert np.array_equal(whole.history.tau, cut.history.tau)
+    assert whole.history.trust.tolist() == cut.history.trust.tolist() == [0.75, 0.5, 0.75, 0.75]
+    assert np.array_equal(whole.history.tau, cut.history.tau) and np.ptp(whole.history.tau[-1]) > 0.01
     assert np.array_equal(whole.history.shared, cut.history.shared) and not np.isnan(whole.history.shared).any()
-    a, b = (load_checkpoint(run.path, run.identity) for run in (whole, cut))
-    assert a["guidance"]["trusted"] == b["guidance"]["trusted"] == whole.history.trust[whole.trusted_at]
+    for run in (whole, cut):
+        assert load_checkpoint(run.path, run.identity)["guidance"]["trusted"] == 0.5
 
 
 def test_averaged_headness_follows_planted_sizes_better_than_one_clustering():

@@ -324,6 +324,28 @@ class Run:
         """Index of the first snapshot after the warm-up, whose trust counts (the last one, before there is any)."""
         return min(int((self.history.epoch < self.config.warmup).sum()), len(self.history) - 1)
 
+    @property
+    def at_ends(self) -> list[float] | None:
+        """Shares of the images at the lowest and at the highest temperature of the last snapshot.
+
+        None where all have one temperature, and in copies that do not keep it.
+        """
+        tau = [*self.history.snapshots().values()][-1].get("tau")
+        if tau is None or np.ptp(tau) < 1e-3:
+            return None
+        tau = tau.astype(np.float32)
+        return [float((tau < tau.min() + 1e-3).mean()), float((tau > tau.max() - 1e-3).mean())]
+
+    @property
+    def trust_line(self) -> str:
+        """How far to trust the run's clusters, in one sentence; empty where that was not measured."""
+        from ..trust import trust_words
+
+        h, t = self.history, self.trusted_at
+        if not len(h) or np.isnan([h.trust[t], h.trust[-1]]).any():
+            return ""
+        return f"Trust {h.trust[t]:.2f} at epoch {h.epoch[t]}: {trust_words(h.trust[t], h.trust[-1])}."
+
     # ---- copies and descriptions
 
     def slim(self, out: str | Path, tables_only: bool = False) -> Run:
@@ -364,10 +386,12 @@ class Run:
         }
         for name, scores in ((self.results or {}).get("protocols") or {}).items():
             rows[name] = _score_text(scores, ("all", "head", "mid", "tail", "std"), ".1f")
-        trust = self.history.trust
-        if len(trust) and not np.isnan(trust[-1]):
-            t = self.trusted_at
-            rows["trust"] = f"{trust[t]:.2f} at epoch {self.history.epoch[t]}, {trust[-1]:.2f} at the last snapshot"
+        if self.trust_line:
+            agreement, last = self.history.agreement[self.trusted_at], self.history.trust[-1]
+            rows["trust"] = f"{self.trust_line} At the last snapshot {last:.2f}; clusterings agree by {agreement:.2f}"
+        if len(self.history) and self.at_ends:
+            low, high = self.at_ends
+            rows["at the ends"] = f"{low:.0%} of the images have the lowest temperature, {high:.0%} the highest"
         for quality in self.history.quality[-1:]:
             rows |= {"clusters": _score_text(quality, tuple(quality), ".2f")} if quality else {}
         return rows

@@ -268,7 +268,7 @@ class LiveTraining(Panel):
             return f"Steered at epoch {last['epoch']}, step {last['step']:,}: {_options_text(last['set'])}.", False
         if not run.config.guidance_class.steerable:
             return f"{run.config.method_title} has no options that can be steered.", False
-        return "", False
+        return (run.trust_line if epoch > run.config.warmup else ""), False
 
     def _own(self) -> tuple[Run | None, str]:
         """The run in the folder; None, with what there is to say of it, where that is one of another configuration."""

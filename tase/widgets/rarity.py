@@ -15,7 +15,6 @@ from ..clustering import centred
 from ..data import ImageSet, unreadable_files
 from ..files import RunError, printable
 from ..runs import Run
-from ..verdict import trust_words
 from .base import images_of, opened
 
 if TYPE_CHECKING:
@@ -179,9 +178,7 @@ def sentences(run: Run) -> list[str]:
     """Say plainly how far to believe what this run calls rare: only what is known of it."""
     h, config = run.history, run.config
     tau, said = h.tau[-1], []
-    t = run.trusted_at
-    if not np.isnan(h.trust[t]):
-        said.append(f"Trust {h.trust[t]:.2f} at epoch {h.epoch[t]}: {trust_words(h.trust[t])}.")
+    said += [run.trust_line] if run.trust_line else []
     if float(tau.std()) < 1e-4:
         said.append("This method gives every image the same τ: headness only shows what its clusters would say.")
     elif (tau > tau.max() - 1e-3).mean() > 0.5:

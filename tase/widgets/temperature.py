@@ -313,8 +313,8 @@ class TemperatureExplorer(Panel):
         if self.now.quantity.log_sizes is None and options.estimator == "merged" and self.own_clusters:
             return "The sizes of merged clusters are not saved: q is by percentiles of the samples' headness."
         if (self.now.group < 0).all():
-            return "This run has no labels, or no tail among its classes: group colours are off."
-        return ""
+            return f"This run has no labels, or no tail among its classes: group colours are off. {self.run.trust_line}"
+        return self.run.trust_line
 
     def _push(self, new: WhatIf, cosine: np.ndarray) -> tuple[tuple, str]:
         """Saved and proposed push of the chosen sample on its neighbours, and what to write next to it."""
