@@ -33,6 +33,8 @@ from .networks import build_backbone, check_weights, load_weights, published_wei
 from .streams import generator
 
 ENCODER_FORMAT = 1  # of encoder.json
+# What the published weights of torchvision's and timm's networks take.
+GENERAL_SIZE, IMAGENET_MEAN, IMAGENET_STD = 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Network(nn.Module):
@@ -182,17 +184,38 @@ def encode(
 
 
 def frozen_features(
-    file: str, images: UInt8[Tensor, "n c h w"], device: str | torch.device = "cpu", rows: slice | None = None
+    file: str,
+    images: UInt8[Tensor, "n c h w"],
+    device: str | torch.device = "cpu",
+    rows: slice | None = None,
+    network: str = "",
 ) -> Float[Tensor, "n d"]:
     """Compute the features of `guidance.features`, FILE#HASH: an encoder that does not train.
 
-    Raises ConfigError where the file is missing, altered, or takes images of other channels.
+    With `network`, torchvision:NAME or timm:NAME, the file is a state dict of it, which takes images of 224 pixels.
+    Raises ConfigError where the file is missing, altered, of another network, or takes images of other channels.
     """
     check_init(file, "guidance.features")
-    encoder = load_encoder(_init_path(file), device)
-    takes, given = encoder.about["channels"], images.shape[1]
-    check(takes == given, "guidance.features", file, f"an encoder of images of {given} channels (it takes {takes})")
-    return encode(encoder, images, encoder.about["image_size"], device=device, rows=rows)
+    channels = images.shape[1]
+    with torch.random.fork_rng(devices=[]):  # weights are drawn before they are loaded
+        encoder = _general_encoder(file, network, channels) if network else load_encoder(_init_path(file))
+    takes, size = encoder.about["channels"], encoder.about["image_size"]
+    fits = f"an encoder of images of {channels} channels (it takes {takes})"
+    check(takes == channels, "guidance.features", file, fits)
+    return encode(encoder.to(device), images, size, device=device, rows=rows)
+
+
+def _general_encoder(file: str, network: str, channels: int) -> nn.Module:
+    """Build a network of torchvision or timm with the weights of FILE#HASH, which take colours as ImageNet's do."""
+    model = override(Config(), {"model.backbone": network, "model.stem": "imagenet"}).model
+    backbone, about = build_backbone(model, channels, GENERAL_SIZE)
+    state, _ = read_weights(file, "guidance.features")
+    load_weights(backbone, about, state, f"guidance.features = '{_init_path(file)}'")
+    how = getattr(backbone, "default_cfg", {})
+    whole = Network(backbone, nn.Identity(), about)
+    _normalise(whole, model, how.get("mean", IMAGENET_MEAN), how.get("std", IMAGENET_STD))
+    backbone.about = about
+    return backbone.eval()
 
 
 # ------------------------------------------------------------------------------------------------- saved and loaded
@@ -261,13 +284,13 @@ def _init_path(init: str) -> Path:
     return Path(init.rpartition("#")[0])
 
 
-def read_weights(init: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read the weights of a backbone from `model.init`, FILE#HASH, and what encoder.json says of them ({}: nothing).
+def read_weights(init: str, field: str = "model.init") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read the weights of a backbone from `field`, FILE#HASH, and what encoder.json says of them ({}: nothing).
 
     An encoder or checkpoint of this library, or a state dict as torch or safetensors save it, also one level down.
     Raises ConfigError where the file is missing, altered, or none of these.
     """
-    check_init(init)
+    check_init(init, field)
     path = _init_path(init)
     try:
         if path.suffix == ".safetensors":
@@ -281,7 +304,7 @@ def read_weights(init: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
             state = state[inner] if inner else state
     except Exception as error:  # anything that foreign bytes can cause
         why = re.split(r"\n|\. ", str(error))[0]  # torch's error is a page on how to trust the file
-        raise ConfigError(f"model.init = '{path}' holds no weights that can be read: {why}") from error
+        raise ConfigError(f"{field} = '{path}' holds no weights that can be read: {why}") from error
     state = {name.removeprefix("module."): t for name, t in state.items() if isinstance(t, Tensor)}
     own = {name[9:]: tensor for name, tensor in state.items() if name.startswith("backbone.")}
     return own or state, about

@@ -319,7 +319,8 @@ def clustered_features(t: Training, h: Tensor | EncodedRows) -> Tensor | Encoded
         return h
     if t.frozen is None:  # they never change
         own = shard(len(t.images))
-        t.frozen = gather(models.frozen_features(t.config.guidance.features, t.images, t.device, own), len(t.images))
+        file, network = t.config.guidance.features, t.config.guidance.features_network
+        t.frozen = gather(models.frozen_features(file, t.images, t.device, own, network), len(t.images))
     return t.frozen
 
 

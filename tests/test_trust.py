@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torchvision
 from test_pseudo_labels import gen, mixture
 
 import tase
@@ -210,6 +211,40 @@ def test_a_frozen_encoder_can_give_the_features_that_are_clustered(trained, tmp_
         tase.train(moved, tmp_path / "moved", progress=False)
     with pytest.raises(ConfigError, match=r"guidance\.features.*channels"):
         models.frozen_features(config.guidance.features, torch.zeros(2, 3, 16, 16, dtype=torch.uint8))
+
+
+def test_a_general_backbone_can_give_the_features_that_are_clustered(tmp_path, monkeypatch):
+    """A state dict as torchvision publishes it, classifier and all; drawn here, as none can be fetched."""
+    torch.manual_seed(1)
+    net = torchvision.models.mobilenet_v3_small(num_classes=7).eval()
+    torch.save(net.state_dict(), tmp_path / "weights.pth")
+    given = {"features": str(tmp_path / "weights.pth"), "features_network": "torchvision:mobilenet_v3_small"}
+    fields = {f"guidance.{name}": value for name, value in given.items()}
+    config = tase.preset("digits-lt", "tase", 0, {"optim.epochs": 1, "guidance.warmup": 0.0, **fields})
+    images = torch.randint(0, 256, (5, 3, 20, 24), generator=gen(), dtype=torch.uint8)
+    state = torch.get_rng_state()
+    h = models.frozen_features(config.guidance.features, images, network=config.guidance.features_network)
+    assert torch.equal(state, torch.get_rng_state())
+    net.classifier[-1] = torch.nn.Identity()
+    square = torchvision.transforms.functional.center_crop(
+        torch.nn.functional.interpolate(images / 255, (224, 269), mode="bilinear", antialias=True), 224
+    )
+    weights = torchvision.models.MobileNet_V3_Small_Weights.DEFAULT.transforms()
+    expected = net(torchvision.transforms.functional.normalize(square, weights.mean, weights.std))
+    assert h.shape == (5, 1024) and torch.allclose(h, expected, atol=1e-4)
+    monkeypatch.setattr(models, "GENERAL_SIZE", 48)  # quick
+    run = tase.train(config, tmp_path / "run", progress=False)
+    frozen = models.frozen_features(
+        config.guidance.features, run.images.images, network="torchvision:mobilenet_v3_small"
+    )
+    guide = build_guidance(config, 405, generator=generator(0, "clustering"))
+    guide.update(frozen, 0)
+    assert np.array_equal(run.history.pseudo_label[0], guide.pseudo_label.numpy())
+    for other, error in (("resnet18", r"features = .*does not fit torchvision:resnet18"), ("torchvision:no", "no")):
+        with pytest.raises(ConfigError, match=error):
+            models.frozen_features(config.guidance.features, images, network=other)
+    with pytest.raises(ConfigError, match=r"features_network = 'resnet18': must be empty without guidance\.features"):
+        tase.preset("digits-lt", "tase", 0, {"guidance.features_network": "resnet18"})
 
 
 def test_a_part_cannot_show_what_every_snapshot_has(tmp_path, monkeypatch):

@@ -75,6 +75,12 @@ class Guidance:
             "a frozen encoder, or its run, whose features are clustered instead of the network's own",
             before="",
         )
+        features_network: str = option(
+            "",
+            "the network, torchvision:NAME or timm:NAME, of which guidance.features is a state dict; empty: an encoder "
+            "of this library",
+            before="",
+        )
         restarts: int = option(3, "k-means starts at the first refresh; later ones start from the old centres", low=1)
         estimator: str = option(
             "merged", f"how a sample's quantity is estimated: {', '.join(ESTIMATORS)}", choices=ESTIMATORS
@@ -108,6 +114,8 @@ class Guidance:
 
         def check_together(self) -> None:
             object.__setattr__(self, "features", pinned("guidance.features", self.features))
+            alone = self.features_network and not self.features
+            check(not alone, "guidance.features_network", self.features_network, "empty without guidance.features")
 
     def __init__(
         self,
