@@ -514,13 +514,13 @@ def _place_of(result: Result) -> dict[str, Any]:
     return {"column": "", **{name: result[name] for name in ("preset", "subset", "seed", "split")}}
 
 
-def format_table(frame: pandas.DataFrame, metrics: Sequence[str] = SCORES) -> str:
+def format_table(frame: pandas.DataFrame, metrics: Sequence[str] = (*SCORES, "spread_cv")) -> str:
     """Write the frame of `compare` as text for a terminal, a block per preset and protocol."""
     return "\n".join([*as_text(_compared_blocks(frame, metrics)), _compared_legend(frame)])
 
 
-def to_markdown(frame: pandas.DataFrame, metrics: Sequence[str] = SCORES) -> str:
-    """Write the frame of `compare` as Markdown tables; `metrics` may also name spread_cv and distance_cv."""
+def to_markdown(frame: pandas.DataFrame, metrics: Sequence[str] = (*SCORES, "spread_cv")) -> str:
+    """Write the frame of `compare` as Markdown tables; `metrics` may also name distance_cv."""
     return "\n".join([*as_markdown(_compared_blocks(frame, metrics)), _compared_legend(frame)])
 
 

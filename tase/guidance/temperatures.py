@@ -144,7 +144,7 @@ class ISogCLRTau(Guidance):
 
 
 class TASE(Constant):
-    """Our reading of TASE (arXiv 2410.22883): temperature (5) and weight (6) of each sample by quantity.
+    """Our reading of TASE (arXiv 2410.22883): temperature (5) and weight (6) of each sample by its headness.
 
     tau_i = tau_min + (tau_max - tau_min) q_i,    w_i = clip(exp(-gamma (a_i - mean a)), 1/w_max, w_max)
 
@@ -163,8 +163,8 @@ class TASE(Constant):
 
     @dataclass(frozen=True)
     class Options(Constant.Options):
-        tau_min: float = option(0.1, "temperature of the samples most in the tail, equation (5)", above=0)
-        tau_max: float = option(0.5, "temperature of the samples most in the head, equation (5)", above=0)
+        tau_min: float = option(0.1, "temperature of the samples of the lowest headness, equation (5)", above=0)
+        tau_max: float = option(0.5, "temperature of the samples of the highest headness, equation (5)", above=0)
         gamma: float = option(0.5, "strength of the weight, equation (6); 0: all weights 1", low=0)
         w_max: float = option(5.0, "weights are clipped to 1/w_max .. w_max", low=1)
         reversed: bool = option(False, "turn the temperatures round: head low, tail high (a control)")
