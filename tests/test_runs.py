@@ -30,6 +30,7 @@ from tase.runs import (
     request,
     save_checkpoint,
 )
+from tase.trust import trust_words
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
@@ -379,6 +380,16 @@ def test_a_run_is_described_in_plain_lines(trained):
     assert rows["method"] == "TASE (tase)" and rows["images"].startswith(f"{run.environment['images']}, subset ")
     assert rows["linear"].startswith(f"all {run.results['protocols']['linear']['all']:.1f}, head")
     assert f"nmi {run.history.quality[-1]['nmi']:.2f}" in rows["clusters"]
+    trust, (low, high) = run.history.trust, run.at_ends
+    assert rows["trust"].startswith(f"{trust[run.trusted_at]:.2f} at epoch {run.history.epoch[run.trusted_at]}: ")
+    assert (
+        trust_words(trust[run.trusted_at], trust[-1]) in rows["trust"]
+        and f"{trust[-1]:.2f}; clusterings" in rows["trust"]
+    )
+    tau = run.history.tau[-1]
+    assert (low, high) == ((tau < tau.min() + 1e-3).mean(), (tau > tau.max() - 1e-3).mean()) and low > 0 < high
+    assert f"{100 * low:.1f} % of" in rows["at the ends"] and f"{100 * high:.1f} % the" in rows["at the ends"]
+    assert trained[1].at_ends is None and "at the ends" not in trained[1].describe()
     assert all(value in run._repr_html_() for value in rows.values())
 
 

@@ -388,10 +388,13 @@ class Run:
             rows[name] = _score_text(scores, ("all", "head", "mid", "tail", "std"), ".1f")
         if self.trust_line:
             agreement, last = self.history.agreement[self.trusted_at], self.history.trust[-1]
-            rows["trust"] = f"{self.trust_line} At the last snapshot {last:.2f}; clusterings agree by {agreement:.2f}"
+            line = self.trust_line.removeprefix("Trust ")
+            rows["trust"] = f"{line} At the last snapshot {last:.2f}; clusterings agree by {agreement:.2f}"
         if len(self.history) and self.at_ends:
             low, high = self.at_ends
-            rows["at the ends"] = f"{low:.0%} of the images have the lowest temperature, {high:.0%} the highest"
+            rows["at the ends"] = (
+                f"{100 * low:.1f} % of the images have the lowest temperature, {100 * high:.1f} % the highest"
+            )
         for quality in self.history.quality[-1:]:
             rows |= {"clusters": _score_text(quality, tuple(quality), ".2f")} if quality else {}
         return rows
