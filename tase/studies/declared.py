@@ -167,6 +167,10 @@ def _check_labels(what: str, names: Iterable[str], known: Iterable[str]) -> None
 _PAIR = {**CONTROLS, **each_method("tase")}  # what shows whether a gain depends on a setting
 _SIMCLR = each_method(SIMCLR)
 _UNSCALED: Axis = {"tase, not scaled": {"method": "tase", "guidance.scale_by_tau": False}}
+# TASE's mean temperature for all, and headness in the weights alone.
+_WEIGHT_ALONE: Axis = {
+    "tase-weight, tau 0.4": {"method": "tase-weight", **{f"guidance.tau_{end}": 0.4 for end in ("0", "min", "max")}}
+}
 _BOTH: Axis = {"long tail": {}, "balanced": {"data.balanced": True}}
 _TAUS = (0.1, 0.2, 0.5)
 _MERGED = {"guidance.estimator": "merged", "guidance.space": "sqrt"}
@@ -327,11 +331,7 @@ _ALL = (
             "tase, 0.1 to 1": {"method": "tase", "guidance.tau_max": 1.0},
             **_UNSCALED,
             "tase, gamma=1": {"method": "tase", "guidance.gamma": 1.0},
-            # TASE's mean temperature for all, and quantity in the weights alone.
-            "tase-weight, tau 0.4": {
-                "method": "tase-weight",
-                **{f"guidance.tau_{end}": 0.4 for end in ("0", "min", "max")},
-            },
+            **_WEIGHT_ALONE,
         },
         columns=_BOTH,
         contrast=tuple(_BOTH),
@@ -344,6 +344,7 @@ _ALL = (
             "simclr, tau 0.4": {"method": SIMCLR, "guidance.tau_0": 0.4},
             # TASE's mean temperature, loss and ramp, the same for all samples: all of TASE but the choice of samples.
             "tase, tau 0.4 for all": {"method": "tase-tau", "guidance.tau_min": 0.4, "guidance.tau_max": 0.4},
+            **_WEIGHT_ALONE,
             **_UNSCALED,
             **each_method("tase", "shuffled", "oracle"),
         },
