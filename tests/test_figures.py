@@ -815,16 +815,15 @@ def test_a_map_of_one_reference_in_a_column_has_one_zero(tmp_path):
 def test_axes_carry_their_values():
     axes = {"a": {"guidance.tau_0": 0.1, "method": "simclr"}, "b": {"guidance.tau_0": 0.2, "method": "simclr"}}
     axes |= {"c": {"guidance.group_tau": [0.1]}, "d": {"guidance.group_tau": [0.2]}, "e": {"optim.epochs": "x2"}}
-    axes |= {"tase, scale_by_tau": {"method": "tase", "guidance.scale_by_tau": True}}
     about = {"axes": axes}
     assert axis_of(["a", "b"], about) == ("τ₀", [0.1, 0.2], ["0.1", "0.2"])
     for labels in (["c", "d"], ["e"], ["unknown"]):
         assert axis_of(labels, about) == ("", [], labels)
-    assert readable("tase, scale_by_tau", about) == "TASE, scale by τ"
-    assert readable("tau_0=0.2", about) == "τ₀ = 0.2" and readable("simclr", {}) == "SimCLR"
-    about["axes"]["simclr at 0.4"] = {"method": "simclr"}
-    assert readable("simclr at 0.4", about) == "SimCLR at 0.4" and readable("simclrs", {}) == "simclrs"
-    assert readable("merged, sqrt, hard", {}) == "joined clusters, root, hard"
+    assert readable("tase, scale_by_tau") == "TASE, scale by τ"
+    assert readable("tau_0=0.2") == "τ₀ = 0.2" and readable("simclr") == "SimCLR"
+    assert readable("tase, tau 0.4 for all") == "TASE, τ 0.4 for all"
+    assert readable("simclr at 0.4") == "SimCLR at 0.4" and readable("simclrs") == "simclrs"
+    assert readable("merged, sqrt, hard") == "joined clusters, root, hard"
 
 
 # ------------------------------------------------------------------------------------------------- sheets of thumbnails

@@ -82,12 +82,10 @@ SIGNS = {"tau_0": "τ₀", "tau": "τ", "gamma": "γ", "rho": "ρ", "_": " ", "=
 WORDS = {"size": "own size", "merged": "joined clusters", "sqrt": "root", "long tail": "long\N{NO-BREAK SPACE}tail"}
 
 
-def readable(label: str, about: Mapping[str, Any]) -> str:
+def readable(label: str) -> str:
     """Write a row or column as a reader knows it: methods by their titles, "tau_0=0.2" as "τ₀ = 0.2"."""
-    changed = about.get("axes", {}).get(label, {})
-    method = changed.get("method", label if label in METHODS else "")
-    own = method and re.match(rf"{re.escape(method)}(?=[ ,]|$)", label)
-    known, rest = (METHODS[method].title, label[own.end() :]) if own else ("", label)
+    method = re.split("[ ,]", label)[0]
+    known, rest = (METHODS[method].title, label.removeprefix(method)) if method in METHODS else ("", label)
     rest = ", ".join(WORDS.get(part, part) for part in rest.split(", "))
     for sign, greek in SIGNS.items():
         rest = rest.replace(sign, greek)
@@ -104,8 +102,8 @@ def axis_of(labels: Sequence[str], about: Mapping[str, Any]) -> tuple[str, list[
     varied = [n for n in names if len(labels) == 1 or any(fields.get(n) != changed[0].get(n) for fields in changed)]
     values = [fields.get(varied[0]) for fields in changed] if len(varied) == 1 else []
     if values and all(isinstance(v, (int, float)) for v in values):
-        return readable(varied[0].rpartition(".")[2], {}), values, [f"{v:g}" for v in values]
-    return "", [], [readable(label, about) for label in labels]
+        return readable(varied[0].rpartition(".")[2]), values, [f"{v:g}" for v in values]
+    return "", [], [readable(label) for label in labels]
 
 
 def study_grid(panels: Panels, height: float, **options: Any) -> tuple[Figure, np.ndarray]:
@@ -179,7 +177,7 @@ def difference_figure(panels: Panels, found: Mapping[tuple[str, str], Found], ab
     twice = lambda c: any(np.allclose(c.over, o, equal_nan=True) for o in rows.values())  # noqa: E731
     places = [p for p, c in first.items() if p in rows or (c.kind == HEADROOM and not twice(c))]
     words = (
-        headroom_of(c.row, about) if c.kind == HEADROOM else ", ".join(readable(p, about) for p in place if p)
+        headroom_of(c.row) if c.kind == HEADROOM else ", ".join(readable(p) for p in place if p)
         for place, c in ((place, first[place]) for place in places)
     )
     names = [textwrap.fill(text, 24) for text in words]
@@ -207,10 +205,10 @@ def difference_figure(panels: Panels, found: Mapping[tuple[str, str], Found], ab
     return figure
 
 
-def headroom_of(label: str, about: Mapping[str, Any]) -> str:
+def headroom_of(label: str) -> str:
     """Write the label of the headroom in words: it names its row where that is not the preset's own SimCLR."""
     row = label.removesuffix(": balanced - long tail").removeprefix(HEADROOM).removeprefix(" of ")
-    return f"headroom: {readable(row or 'simclr', about)}, balanced"
+    return f"headroom: {readable(row or 'simclr')}, balanced"
 
 
 # ----------------------------------------------------------------------------------------------------------------- heat
@@ -231,8 +229,8 @@ def heat_figure(panels: Panels, found: Mapping[tuple[str, str], Found], about: M
         # Rows outside the columns have no place in the map: a line above it each.
         extras = [r for r in about["extras"] if (r, "") in cells and not (compared and r == about["reference"])]
         form = "+.1f" if compared else ".1f"
-        known = "|".join(re.escape(readable(r, about)) for r in (about["reference"], *extras))
-        names = [re.sub(f"^({known}), ", "", readable(r, about)) for r in extras]
+        known = "|".join(re.escape(readable(r)) for r in (about["reference"], *extras))
+        names = [re.sub(f"^({known}), ", "", readable(r)) for r in extras]
         notes = [f"{name} {cells[r, ''].mean:{form}}" for name, r in zip(names, extras)]
         notes = [textwrap.fill(note, 72 // len(panels)) for note in notes]
         ax.set_title("\n".join([ax.get_title("left"), *notes]).strip())
@@ -258,7 +256,7 @@ def one_reference(found: Mapping[tuple[str, str], Found]) -> bool:
 def reference_of(found: Mapping[tuple[str, str], Found], about: Mapping[str, Any]) -> str:
     """Write what cells were compared with: its row, and its column where that is the same for all."""
     place = about["reference"], about["reference_column"]
-    return ", ".join(readable(part, about) for part in (place if place in bases_of(found) else place[:1]) if part)
+    return ", ".join(readable(part) for part in (place if place in bases_of(found) else place[:1]) if part)
 
 
 def are_compared(found: Mapping[tuple[str, str], Found]) -> bool:
@@ -301,9 +299,9 @@ def curve_figure(panels: Panels, found: Mapping[tuple[str, str], Found], about: 
     name, values, words = axis_of(about["columns"] if crossed else about["rows"], about)
     logarithmic = bool(values) and min(values) > 0 and max(values) / min(values) >= 8
     x = np.log(values) if logarithmic else np.array(values or range(len(words)), dtype=float)
-    lines = {readable(row, about): [(row, column) for column in about["columns"]] for row in about["rows"]}
+    lines = {readable(row): [(row, column) for column in about["columns"]] for row in about["rows"]}
     lines = lines if crossed else {"mean over seeds": [(row, "") for row in about["rows"]]}
-    extras = {row: readable(row, about) for row in about["extras"] if row != about["reference"]}
+    extras = {row: readable(row) for row in about["extras"] if row != about["reference"]}
     compared = are_compared(found)
     figure, axes = study_grid(panels, 3.8, sharex=True)
     ends = sorted({0, int(np.abs(x - (x[0] + x[-1]) / 2).argmin()), len(x) - 1})  # there is no room for more words
