@@ -15,44 +15,23 @@ from . import config, guidance  # noqa: F401 (without torch; guidance makes the 
 
 __version__ = "0.1.0"
 
-_ROOM_OF = {
-    "Config": "config",
-    "ConfigError": "config",
-    "ESTIMATORS": "config",
-    "METHODS": "config",
-    "PROTOCOLS": "config",
-    "SOURCES": "config",
-    "applicable": "config",
-    "option": "config",
-    "override": "config",
-    "PRESETS": "presets",
-    "preset": "presets",
-    "ImageSet": "data",
-    "Splits": "data",
-    "class_counts": "data",
-    "load_images": "data",
-    "load_splits": "data",
-    "two_views": "views",
-    "Network": "models",
-    "encode": "models",
-    "load_encoder": "models",
-    "nt_xent": "losses",
-    "PseudoLabels": "pseudo_labels",
-    "spherical_kmeans": "clustering",
-    "Guidance": "guidance",
-    "Method": "guidance",
-    "TASE": "guidance",
-    "build_guidance": "guidance",
-    "Run": "runs",
-    "RunError": "runs",
-    "TrainingError": "training",
-    "train": "training",
-    "compare": "evaluation",
-    "evaluate": "evaluation",
-    "rare": "widgets",
-    "report": "widgets",
+_NAMES_IN = {
+    "config": "Config ConfigError ESTIMATORS METHODS PROTOCOLS SOURCES applicable option override",
+    "presets": "PRESETS preset",
+    "data": "ImageSet Splits class_counts load_images load_splits",
+    "views": "two_views",
+    "models": "Network encode load_encoder",
+    "losses": "nt_xent",
+    "pseudo_labels": "PseudoLabels",
+    "clustering": "spherical_kmeans",
+    "guidance": "Guidance Method TASE build_guidance",
+    "runs": "Run RunError",
+    "training": "TrainingError train",
+    "evaluation": "compare evaluate",
+    "widgets": "rare report",
 }
-_ROOMS = frozenset(_ROOM_OF.values()) | {"bench", "figures", "probes", "studies", "widgets"}
+_ROOM_OF = {name: room for room, names in _NAMES_IN.items() for name in names.split()}
+_ROOMS = frozenset(_NAMES_IN) | {"bench", "figures", "probes", "studies", "widgets"}
 
 
 __all__ = ["__version__", "use", *_ROOM_OF]
@@ -81,7 +60,11 @@ def use(path: str | os.PathLike) -> None:
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
         sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
+        try:
+            spec.loader.exec_module(sys.modules[name])
+        except BaseException:
+            del sys.modules[name]  # or the next call, of the mended file, would do nothing
+            raise
 
 
 def __dir__() -> list[str]:

@@ -23,24 +23,6 @@ from typing import Any, ClassVar, get_type_hints
 
 from .options import ConfigError, Field, Registry, Section, check, check_choice, option, parse_value, unknown
 
-__all__ = [
-    "Config",
-    "ConfigError",
-    "ESTIMATORS",
-    "METHODS",
-    "PROTOCOLS",
-    "Registry",
-    "SOURCES",
-    "applicable",
-    "check",
-    "check_choice",
-    "fields",
-    "option",
-    "override",
-    "unknown",
-]
-
-
 # What can be chosen by name. Add your own from anywhere: `SOURCES["rings"] = read_rings`. The built-in ones say in
 # their own module's docstring what an entry is.
 SOURCES = Registry(
@@ -413,9 +395,8 @@ class Config:
         check(isinstance(method, str), "method", method, "a text")
         known = fields(method)
         backend = flat.get("views.backend", "batched")
-        check(
-            backend == "batched", "views.backend", backend, "batched: torchvision's views are a reference of the tests"
-        )
+        allowed = "batched: torchvision's views are a reference of the tests"
+        check(backend == "batched", "views.backend", backend, allowed)
         flat = {name: value for name, value in flat.items() if name in known or name not in _DROPPED}
         joined = {name: field.before for name, field in known.items() if field.before is not None}
         return override(cls(), {**joined, **flat})
@@ -431,7 +412,7 @@ class Config:
     def changes(self, base: Config) -> dict[str, Any]:
         """Return the fields that decide the result and differ from `base`, with the values here; not seed and split."""
         here, there = self.flat(), base.flat()
-        hidden = {"seed", "data.split", "optim.device", "data.root", "data.cache"}
+        hidden = {"seed", "data.split", *_PLACES}
         return {
             name: value
             for name, value in here.items()
@@ -462,9 +443,8 @@ def _hash(flat: Mapping[str, Any], known: Mapping[str, Field]) -> str:
         named = name == "data.root" and flat["data.source"] == "hf" and is_hub_name(value)  # then it is no place
         if section in ("record", "evaluation") or (name in _PLACES and not named) or joined:
             continue
-        value = (
-            value.rpartition("#")[2] if name in ("model.init", "guidance.features") else value
-        )  # its content, not its place
+        if name in ("model.init", "guidance.features"):
+            value = value.rpartition("#")[2]  # its content, not its place
         if dot:
             tree.setdefault(section, {})[leaf] = value
         else:

@@ -42,13 +42,12 @@ from .distributed import device_here
 from .files import load_json, load_optional_json, save_json, save_npz, tidy
 from .losses import nt_xent
 from .models import Network, encode, initial_network
-from .runs import Run, load_checkpoint
+from .runs import RESULTS, Run, load_checkpoint
 from .streams import generator
 from .tables import BASELINES, compare, format_table, to_markdown  # noqa: F401 (two rooms, one job)
 from .views import two_views
 
 RESULTS_FORMAT = 1  # of results.json
-FILES = {"test": "results.json", "val": "results_val.json"}  # by the images that are judged
 PIXELS = 32  # side to which larger images are reduced for the probe on raw pixels
 ALIGNMENT_IMAGES = 2000  # judged images of which two views are drawn
 
@@ -369,7 +368,7 @@ def _chosen_protocols(protocols: Iterable[str] | None, config: Config) -> list[s
 
 def saved_results(run: Run, on: str) -> dict[str, Any]:
     """Load what the results' file holds, where it was measured on this run; else nothing."""
-    saved = load_optional_json(run.path / FILES[on])
+    saved = load_optional_json(run.path / RESULTS[on])
     same = (saved.get("format"), saved.get("identity")) == (RESULTS_FORMAT, run.config.identity)
     # Files without "tail" are older: a balanced run's `lt` protocols then had its own images as neighbours.
     return saved if same and ("tail" in saved or not run.config.data.balanced) else {}
@@ -413,7 +412,7 @@ def evaluate(
     """
     from tqdm.auto import tqdm
 
-    check_choice("on", on, FILES)
+    check_choice("on", on, RESULTS)
     run = run if isinstance(run, Run) else Run(run)
     config = _judged_by(run, evaluation)
     names, saved, replaced = _chosen_protocols(protocols, config), saved_results(run, on), []
@@ -444,8 +443,8 @@ def evaluate(
             bar.set_description(run.name)
             bar.set_postfix_str(_headline(results))
             if not replaced or name == todo[-1]:  # what is replaced stays until all of it is measured
-                save_json(run.path / FILES[on], results)
-    return load_json(run.path / FILES[on])
+                save_json(run.path / RESULTS[on], results)
+    return load_json(run.path / RESULTS[on])
 
 
 def _header(run: Run, features: Features) -> dict[str, Any]:

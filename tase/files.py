@@ -26,9 +26,8 @@ import numpy as np
 import psutil
 
 PT_MARK = b"sha256:"  # a .pt file ends with these 7 and 64 hexadecimal digits; torch.load reads it nonetheless
-CLAIM_SECONDS = (
-    180.0  # without a sign of life, then another machine takes a claim over; NFS shows a time up to 60 s late
-)
+# Without a sign of life, then another machine takes a claim over; NFS shows a time up to 60 s late.
+CLAIM_SECONDS = 180.0
 
 
 class RunError(RuntimeError):

@@ -12,7 +12,6 @@ and no pooling after it, where the network's own reduces by overlapping windows;
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import ConfigError, ModelConfig, check, check_choice
+from .options import package
 
 SMALL_IMAGE = 64  # pixels; up to here the stem `auto` is the small one
 TRY_SIZES = (64, 96, 128, 160, 192, 224, 256, 299, 384)  # of which an error names one that works
@@ -110,12 +110,7 @@ def _from_timm(name: str, channels: int, size: int) -> tuple[nn.Module, dict[str
 
 
 def import_timm():
-    """Import timm; raises ConfigError where it is not installed."""
-    if importlib.util.find_spec("timm") is None:
-        raise ConfigError("model.backbone = 'timm:...' needs timm: pip install 'tase[timm]'")
-    import timm
-
-    return timm
+    return package("timm", "model.backbone = 'timm:...'", "timm")
 
 
 def _without_classifier(net: nn.Module) -> dict[str, Any]:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import importlib
+import importlib.util
 import json
 import logging
+import operator
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, ClassVar, NamedTuple, TextIO
 
 
@@ -47,9 +49,14 @@ def unknown(what: str, name: object, known: Iterable[str]) -> ConfigError:
     leaf = str(name).rpartition(".")[2]
     near = [by_leaf[n] for n in difflib.get_close_matches(leaf, by_leaf, n=1, cutoff=0.75)]
     near = near or difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-    listed = ", ".join(known[:60]) + (f" and {len(known) - 60} more" if len(known) > 60 else "")
-    hint = f"; did you mean '{near[0]}'?" if near else f"; known: {listed}"
+    hint = f"; did you mean '{near[0]}'?" if near else f"; known: {some_of(known, 60)}"
     return ConfigError(f"unknown {what} '{name}'{hint}")
+
+
+def some_of(values: Iterable[str], most: int = 3) -> str:
+    """List the first different values, and how many more there are."""
+    unique = list(dict.fromkeys(values))
+    return ", ".join(unique[:most]) + (f" and {len(unique) - most} more" if len(unique) > most else "")
 
 
 def check(ok: bool, field: str, value: object, allowed: str) -> None:
@@ -85,6 +92,13 @@ class Registry(dict):
         raise unknown(self.what, name, self)
 
 
+def package(name: str, user: str, extra: str) -> ModuleType:
+    """Import an optional package; raises ConfigError, with the command that installs it, where it is missing."""
+    if importlib.util.find_spec(name) is None:
+        raise ConfigError(f"{user}: {name} is not installed (pip install 'tase[{extra}]')")
+    return importlib.import_module(name)
+
+
 def option(
     default: Any,
     help: str,
@@ -108,12 +122,7 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-_IN_BOUNDS = {
-    "low": lambda value, bound: value >= bound,
-    "high": lambda value, bound: value <= bound,
-    "above": lambda value, bound: value > bound,
-    "below": lambda value, bound: value < bound,
-}
+_IN_BOUNDS = {"low": operator.ge, "high": operator.le, "above": operator.gt, "below": operator.lt}
 _BOUND_TEXT = {"low": "at least {:g}", "above": "above {:g}", "high": "at most {:g}", "below": "below {:g}"}
 
 

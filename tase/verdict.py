@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 
 from .config import ConfigError
-from .runs import Run
+from .runs import Run, RunError
 from .streams import generator
 from .trust import feature_trust, trust_words
 
@@ -27,10 +27,12 @@ def run_trust(run: Run, labels: Mapping[str, str] | None = None) -> dict[str, An
     temperature (None where all have one), and what they mean in words. With labels (file name or number of an image ->
     class, of 50 to 200 images drawn at random) also the rank correlation of the run's headness with how often a class
     occurs among them, its 95 % interval (bootstrap over images; both None where nothing can be ranked), and advice.
-    Raises RunError for a run without features, ConfigError for labels of fewer than 20 of its images, and for a name
-    that several files have.
+    Raises RunError for a run without snapshots or features, ConfigError for labels of fewer than 20 of its images, and
+    for a name that several files have.
     """
     history, t, ends = run.history, run.trusted_at, run.at_ends
+    if not len(history):
+        raise RunError(f"{run.path} has no snapshot: there are no clusters to judge")
     found, last = _found(run, t), _found(run, len(history) - 1)
     facts = {"epoch": int(history.epoch[t])} | {name: round(value, 3) for name, value in found.items()}
     facts |= {"last": round(last["trust"], 3), "at_ends": ends and [round(share, 3) for share in ends]}

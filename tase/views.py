@@ -94,17 +94,6 @@ def two_views(
     following of a batch of so many, and get the views that they would get in that whole batch. Raises ValueError for
     images of another type or shape.
     """
-    return stacked_views(batch, views, generator, offset, total).chunk(2)
-
-
-def stacked_views(
-    batch: UInt8[Tensor, "b c h w"],
-    views: ViewsConfig,
-    generator: torch.Generator | None = None,
-    offset: int = 0,
-    total: int | None = None,
-) -> Float[Tensor, "2b c s s"]:
-    """Make `two_views` in one tensor: first views of all images, then second views."""
     _check_images(batch)
     b, _, h, w = batch.shape
     total = total or b
@@ -113,7 +102,7 @@ def stacked_views(
     if b < total:
         rows = torch.arange(offset, offset + b, device=batch.device)
         parameters = parameters[torch.cat([rows, rows + total])]
-    return make_views(batch, parameters, views)
+    return make_views(batch, parameters, views).chunk(2)
 
 
 def draw_parameters(

@@ -180,6 +180,21 @@ def test_a_class_name_without_images_is_left_out(source, request, tmp_path, capl
     assert "classes without training images are left out: none" in caplog.text
 
 
+def test_a_test_part_without_images_of_the_listed_classes_is_left_out(tmp_path):
+    """Shards know all class names, so a part may know a class of which it has no image."""
+    picture = [data for _, data, _ in pictures((14,))]
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "classes.txt").write_text("ant\nbee\n")
+    for part, c, images in (("train", "0", picture[:12]), ("test", "1", picture[12:])):
+        shard(tmp_path / "d" / f"{part}-0000.tar", [{"png": data, "cls": c.encode()} for data in images])
+    paths = load_images("wds", tmp_path / "d", image_size=8, cache=tmp_path / "cache").paths
+    (tmp_path / "list.txt").write_text("".join(f"{path} 0\n" for path in paths))
+    listed = {"data.rule": "file", "data.list_file": str(tmp_path / "list.txt"), "data.val_per_class": 0}
+    config = tase.preset("folder", overrides=fields("wds", tmp_path / "d", tmp_path / "cache", **listed))
+    splits = load_splits(config)
+    assert splits.test is None and splits.train.classes == ("ant",) and len(splits.train) == 12
+
+
 def test_shards_in_capital_letters_are_test_images(tmp_path):
     root = tars(tmp_path / "shards" / "Train", "a")
     tars(tmp_path / "shards" / "Test", "a", 1, seed=1)

@@ -38,9 +38,9 @@ def clock(monkeypatch):
 
 def test_times_and_ratios_are_those_of_the_work(clock):
     s = BenchBudget(CPU, seconds=1.0, rounds=3)
-    times = bench.time_in_turn({"short": asleep(0.02), "long": asleep(0.06)}, s)
+    times = bench.measuring.time_in_turn({"short": asleep(0.02), "long": asleep(0.06)}, s)
     assert [len(t) for t in times.values()] == [3, 3]
-    short, long = bench.rival_rows("naps", times, "short", amount=10, unit="naps/s")
+    short, long = bench.measuring.rival_rows("naps", times, "short", amount=10, unit="naps/s")
     assert short["seconds"] >= 0.02 and short["ratio"] == 1 and short["ratio_spread"] == 0
     assert long["seconds"] >= 0.06 and 1.5 < long["ratio"] < 4.5
     assert long["rate"] == pytest.approx(10 / long["seconds"])
@@ -49,20 +49,20 @@ def test_times_and_ratios_are_those_of_the_work(clock):
 def test_actions_take_turns_and_the_first_call_of_each_does_not_count(clock):
     called = []
     actions = {name: lambda name=name: (called.append(name), time.sleep(0.02)) for name in "ab"}
-    bench.time_in_turn(actions, BenchBudget(CPU, seconds=0.01, rounds=1))
+    bench.measuring.time_in_turn(actions, BenchBudget(CPU, seconds=0.01, rounds=1))
     assert called == ["a", "a", "b", "b"]  # a warm-up each, then one that counts
     called.clear()
-    times = bench.time_in_turn(actions, BenchBudget(CPU, seconds=0.1, rounds=2))
+    times = bench.measuring.time_in_turn(actions, BenchBudget(CPU, seconds=0.1, rounds=2))
     assert "".join(called).startswith("aa") and called[-1] == "a"  # the second round begins with b
     assert len(times["a"]) == len(times["b"]) == 2
 
 
 def test_short_actions_are_repeated_and_their_time_is_that_of_one_call(clock):
     called = []
-    times = bench.time_in_turn(
+    times = bench.measuring.time_in_turn(
         {"short": lambda: called.append(time.sleep(0.001))}, BenchBudget(CPU, seconds=0.3, rounds=3)
     )
-    row = bench.timed_row("naps", "short", times["short"])
+    row = bench.measuring.timed_row("naps", "short", times["short"])
     assert len(called) > 30
     assert 0.001 <= row["seconds"] < 0.01
 
@@ -73,7 +73,7 @@ def test_short_actions_are_repeated_and_their_time_is_that_of_one_call(clock):
 def test_rounds_end_when_the_time_is_up(clock, tick, deadline, rounds):
     """A round calls twice, once to warm up: 8 ms of 9, or of twice 9 up to the third round; 20 ms are too many."""
     s = BenchBudget(CPU, seconds=0.009, rounds=9, deadline=deadline)
-    times = bench.time_in_turn({"nap": lambda: (time.sleep(0.002), clock.tick(tick))}, s)
+    times = bench.measuring.time_in_turn({"nap": lambda: (time.sleep(0.002), clock.tick(tick))}, s)
     assert len(times["nap"]) == rounds
 
 
@@ -82,9 +82,9 @@ def test_a_row_has_the_median_and_half_the_quartiles_distance_of_all_blocks():
 
     task = TaskSpec("action()", "")
     rounds = [Measurement(1, [5.0, 1.0], task), Measurement(1, [2.0, 3.0, 4.0], task)]
-    row = bench.timed_row("case", "name", rounds, share=0.5)
+    row = bench.measuring.timed_row("case", "name", rounds, share=0.5)
     assert row == {"case": "case", "name": "name", "seconds": 3.0, "spread": 1.0, "rounds": 2, "share": 0.5}
-    assert bench.timed_row("case", "name", [Measurement(4, [8.0], task)])["seconds"] == 2.0
+    assert bench.measuring.timed_row("case", "name", [Measurement(4, [8.0], task)])["seconds"] == 2.0
 
 
 def test_a_ratio_is_taken_round_by_round():
@@ -93,7 +93,7 @@ def test_a_ratio_is_taken_round_by_round():
     def measured(*seconds):
         return [Measurement(1, [x], TaskSpec("action()", "")) for x in seconds]
 
-    rows = bench.rival_rows("case", {"a": measured(1, 10, 100), "b": measured(2, 20, 400)}, "a")
+    rows = bench.measuring.rival_rows("case", {"a": measured(1, 10, 100), "b": measured(2, 20, 400)}, "a")
     assert [row["ratio"] for row in rows] == [1, 2]  # although a machine that slows down 100 times
     assert rows[1]["ratio_spread"] == pytest.approx(0.5) and rows[1]["against"] == "a"
 
@@ -107,11 +107,11 @@ def test_peak_memory_counts_what_lives_at_the_same_time():
         b, c = torch.ones(3 * mib), torch.ones(2 * mib)
         return b, c
 
-    assert bench.peak_bytes(work, CPU) / 2**20 == pytest.approx(5, abs=0.01)
+    assert bench.measuring.peak_bytes(work, CPU) / 2**20 == pytest.approx(5, abs=0.01)
 
 
 def test_free_memory_is_a_plausible_number_of_bytes():
-    assert bench.free_bytes(CPU) > 2**20
+    assert bench.measuring.free_bytes(CPU) > 2**20
 
 
 def test_threads_are_those_wanted_and_put_back():
@@ -119,14 +119,14 @@ def test_threads_are_those_wanted_and_put_back():
     torch.set_num_threads(2)
     try:
         actions = {name: lambda name=name: seen[name].add(torch.get_num_threads()) for name in seen}
-        bench.time_in_turn(actions, FAST, threads={"one": 1})
+        bench.measuring.time_in_turn(actions, FAST, threads={"one": 1})
         assert seen == {"all": {2}, "one": {1}} and torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
 
 
 def test_images_are_long_tailed_and_coloured():
-    images = bench.bench_images(500)
+    images = bench.measuring.bench_images(500)
     assert images.images.shape == (500, 3, 32, 32) and images.images.dtype == torch.uint8
     assert images.counts.sum() == 500 and images.counts[0] > 5 * images.counts[9].clamp(min=1)
     assert not torch.equal(images.images[:, 0], images.images[:, 1])
@@ -134,7 +134,9 @@ def test_images_are_long_tailed_and_coloured():
 
 def test_the_plain_formula_is_our_loss():
     z1, z2 = torch.randn(2, 9, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    assert bench.plain_formula(z1, z2, 0.3).item() == pytest.approx(tase.nt_xent(z1, z2, 0.3).loss.item(), abs=1e-6)
+    assert bench.rivals.plain_formula(z1, z2, 0.3).item() == pytest.approx(
+        tase.nt_xent(z1, z2, 0.3).loss.item(), abs=1e-6
+    )
 
 
 def test_losses_that_do_not_fit_are_skipped_with_the_reason(monkeypatch):
@@ -146,9 +148,9 @@ def test_losses_that_do_not_fit_are_skipped_with_the_reason(monkeypatch):
 
 def test_the_estimates_of_memory_are_those_of_the_peak():
     z1, z2 = torch.randn(2, 512, 128, requires_grad=True).unbind(0)
-    for name, (function, needed) in bench.loss_rivals(512, CPU).items():
+    for name, (function, needed) in bench.rivals.loss_rivals(512, CPU).items():
         if name != "pytorch-metric-learning":
-            peak = bench.peak_bytes(lambda f=function: torch.autograd.grad(f(z1, z2), (z1, z2)), CPU)
+            peak = bench.measuring.peak_bytes(lambda f=function: torch.autograd.grad(f(z1, z2), (z1, z2)), CPU)
             assert 0.6 * needed < peak < 1.7 * needed, name
 
 
@@ -165,21 +167,21 @@ def test_views_and_clusters_name_their_rivals():
 def test_inertia_is_that_of_scikit_learn():
     from sklearn.cluster import KMeans
 
-    x = bench.direction_mixture(400, 16, CPU, parts=6)
+    x = bench.rivals.direction_mixture(400, 16, CPU, parts=6)
     model = KMeans(6, n_init=1, random_state=0).fit(x.double().numpy())
     labels = torch.from_numpy(model.labels_).long()
-    assert bench.cluster_inertia(x, labels) == pytest.approx(model.inertia_, rel=1e-5)
+    assert bench.rivals.cluster_inertia(x, labels) == pytest.approx(model.inertia_, rel=1e-5)
 
 
 def test_parts_of_a_step_leave_the_weights_and_the_whole_is_a_real_step():
-    plain, split = (bench.bench_training(FAST, "conv4", 8, 2) for _ in range(2))
+    plain, split = (bench.rivals.bench_training(FAST, "conv4", 8, 2) for _ in range(2))
     index = torch.arange(8)
     for t in (plain, split):
         t.network.train()
     start = [x.clone() for x in split.network.parameters()]
-    parts = bench.step_parts(split, index)
+    parts = bench.rivals.step_parts(split, index)
     whole = parts.pop("whole step")
-    assert (*parts, "rest") == bench.STEP_PARTS
+    assert (*parts, "rest") == bench.rivals.STEP_PARTS
     for part in parts.values():
         part()
     assert all(torch.equal(a, b) for a, b in zip(start, split.network.parameters()))
@@ -191,9 +193,9 @@ def test_parts_of_a_step_leave_the_weights_and_the_whole_is_a_real_step():
 
 
 def test_the_parts_are_the_work_of_the_step():
-    t = bench.bench_training(FAST, "conv4", 8, 1)
+    t = bench.rivals.bench_training(FAST, "conv4", 8, 1)
     t.network.train()
-    parts, made = bench.step_parts(t, torch.arange(8)), {}
+    parts, made = bench.rivals.step_parts(t, torch.arange(8)), {}
     for name in ("views", "network"):
         made[name] = parts[name]()
     assert [view.shape for view in made["views"]] == 2 * [(8, 3, 32, 32)]
@@ -203,26 +205,26 @@ def test_the_parts_are_the_work_of_the_step():
 def test_the_rows_of_a_step_add_up(monkeypatch):
     monkeypatch.setattr(bench.rivals, "bench_networks", lambda s: (("conv4", 8, 1),))
     whole, *parts = bench.bench_step(FAST)
-    assert whole["name"] == "whole step" and {row["name"] for row in parts} == set(bench.STEP_PARTS)
+    assert whole["name"] == "whole step" and {row["name"] for row in parts} == set(bench.rivals.STEP_PARTS)
     assert sum(row["share"] for row in parts) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_the_reference_loop_trains_on_all_batches(workers):
-    t = bench.bench_training(FAST, "conv4", 8, 3)
+    t = bench.rivals.bench_training(FAST, "conv4", 8, 3)
     seen = []
 
     def counting(*inputs):
         seen.append(len(inputs[0]))
-        return bench.plain_formula(*inputs)
+        return bench.rivals.plain_formula(*inputs)
 
-    bench.reference_loop(t, workers, counting)()
+    bench.peers.reference_loop(t, workers, counting)()
     assert seen == [8, 8, 8]
 
 
 def test_peers_train_the_same_network_on_the_same_batches(monkeypatch):
     networks = {}
-    loops = bench.peer_loops
+    loops = bench.peers.peer_loops
 
     def noting(t, workers):
         found, missing = loops(t, 0)
@@ -245,13 +247,13 @@ def test_peers_train_the_same_network_on_the_same_batches(monkeypatch):
 
 def test_a_peer_that_is_not_installed_is_named_in_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "lightly.loss", None)
-    loops, (row,) = bench.peer_loops(bench.bench_training(FAST, "conv4", 8, 1, "simclr"), 0)
+    loops, (row,) = bench.peers.peer_loops(bench.rivals.bench_training(FAST, "conv4", 8, 1, "simclr"), 0)
     assert len(loops) == 2 and row["skipped"] == "lightly is not installed (pip install 'tase[peers]')"
 
 
 def test_views_of_lightly_have_the_parameters_of_the_configuration():
     v = ViewsConfig()
-    data = bench.LightlyPairs(bench.bench_images(4).images, v)
+    data = bench.peers.LightlyPairs(bench.measuring.bench_images(4).images, v)
     steps = {type(step).__name__: step for step in data.pair.transforms[0].transform.transforms}
     jitter = steps["RandomApply"].transforms[0]
     assert jitter.hue == (-v.hue, v.hue) and jitter.brightness == (1 - v.brightness, 1 + v.brightness)
@@ -271,7 +273,7 @@ def test_two_processes_train_together(monkeypatch):
 
 
 def test_a_process_that_ends_is_an_error(capfd):
-    with bench.crew(2, "cpu", "conv4", 7, 1) as epoch, pytest.raises(RuntimeError, match="has ended"):
+    with bench.peers.crew(2, "cpu", "conv4", 7, 1) as epoch, pytest.raises(RuntimeError, match="has ended"):
         epoch()  # two processes cannot share 7 images evenly
     assert "optim.batch = 7" in capfd.readouterr().err
 
@@ -311,7 +313,7 @@ def test_scale_is_measured_at_each_size(tmp_path, monkeypatch):
     report = {"sections": {"scale": rows}, "took": {"scale": 1.0}, "quick": True, "machine": bench.machine_facts(CPU)}
     text = bench.bench_text(report | {"machine": report["machine"] | {"load_after": 0.0}})
     assert "~ images^2.00" in text and "beyond a state of" in text and "adjusted Rand index 1.00" in text
-    times, memory = bench.bench_figure(report).axes
+    times, memory = bench.report.bench_figure(report).axes
     assert [len(line.get_xdata()) for line in times.lines] == [2] * 4 and len(memory.lines) == 3
 
 
@@ -335,7 +337,7 @@ def test_report_table_and_figure(tmp_path, monkeypatch):
     table = bench.bench_text(report)
     for word in ("conv4, batch 8", "optimiser", "of the step", "plain formula", "peak", "torch"):
         assert word in table
-    shares = [row["share"] for row in report["sections"]["step"] if row["name"] in bench.STEP_PARTS]
+    shares = [row["share"] for row in report["sections"]["step"] if row["name"] in bench.rivals.STEP_PARTS]
     assert sum(shares) == pytest.approx(1, abs=0.3)
     machine = report["machine"]
     assert machine["threads"] == torch.get_num_threads() and machine["versions"]["torchvision"]
@@ -377,7 +379,7 @@ def test_kept_reports_are_redrawn_and_told(kept, tmp_path):
 
 def test_every_bar_of_the_figure_has_its_name_and_every_group_its_heading():
     (kept,) = (path for path in KEPT if path.parent.name == "bench")
-    axes, below = bench.bench_figure(json.loads(kept.read_text())).axes
+    axes, below = bench.report.bench_figure(json.loads(kept.read_text())).axes
     labels = [label.get_text() for label in axes.get_yticklabels()]
     headings = [text.get_text() for text in axes.texts if ": 1 = " in text.get_text()]
     assert "views, batch 512: 1 = tase, 1 thread" in headings and labels.count("plain formula") == 4
@@ -385,5 +387,5 @@ def test_every_bar_of_the_figure_has_its_name_and_every_group_its_heading():
     low, high = axes.get_xlim()
     assert low <= 0.5 and high >= 2
     assert [label.get_text() for label in below.get_yticklabels()] == ["resnet18, batch 512", "conv4, batch 512"]
-    notes = [bench.bench_figure(json.loads(kept.read_text()), note).get_supxlabel() for note in (True, False)]
+    notes = [bench.report.bench_figure(json.loads(kept.read_text()), note).get_supxlabel() for note in (True, False)]
     assert "commit" in notes[0] and not notes[1]

@@ -136,6 +136,13 @@ def test_a_method_is_itself_wherever_its_name_is_set(method):
     assert override(named, {"method": "shuffled", "guidance.shuffled": False}).guidance.shuffled is False
 
 
+def test_changes_are_those_of_the_identity():
+    base, places = preset("digits-lt"), {"optim.device": "cpu", "optim.image_memory": 0.5, "data.cache": "elsewhere"}
+    moved = preset("digits-lt", overrides=places)
+    assert moved.identity == base.identity and moved.changes(base) == {}
+    assert preset("digits-lt", overrides={"optim.lr": 0.7}).changes(base) == {"optim.lr": 0.7}
+
+
 def test_when_the_guidance_is_refreshed():
     config = preset("digits-lt", overrides={"optim.epochs": 50, "guidance.refresh": 20, "guidance.warmup": 0.3})
     assert [e for e in range(51) if config.is_refresh(e)] == [0, 15, 20, 40, 50]

@@ -179,7 +179,7 @@ class Loses:
 def test_a_job_is_submitted_a_bounded_number_of_times(tmp_path):
     jobs = planned(tmp_path).jobs
     engine = Loses(does=jobs[:1])
-    failed = jobs_module.do_all(jobs, 1, Bar(), engine)
+    failed = jobs_module.do_all(jobs, Bar(), engine)
     assert [engine.given.count(job) for job in jobs] == [1, 3, 3]
     assert sum(line.endswith("stopped by a signal") for line in failed) == 2
 
@@ -189,7 +189,7 @@ def test_an_engine_that_refuses_jobs_fails_each(tmp_path):
         def submit(self, *_):
             raise ConnectionError("the scheduler is gone")
 
-    failed = jobs_module.do_all(planned(tmp_path).jobs, 1, Bar(), Gone())
+    failed = jobs_module.do_all(planned(tmp_path).jobs, Bar(), Gone())
     assert len(failed) == 3 and all(line.endswith(": the scheduler is gone") for line in failed)
 
 

@@ -99,6 +99,20 @@ def mine(tmp_path_factory):
         registry.clear(), registry.update(entries)
 
 
+def test_a_file_that_failed_is_imported_when_it_is_mended(tmp_path, monkeypatch):
+    path = tmp_path / "wrong.py"
+    path.write_text("1 / 0\n")
+    monkeypatch.setenv("TASE_IMPORT", "")
+    with pytest.raises(ZeroDivisionError):
+        tase.use(path)
+    path.write_text("import tase\ntase.PROTOCOLS['mended'] = tase.PROTOCOLS['linear']\n")
+    try:
+        tase.use(path)
+        assert "mended" in tase.PROTOCOLS
+    finally:
+        tase.PROTOCOLS.pop("mended", None)
+
+
 @pytest.fixture(scope="module")
 def runs(mine, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")

@@ -15,7 +15,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 import tase
 from tase import evaluation, models, training, views
-from tase.bench import bench_images, gpu
+from tase.bench import gpu
+from tase.bench.measuring import bench_images
 from tase.config import METHODS, PROTOCOLS, ViewsConfig
 
 aten = torch.ops.aten

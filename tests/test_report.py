@@ -462,3 +462,22 @@ def test_runs_without_labels_or_snapshots(run):
     shutil.rmtree(run.path / "history")
     with pytest.raises(RunError, match="no snapshot yet"):
         RunExplorer(tase.Run(run.path))
+
+
+def test_runs_that_keep_different_images_are_not_linked(tiny, tmp_path):
+    fields = {"record__sample": 60, "data__split": 0}
+    pair = [tase.train(tiny(seed=s, **fields), tmp_path / f"{s}", progress=False) for s in (0, 1)]
+    assert len({run.environment["subset"] for run in pair}) == 1  # trained on the same images
+    pair.append(tase.train(tiny(record__sample=150), tmp_path / "more", progress=False))
+    assert not np.array_equal(pair[0].history.recorded, pair[1].history.recorded)
+    for other in pair[1:]:
+        found = unpacked(payload([pair[0], other], 200, ("pca",)))
+        assert [run["set"] for run in found["runs"]] == [0, 1]
+        for own, shown in zip((pair[0], other), found["sets"]):
+            assert len(shown["index"]) >= 60 and shown["index"].max() < own.history.tau.shape[1]
+
+
+def test_an_unknown_layout_is_named_and_many_points_are_laid_out_by_pca(run):
+    with pytest.raises(ConfigError, match="layout 't-sne'; did you mean 'tsne'"):
+        RunExplorer(run, layout="t-sne")
+    assert RunExplorer(run, points=6000).kinds == ("pca",)

@@ -25,7 +25,7 @@ from tase.config import ConfigError, fields
 from tase.evaluation import lacking
 from tase.figures import draw_study, redraw, study_figure
 from tase.figures.study import headroom_of
-from tase.studies import STUDIES, Job, Multiple, Study, Workers, each_method, over, plan, published, run_study
+from tase.studies import STUDIES, Job, Multiple, Study, Workers, each_method, engine, over, plan, published, run_study
 from tase.studies import jobs as jobs_module
 from tase.studies.study import class_slopes
 from tase.tables import Bold, blocks, contrasts, interactions
@@ -421,8 +421,8 @@ def test_sigterm_stops_the_jobs_with_a_checkpoint(pair, tmp_path):
 
     (job, _) = plan(pair, ["digits-lt"], [0], tmp_path, {**TINY, "optim.epochs": 1000}).jobs
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt):
-        jobs_module.do_all([job], 2, Bar())
+    with pytest.raises(KeyboardInterrupt), engine("local:2", tmp_path) as workers:
+        jobs_module.do_all([job], Bar(), workers)
     assert signal.getsignal(signal.SIGTERM) is before
     status = json.loads((job.folder / "status.json").read_text())
     assert status["state"] == "stopped" and 0 < status["epoch"] < 1000
@@ -731,6 +731,12 @@ def test_cost_follows_the_speed_of_finished_runs(pair, tmp_path, runs):
     seconds, basis = tase.studies.cost(planned.missing, 1)
     assert len(planned.missing) == 2 and basis == "speed of the runs that are there" and 0 < seconds < 60
     assert tase.studies.cost(planned.missing, 2)[0] == pytest.approx(seconds / 2)
+    others = tmp_path / "others"
+    for name, line in (("broken", '{"images_per_second": 5}'), ("foreign", '{"loss": 1}')):
+        (others / name).mkdir(parents=True)
+        (others / name / "metrics.jsonl").write_text(line + "\n")
+        (others / name / "config.json").write_text('{"x"')
+    assert "assuming 1,000 images" in plan(pair, ["digits-lt"], [0], others, TINY).describe()
 
 
 def test_a_run_is_found_by_its_configuration_whatever_its_folder(pair, tmp_path, runs):

@@ -13,7 +13,7 @@ import torchvision
 from test_pseudo_labels import gen, mixture
 
 import tase
-from tase import models
+from tase import models, studies
 from tase.__main__ import main
 from tase.config import ConfigError
 from tase.guidance import TASE, Guidance, Method, build_guidance
@@ -96,6 +96,13 @@ def test_labels_that_name_two_files_or_rank_nothing():
     for classes, a in (({i: i % 4 for i in range(40)}, headness[0]), ({i: int(i < 9) for i in range(40)}, np.ones(41))):
         told = _with_labels(a, classes)
         assert told["interval"] is told["correlation"] is None and "no order to compare" in told["advice"]
+
+
+def test_a_run_without_a_snapshot_has_no_clusters_to_judge(tiny, tmp_path, capsys):
+    run = tase.train(tiny(record__snapshots=False), tmp_path / "run", until=1, progress=False)
+    assert run.at_ends is None and run.trust_line == "" and "trust" not in run.describe()
+    assert main(["trust", str(run.path)]) == 2
+    assert "has no snapshot" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("start", ["", "\ufeff", "\ufeffimage;class\r\n"])
@@ -240,6 +247,11 @@ def test_a_general_backbone_can_give_the_features_that_are_clustered(tmp_path, m
     guide = build_guidance(config, 405, generator=generator(0, "clustering"))
     guide.update(frozen, 0)
     assert np.array_equal(run.history.pseudo_label[0], guide.pseudo_label.numpy())
+    again = build_guidance(config, 405, generator=torch.Generator().manual_seed(0))  # as a study of clusters does
+    again.update(frozen, 0)
+    labels, counts = (torch.from_numpy(x) for x in (run.history.labels, run.history.counts))
+    expected = quality(again.pseudo_label, again.headness, labels, counts)
+    assert studies.jobs._clustered(run, config) == pytest.approx(expected)
     for other, error in (("resnet18", r"features = .*does not fit torchvision:resnet18"), ("torchvision:no", "no")):
         with pytest.raises(ConfigError, match=error):
             models.frozen_features(config.guidance.features, images, network=other)

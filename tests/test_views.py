@@ -14,6 +14,12 @@ from torchvision.transforms.functional import to_pil_image
 from tase import views as V
 from tase.config import ViewsConfig
 
+
+def stacked_views(*given):
+    """Two views in one tensor [2b, c, s, s]: first views of all images, then second views."""
+    return torch.cat(V.two_views(*given))
+
+
 PLAIN = ViewsConfig(flip=0, jitter=0, grey=0)
 
 
@@ -272,7 +278,7 @@ def test_chunks_change_nothing(monkeypatch):
     torch.testing.assert_close(V.make_views(images, d[50:], ViewsConfig()), whole[50:], atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("make", [V.stacked_views, reference_views])
+@pytest.mark.parametrize("make", [stacked_views, reference_views])
 def test_the_generator_decides_and_the_global_one_is_left_alone(make):
     images, views = photos(6), dataclasses.replace(ViewsConfig(), blur=0.5)
     torch.manual_seed(1)
@@ -368,7 +374,7 @@ def seen_crops(make, views):
 
 def test_crops_seen_in_the_views_are_distributed_as_torchvisions():
     views = dataclasses.replace(ViewsConfig(), jitter=0, grey=0)
-    ours, theirs = seen_crops(V.stacked_views, views), seen_crops(reference_views, views)
+    ours, theirs = seen_crops(stacked_views, views), seen_crops(reference_views, views)
     assert distance(ours[0], theirs[0]) < KS_BOUND
     assert distance(ours[1], theirs[1]) < KS_BOUND
     assert distance(ours[0], 0.7 * theirs[0]) > 2 * KS_BOUND  # the bound can tell
@@ -386,11 +392,11 @@ def statistics(x):
 @pytest.mark.parametrize("changes", [{}, {"blur": 0.5, "interpolation": "bilinear", "brightness": 0.8, "hue": 0.2}])
 def test_colours_are_distributed_as_torchvisions(patches, changes):
     views = dataclasses.replace(ViewsConfig(), **changes)
-    ours = statistics(V.stacked_views(patches, views, seeded(0)))
+    ours = statistics(stacked_views(patches, views, seeded(0)))
     theirs = statistics(reference_views(patches, views, seeded(1)))
     for name in ours:
         assert distance(ours[name], theirs[name]) < KS_BOUND, name
-    off = statistics(V.stacked_views(patches, dataclasses.replace(views, jitter=0, grey=0), seeded(2)))
+    off = statistics(stacked_views(patches, dataclasses.replace(views, jitter=0, grey=0), seeded(2)))
     assert max(distance(off[name], theirs[name]) for name in off) > 2 * KS_BOUND  # the bound can tell
 
 
@@ -407,9 +413,9 @@ def test_hue_shifts_are_distributed_as_torchvisions(patches):
     ours, theirs, half = (
         (hue_of(make(coloured, v, seeded())) - before + 0.5) % 1 - 0.5
         for make, v in (
-            (V.stacked_views, views),
+            (stacked_views, views),
             (reference_views, views),
-            (V.stacked_views, dataclasses.replace(views, hue=0.05)),
+            (stacked_views, dataclasses.replace(views, hue=0.05)),
         )
     )
     assert len(ours) > 4000
@@ -420,7 +426,7 @@ def test_hue_shifts_are_distributed_as_torchvisions(patches):
 # --- inputs
 
 
-@pytest.mark.parametrize("make", [V.stacked_views, reference_views])
+@pytest.mark.parametrize("make", [stacked_views, reference_views])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("h", "w", "size", "side"), [(20, 20, 0, 20), (18, 30, 0, 18), (30, 18, 24, 24), (1, 1, 0, 1)])
 def test_shapes_types_and_range(make, channels, h, w, size, side):
@@ -434,10 +440,10 @@ def test_shapes_types_and_range(make, channels, h, w, size, side):
 
 def test_memory_layout_does_not_matter():
     images = photos(6)
-    expected = V.stacked_views(images, ViewsConfig(), seeded())
+    expected = stacked_views(images, ViewsConfig(), seeded())
     strided = torch.empty(6, 3, 32, 64, dtype=torch.uint8)[..., ::2].copy_(images)
     for same in (images.to(memory_format=torch.channels_last), strided, images.transpose(2, 3).clone().transpose(2, 3)):
-        assert torch.equal(V.stacked_views(same, ViewsConfig(), seeded()), expected)
+        assert torch.equal(stacked_views(same, ViewsConfig(), seeded()), expected)
 
 
 def test_one_image_and_large_images():
@@ -449,8 +455,8 @@ def test_one_image_and_large_images():
 def test_autocast_does_not_touch_the_views():
     images = photos(4)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = V.stacked_views(images, ViewsConfig(), seeded())
-    assert torch.equal(inside, V.stacked_views(images, ViewsConfig(), seeded()))
+        inside = stacked_views(images, ViewsConfig(), seeded())
+    assert torch.equal(inside, stacked_views(images, ViewsConfig(), seeded()))
 
 
 def test_wrong_input_is_named():

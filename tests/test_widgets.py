@@ -257,6 +257,11 @@ def test_controls_are_made_of_a_methods_own_options(tiny):
         del METHODS["own"]
 
 
+def test_a_slider_reaches_the_value_that_the_run_has(tiny):
+    slider = base.OptionControls(tiny(guidance__tau_min=0.005), ["tau_min", "tau_max"])["tau_min"]
+    assert slider.value[0] == 0.005 and slider.min == pytest.approx(slider.step) and slider.min <= 0.005
+
+
 def test_a_newer_job_replaces_an_older_one():
     errors, results, busy = [], [], []
     job, heard = base.BackgroundJob(errors.append, busy.append), []
@@ -423,7 +428,7 @@ def panel(tiny, tmp_path):
 
 
 def state_of(panel):
-    state = live.training_state(live.open_if_run(panel.folder), panel.process)
+    state = live.training_state(panel._own()[0], panel.process)
     panel.look()  # after it: the panel shows this state, or a later one
     return state
 

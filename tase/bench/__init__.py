@@ -11,7 +11,6 @@ scikit-learn's digits, enlarged and coloured.
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.metadata
 import os
 import platform
@@ -24,53 +23,15 @@ from typing import Any
 import psutil
 import torch
 
-from ..config import check_choice
+from ..config import OptimConfig, check_choice
 from ..distributed import choose_device
 from ..files import save_json
-from ..presets import preset
 from ..runs import environment
-from .measuring import (
-    BenchBudget,
-    BenchRow,
-    bench_images,
-    free_bytes,
-    peak_bytes,
-    rival_rows,
-    time_in_turn,
-    timed_row,
-    too_large,
-)
-from .peers import (
-    LightlyPairs,
-    bench_loop,
-    bench_peers,
-    bench_processes,
-    crew,
-    crew_member,
-    peer_loops,
-    peer_networks,
-    reference_loop,
-)
-from .report import bench_figure, bench_text, redraw_bench
-from .rivals import (
-    CHUNK_ROWS,
-    STEP_PARTS,
-    PilPairs,
-    bench_guidance,
-    bench_kmeans,
-    bench_loss,
-    bench_networks,
-    bench_rivals,
-    bench_step,
-    bench_training,
-    bench_views,
-    cluster_inertia,
-    direction_mixture,
-    loss_rivals,
-    plain_formula,
-    step_parts,
-)
-from .scale import bench_scale, measured_run, sampled_clusters, write_crops
+from .measuring import BenchBudget, BenchRow
+from .peers import bench_loop, bench_peers, bench_processes
+from .report import bench_text, redraw_bench
+from .rivals import bench_guidance, bench_kmeans, bench_loss, bench_rivals, bench_step, bench_views
+from .scale import bench_scale
 
 RIVALS = ("torchvision", "scikit-learn", "kornia", "lightly", "pytorch-metric-learning")
 BENCH_SECTIONS: dict[str, Callable[[BenchBudget], list[BenchRow]]] = {
@@ -103,7 +64,7 @@ def benchmark(
     """
     for name in only:
         check_choice("bench section", name, BENCH_SECTIONS)
-    chosen = choose_device(dataclasses.replace(preset("digits-lt").optim, device=device))
+    chosen = choose_device(OptimConfig(device=device))
     s = BenchBudget(chosen, quick, 0.8, 7, time.perf_counter() + 36) if quick else BenchBudget(chosen)
     report: dict[str, Any] = {"format": 1, "quick": quick, "machine": machine_facts(chosen), "sections": {}, "took": {}}
     for name in only or [name for name in BENCH_SECTIONS if name not in LONGER]:

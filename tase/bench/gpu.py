@@ -9,7 +9,6 @@ what it needs. On a CPU all that makes sense there is run, in small sizes.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import os
 import subprocess
@@ -17,7 +16,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -25,7 +24,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from .. import training
-from ..config import METHODS, ViewsConfig
+from ..config import METHODS, OptimConfig, ViewsConfig
 from ..distributed import choose_device
 from ..files import write_atomic
 from ..losses import nt_xent
@@ -35,6 +34,7 @@ from ..views import draw_parameters, make_views
 from . import BENCH_SECTIONS, machine_facts
 from .measuring import BenchBudget, bench_images, time_in_turn, timed_row
 from .report import machine_words, row_line
+from .rivals import late_training
 
 TESTS = Path(__file__).parents[2] / "tests"
 TOLERANCES = {"views": 1e-3, "loss": 1e-4, "bf16 loss": 0.02, "bf16 gradient": 0.25}  # relative, views of 0 to 1
@@ -56,14 +56,9 @@ def needs(present: bool, what: str) -> None:
         raise Skipped(f"needs {what}")
 
 
-def new_training(s: GpuBudget, method: str = "tase", **fields: object) -> training.Training:
-    """Set up a training of conv4 on 512 (64) stand-in images, as its seed starts it."""
-    batch = 64 if s.quick else 512
-    changes = {"model.backbone": "conv4", "optim.batch": batch, **{k.replace("__", "."): v for k, v in fields.items()}}
-    t = training.Training(preset("cifar10-lt", method, overrides=changes), bench_images(batch), s.device)
-    t.network.train()
-    t.guidance.start_epoch(t.config.optim.epochs - 1)  # late: what a method adds to a step has joined
-    return t
+def new_training(s: GpuBudget, method: str = "tase", backbone: str = "conv4", **fields: object) -> training.Training:
+    """Set up a training on 512 (64) stand-in images, as its seed starts it, late in its run."""
+    return late_training(s, backbone, 64 if s.quick else 512, method, **fields)
 
 
 def one_step(t: training.Training) -> Tensor:
@@ -104,20 +99,10 @@ def no_waits(s: GpuBudget) -> str:
     return f"a step of each of {len(METHODS)} methods waits for nothing"
 
 
-@contextlib.contextmanager
-def deterministic() -> Iterator[None]:
-    before = torch.backends.cudnn.deterministic
-    torch.backends.cudnn.deterministic = True
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.deterministic = before
-
-
 def determinism(s: GpuBudget) -> str:
     """Train the same steps twice, with cuDNN's deterministic algorithms."""
     ends = []
-    with deterministic():
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True):
         for _ in range(2):
             t = new_training(s)
             losses = [one_step(t) for _ in range(3)]
@@ -131,7 +116,7 @@ def half_precision(s: GpuBudget) -> str:
     """Compare loss and gradient of one step in bf16 with those in float32."""
     found = []
     for precision in ("float32", "bf16"):
-        t = new_training(s, optim__precision=precision)
+        t = new_training(s, **{"optim.precision": precision})
         loss = one_step(t)
         found.append((loss, torch.cat([p.grad.flatten() for p in t.parameters])))
     (loss, gradient), (half_loss, half_gradient) = found
@@ -172,17 +157,10 @@ def two_processes(s: GpuBudget) -> str:
     needs(not s.shortest, "more time than --quick has")
     with tempfile.TemporaryDirectory() as folder:
         launcher = Path(sys.executable).with_name("torchrun")
-        words = "--standalone --nproc-per-node 2 -m tase train --preset digits-lt --out"
-        fields = [
-            f"{folder}/run",
-            "--set",
-            f"optim.device={s.device.type}",
-            "optim.epochs=2",
-            "optim.batch=128",
-            "record.knn_every=0",
-        ]
+        words = f"--standalone --nproc-per-node 2 -m tase train --preset digits-lt --out {folder}/run --set "
+        words += f"optim.device={s.device.type} optim.epochs=2 optim.batch=128 record.knn_every=0"
         where = {**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run([launcher, *words.split(), *fields], capture_output=True, text=True, env=where)
+        done = subprocess.run([launcher, *words.split()], capture_output=True, text=True, env=where)
         assert done.returncode == 0, (done.stdout + done.stderr)[-2000:]
         run = Run(f"{folder}/run")
         assert run.finished and run.environment["processes"] == 2
@@ -194,10 +172,9 @@ def two_processes(s: GpuBudget) -> str:
 
 
 def rivals(s: GpuBudget) -> str:
-    """Measure the loop against the field's (and peers' where that section is there)."""
+    """Measure the loop against the field's and the peers'."""
     needs(not s.shortest, "more time than --quick has")
-    names = [name for name in ("loop", "peers") if name in BENCH_SECTIONS]
-    rows = [row for name in names for row in BENCH_SECTIONS[name](s)]
+    rows = [row for name in ("loop", "peers") for row in BENCH_SECTIONS[name](s)]
     return "<br>".join(" ".join(row_line(row).split()) for row in rows)
 
 
@@ -205,10 +182,7 @@ def matmul_peak(s: GpuBudget) -> str:
     """Compare the arithmetic of a training step, a second, with that of one large matrix product."""
     side, kind = (8192, torch.bfloat16) if s.device.type == "cuda" else (1024, torch.float32)
     backbone = "conv4" if s.shortest else "resnet18"
-    a, t = (
-        torch.randn(side, side, device=s.device, dtype=kind),
-        new_training(s, model__backbone=backbone, optim__batch=64),
-    )
+    a, t = torch.randn(side, side, device=s.device, dtype=kind), late_training(s, backbone, 64)
     with FlopCounterMode(display=False) as count:
         one_step(t)
     times = time_in_turn({"product": lambda: a @ a, "step": lambda: one_step(t)}, s, 0.5)
@@ -269,7 +243,7 @@ def checked(name: str, s: GpuBudget) -> tuple[str, str, float]:
 
 def gpu_report(device: str, out: str | Path, quick: bool = False) -> bool:
     """Run all checks, write the report as Markdown after each, and return whether none failed."""
-    chosen = choose_device(dataclasses.replace(preset("digits-lt").optim, device=device))
+    chosen = choose_device(OptimConfig(device=device))
     small = quick or chosen.type == "cpu"
     s = GpuBudget(chosen, small, 0.5 if quick else 5.0 if small else 20.0, 3 if small else 15, shortest=quick)
     facts = machine_facts(chosen)

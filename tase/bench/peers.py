@@ -173,7 +173,8 @@ def crew(n: int, *work: Any, together: bool = True) -> Iterator[Callable[[], flo
         port = free.getsockname()[1]
     world = n if together else 1
     names = {"OMP_NUM_THREADS": 1, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1"}
-    code, pipes = f"from tase.bench import crew_member; crew_member{work!r}", {"stdin": -1, "stdout": -1, "text": True}
+    code = f"from tase.bench.peers import crew_member; crew_member{work!r}"
+    pipes = {"stdin": -1, "stdout": -1, "text": True}
     members = []
     for i in range(n):
         rank = i if together else 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable
@@ -225,6 +224,14 @@ def bench_training(
     return training.Training(preset("cifar10-lt", method, overrides=fields), bench_images(batch * steps), s.device)
 
 
+def late_training(s: BenchBudget, backbone: str, batch: int, method: str = "tase", **fields: Any) -> training.Training:
+    """Set up a training late in its run: what a method adds to a step has joined."""
+    t = bench_training(s, backbone, batch, 1, method, **fields)
+    t.network.train()
+    t.guidance.start_epoch(t.config.optim.epochs - 1)
+    return t
+
+
 def step_parts(t: training.Training, index: Int64[Tensor, "b"]) -> dict[str, Callable[[], Any]]:
     """Return "whole step", a real training step, and its parts as calls of their own, which leave the weights alone."""
     guide, rng = t.guidance, torch.Generator(t.device).manual_seed(0)
@@ -300,9 +307,6 @@ def bench_rivals(s: BenchBudget) -> list[BenchRow]:
     backbone, batch, _ = bench_networks(s)[1]
     index, actions = torch.arange(batch, device=s.device), {}
     for method in ("simclr", "sdclr", "gh", "bcl-i", "bcl-d"):
-        t = bench_training(s, backbone, batch, 1, method)
-        t.network.train()
-        t.guidance.start_epoch(t.config.optim.epochs - 1)
-        actions[method] = functools.partial(training.train_step, t, index)
+        actions[method] = partial(training.train_step, late_training(s, backbone, batch, method), index)
         actions[method]()
     return rival_rows(f"{backbone}, batch {batch}", time_in_turn(actions, s), "simclr")

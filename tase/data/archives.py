@@ -12,7 +12,6 @@ are read with Python alone.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
 import re
@@ -27,10 +26,10 @@ import torch
 
 from ..config import ConfigError, DataConfig, check, is_hub_name, unknown
 from ..files import RunError, write_atomic
-from ..options import log
+from ..options import log, package
 from .folders import SUFFIXES, Listing, cache_folder
 from .sets import short_hash
-from .sources import JUDGED, TRAINED, facts, missing_data
+from .sources import JUDGED, TRAINED, missing_data
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -94,10 +93,7 @@ def hf(data: DataConfig) -> tuple[Listing, Listing | None]:
 
 def _load_dataset(data: DataConfig) -> dict[str, Dataset]:
     """Load all parts of a dataset by their names; downloads and copies lie below the cache."""
-    if importlib.util.find_spec("datasets") is None:
-        raise ConfigError("data.source = 'hf' needs Hugging Face's datasets: pip install 'tase[hub]'")
-    import datasets
-
+    datasets = package("datasets", "data.source = 'hf'", "hub")
     place, keep = os.path.expanduser(data.root), str(cache_folder(data.cache) / "hub")
     name, _, revision = data.root.partition("@")
     name, _, config = name.partition(":")
@@ -193,7 +189,6 @@ class TarImages:
             return file.read(size)
 
 
-@facts(image_size=64)
 def wds(data: DataConfig) -> tuple[Listing, Listing | None]:
     """List the samples of tar shards: KEY.jpg (or another image) with KEY.cls, .json or .txt as label, or none.
 
@@ -306,10 +301,8 @@ def _samples(tar: Path, data: DataConfig) -> Iterable[Sample]:
                 key, _, extension = name.partition(".")
                 if member.isfile() and key:
                     samples.setdefault(f"{folder}/{key}".lstrip("./"), {})[extension.lower()] = member
-            with open(
-                tar, "rb"
-            ) as raw:  # a file cut off between two members looks whole but for its end, two blocks of 0
-                raw.seek(file.offset)
+            with open(tar, "rb") as raw:
+                raw.seek(file.offset)  # a file cut off between two members looks whole but for its end, two blocks of 0
                 if len(raw.read(512)) < 512:
                     raise tarfile.ReadError("it has no end")
             for key, members in samples.items():

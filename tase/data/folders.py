@@ -192,6 +192,8 @@ def decode_folder(
     Decodes at the first call; later ones map the cached pixels. Raises ConfigError naming every unreadable file if
     `on_bad_image` is strict (they are logged if it is skip), if the cache cannot be written, or if nothing is readable.
     """
+    if not files:
+        raise ConfigError("there are no images to decode")
     shards = _shards_of(files, size, fit, cache)
     if (bad := _unreadable(shards)) is None:
         folder = shards[0].path.parent
@@ -267,18 +269,12 @@ def _unreadable_in(shard: Shard, check_bytes: bool) -> dict[int, str] | None:
     """Return the unreadable files of a shard by their row in it; None if it is not whole."""
     try:
         saved = json.loads(shard.path.with_suffix(".json").read_text())
-        whole = shard.path.stat().st_size == shard.size and (not check_bytes or _crc(shard.path) == saved["crc32"])
+        whole = shard.path.stat().st_size == shard.size
+        if whole and check_bytes:
+            whole = zlib.crc32(np.memmap(shard.path, mode="r")) == saved["crc32"]
         return {int(row): why for row, why in saved["bad"].items()} if whole else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-
-
-def _crc(path: Path) -> int:
-    value = 0
-    with open(path, "rb") as file:
-        while block := file.read(2**22):
-            value = zlib.crc32(block, value)
-    return value
 
 
 def _report_unreadable(files: list[File], bad: dict[int, str], on_bad_image: str) -> None:

@@ -38,7 +38,7 @@ from torch import Tensor
 
 from ..config import SOURCES, Config, ConfigError, DataConfig, check, is_hub_name, override
 from ..files import printable
-from ..options import log
+from ..options import log, some_of
 from .folders import Listing, cache_folder, decode_folder, file_size, known_unreadable, list_folder, list_part
 from .sets import ImageSet, short_hash
 
@@ -155,11 +155,6 @@ def _open_source(data: DataConfig) -> Source:
     return Source(train, _judged_part(test, train, known), listed)
 
 
-def first_of(names: list[str]) -> str:
-    """Return the first ten names as a text, and how many more there are."""
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
-
-
 def _judged_part(test: Part | None, train: Part, known: tuple[str, ...]) -> Part | None:
     """Return the test images of the classes of `train`, of which the source knows more; None without such labels."""
     if test is None or not len(test) or train.labels is None:
@@ -171,8 +166,8 @@ def _judged_part(test: Part | None, train: Part, known: tuple[str, ...]) -> Part
     if isinstance(test, ImageSet):
         return test
     if only := [name for name in test.classes if name not in known]:
-        log.warning("%s: test images of classes without training images are left out: %s", test.root, first_of(only))
-    return test.of_classes(train.classes)
+        log.warning("%s: test images of classes without training images are left out: %s", test.root, some_of(only, 10))
+    return test.of_classes(train.classes) or None  # a class may be one of the test part without an image there
 
 
 def _of_used_classes(source: Source) -> Source:
@@ -182,7 +177,7 @@ def _of_used_classes(source: Source) -> Source:
     if used is None or used.all():
         return source
     empty = [name for name, kept in zip(train.classes, used.tolist()) if not kept]
-    log.warning("classes without training images are left out: %s", first_of(empty))
+    log.warning("classes without training images are left out: %s", some_of(empty, 10))
     ids, classes = used.cumsum(0) - 1, tuple(name for name, kept in zip(train.classes, used.tolist()) if kept)
 
     def renumbered(part: Part) -> Part:

@@ -11,10 +11,10 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from ..config import SOURCES, Config, ConfigError, DataConfig, check
-from ..options import log
+from ..options import log, some_of
 from ..streams import generator
 from .sets import GROUPS, ImageSet, Splits, group_classes, subset_hash
-from .sources import Source, first_of, list_source, load_source, part_hash
+from .sources import Source, list_source, load_source, part_hash
 
 SETS = ("train", "probe", "val", "test")
 Mask = Bool[Tensor, "n"]  # over the training images of a source
@@ -120,7 +120,7 @@ def draw_split(source: Source, config: Config) -> tuple[dict[str, Mask], dict[st
     allowed = f"at most {int(sizes[tested].max())}, the largest class"
     check(bool(evaluated.any()), "data.min_per_class", data.min_per_class, allowed)
     if lacking := [classes[c] for c in ((sizes >= data.min_per_class) & ~tested).nonzero()[:, 0].tolist()]:
-        log.warning("classes without test images are trained on but not evaluated: %s", first_of(lacking))
+        log.warning("classes without test images are trained on but not evaluated: %s", some_of(lacking, 10))
     masks = _hold_out(source, evaluated, config)
     pool = masks.pop("pool")
     left = torch.bincount(labels[pool], minlength=len(classes))

@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ..data import GROUPS
 from ..layouts import LAYOUTS, run_layout
+from ..options import some_of
 from ..runs import Run, RunError
 from ..tables import summary, with_interval
 from .sources import (
@@ -33,7 +34,6 @@ from .sources import (
     setting_of,
     signed,
     snapshots_of,
-    some_of,
     title,
 )
 from .style import (
@@ -366,9 +366,7 @@ Members = list[tuple[str, str, np.ndarray]]  # name, colour, indices of the imag
 
 def groups_of_images(run: Run) -> Members:
     """Split a run's images into head, mid and tail by their true classes; one group without labels or tail."""
-    h = run.history
-    known = h.labels is not None and h.groups is not None and has_tail(h.counts)
-    return members_of(h.groups[h.labels] if known else np.full(h.tau.shape[1], -1))
+    return members_of(run.history.sample_groups)
 
 
 def members_of(groups: Int64[np.ndarray, " n"]) -> Members:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from ..config import Config
+from ..options import some_of
 from ..presets import changes
 from ..runs import History, Run, RunError, commit_text
 from .style import Figure, footer
@@ -177,12 +178,6 @@ def ranked(runs: Sequence[Run], among: Sequence[Run], take: Callable[[Run], Sequ
 
 
 # -------------------------------------------------------------------------------------------------------- the footer
-
-
-def some_of(values: Iterable[str]) -> str:
-    """List up to three different values, and how many more there are."""
-    unique = list(dict.fromkeys(values))
-    return ", ".join(unique[:3]) + (f" and {len(unique) - 3} more" if len(unique) > 3 else "")
 
 
 def set_besides(changed: Mapping[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import copy
+import dataclasses
 import html
 import io
 import sys
@@ -212,7 +213,8 @@ def on_any_ground(figure: Figure) -> Figure:
         return figure
     figure, screen = copy.deepcopy(figure), THEMES["screen"]
     figure.look = screen
-    other = {to_rgba(old)[:3]: to_rgba(new) for old, new in zip(_flat(THEMES["light"]), _flat(screen), strict=True)}
+    flat = ((*dataclasses.astuple(look)[:-1], *look.groups) for look in (THEMES["light"], screen))
+    other = {to_rgba(old)[:3]: to_rgba(new) for old, new in zip(*flat, strict=True)}
     axes = [axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)]
     # findobj leaves out the ticks that the present limits do not need; when it is drawn, they may.
     ticks = [tick for axis in axes for tick in (*axis.majorTicks, *axis.minorTicks)]
@@ -239,10 +241,6 @@ def _exchange(artist: Artist, other: dict[tuple, tuple], *names: str) -> None:
         many = isinstance(value, np.ndarray) and value.ndim == 2
         new = [_exchanged(one, other, not isinstance(artist, Text)) for one in (value if many else [value])]
         getattr(artist, f"set_{name}")(new if many else new[0])
-
-
-def _flat(look: Theme) -> tuple[str, ...]:
-    return (look.ink, look.soft, look.faint, look.shade, look.paper, *look.groups)
 
 
 def _exchanged(colour: Any, other: dict[tuple, tuple], paper: bool) -> Any:

@@ -39,7 +39,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..config import METHODS, Config, check
+from ..config import METHODS, Config
 from .base import Guidance, Method, compose
 from .parts import BCL, GH, SDCLR
 from .temperatures import (
@@ -57,24 +57,6 @@ if TYPE_CHECKING:
     import torch
     from jaxtyping import Int64
     from torch import Tensor
-
-__all__ = [
-    "BCL",
-    "GH",
-    "MMTS",
-    "SDCLR",
-    "TASE",
-    "Constant",
-    "Guidance",
-    "ISogCLRTau",
-    "Method",
-    "TemperatureSchedule",
-    "build_guidance",
-    "compose",
-    "guided",
-    "says_nothing",
-    "temperature_and_weight",
-]
 
 METHODS.update(
     {

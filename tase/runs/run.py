@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ..data import ImageSet, Splits
 
 RUN_FORMAT = 3  # of a run's folder; 1 had JSON without checksums, 1 and 2 had the options of all methods
-RESULTS = {"test": "results.json", "val": "results_val.json"}
+RESULTS = {"test": "results.json", "val": "results_val.json"}  # by the images that are judged
 # What a slim copy has besides its snapshots: small files that tables, figures and the explorer read.
 SLIM = ["config.json", "environment.json", "status.json", *RESULTS.values(), "metrics.jsonl", "events.jsonl"]
 SLIM += ["clusterings.json", "history/labels.npz", "history/recorded.npz"]
@@ -149,6 +149,13 @@ class History:
     def _classes(self) -> dict[str, np.ndarray]:
         path = self.folder / "labels.npz"
         return load_npz(path) if path.exists() else {}
+
+    @property
+    def sample_groups(self) -> np.ndarray:
+        """Group [n] of each image; -1 without labels, and without a tail (classes that differ by one image)."""
+        if self.labels is None or np.ptp(self.counts) <= 1:
+            return np.full(self.tau.shape[1], -1, dtype=np.int64)
+        return self.groups[self.labels].astype(np.int64)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -328,9 +335,9 @@ class Run:
     def at_ends(self) -> list[float] | None:
         """Shares of the images at the lowest and at the highest temperature of the last snapshot.
 
-        None where all have one temperature, and in copies that do not keep it.
+        None where all have one temperature, without a snapshot, and in copies that do not keep it.
         """
-        tau = [*self.history.snapshots().values()][-1].get("tau")
+        tau = [*self.history.snapshots().values()][-1].get("tau") if len(self.history) else None
         if tau is None or np.ptp(tau) < 1e-3:
             return None
         tau = tau.astype(np.float32)
@@ -452,7 +459,7 @@ def request(folder: str | Path, config: Config, action: str = "run", set: dict[s
 
 def not_taken(request: dict[str, Any], events: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the fields of a request that is not among the events, which is pending."""
-    return {} if request.get("id") in {event.get("id") for event in events} else request.get("set") or {}
+    return {} if request.get("id") in [event.get("id") for event in events] else request.get("set") or {}
 
 
 def steered(config: Config, events: list[dict[str, Any]]) -> Config:

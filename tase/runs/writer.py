@@ -175,11 +175,7 @@ class RunWriter:
     def __exit__(self, kind, error, trace) -> None:
         if not self._begun:
             self._leave()
-        elif kind not in (
-            None,
-            KeyboardInterrupt,
-            SystemExit,
-        ):  # submitit ends a job of which the time is up by an exit
+        elif kind not in (None, KeyboardInterrupt, SystemExit):  # by an exit submitit ends a job whose time is up
             with contextlib.suppress(RunError):  # a full disk, a folder that is gone: the first error is what is told
                 before = load_optional_json(self.folder / "status.json")
                 place = {name: before[name] for name in ("epoch", "step") if name in before}

@@ -7,16 +7,16 @@ An engine is opened as a context manager and gives an executor: `submit(function
 from __future__ import annotations
 
 import contextlib
-import importlib
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 from ..config import ConfigError, check, check_choice
 from ..files import RunError
+from ..options import package
 from ..training import interruptible
 from .jobs import Workers
 
@@ -36,13 +36,6 @@ def engine(name: Any, logs: Path) -> contextlib.AbstractContextManager[Any]:
     kind, _, options = name.partition(":")
     check_choice("executor", kind, ENGINES)
     return ENGINES[kind](options, logs)
-
-
-def _package(name: str, extra: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ConfigError(f"--executor: {name} is not installed (pip install 'tase[{extra}]')") from error
 
 
 @contextlib.contextmanager
@@ -71,7 +64,7 @@ class Requeued:
 @contextlib.contextmanager
 def _submitit(options: str, logs: Path) -> Iterator[SimpleNamespace]:
     """Jobs of Slurm; cluster=local and cluster=debug run them on this machine, as submitit has it."""
-    submitit, fields = _package("submitit", "slurm"), {"cluster": "slurm", "timeout_min": 240}
+    submitit, fields = package("submitit", "--executor", "slurm"), {"cluster": "slurm", "timeout_min": 240}
     for pair in filter(None, options.split(",")):
         field, equals, value = pair.partition("=")
         check(bool(field and equals), "--executor", pair, "submitit:FIELD=VALUE,...")
@@ -93,7 +86,7 @@ def _submitit(options: str, logs: Path) -> Iterator[SimpleNamespace]:
 @contextlib.contextmanager
 def _dask(address: str, logs: Path) -> Iterator[SimpleNamespace]:
     """Workers of a running dask scheduler; start them with --nthreads 1, a job each."""
-    distributed = _package("distributed", "dask")
+    distributed = package("distributed", "--executor", "dask")
     check(bool(address), "--executor", f"dask:{address}", "dask:tcp://HOST:PORT, the address of a scheduler")
     try:
         client = distributed.Client(address, timeout=ANSWER, set_as_default=False)

@@ -31,7 +31,7 @@ from ..guidance import build_guidance
 from ..models import frozen_features
 from ..pseudo_labels import quality
 from ..runs import Run
-from ..training import interruptible, train
+from ..training import train
 
 ASSUMED = 1000  # images a second and job, where no run of the same network has finished: one CPU core, conv4, 28x28
 STOP_SECONDS = 60  # seconds that a stopped job has to write its checkpoint
@@ -106,13 +106,14 @@ def _clustered(run: Run, config: Config) -> dict[str, float]:
         raise RunError(f"{run.path} has no true labels: the quality of clusters needs them")
     device, index = choose_device(config.optim), h.feature_index(0)
     guide = build_guidance(config, len(index), device=device, generator=torch.Generator().manual_seed(config.seed))
-    frozen = config.guidance.features
+    frozen, network = config.guidance.features, config.guidance.features_network
     for t, epoch in enumerate(h.epoch):
         kept = np.isin(h.feature_index(t), index)  # the last snapshot keeps the features of all images
         if not frozen:
             guide.update(torch.from_numpy(h.features(t)[kept]).to(device), int(epoch))
         elif t == 0:  # the same at each refresh
-            guide.update(frozen_features(frozen, run.images.images[torch.from_numpy(index)], device), int(epoch))
+            images = run.images.images[torch.from_numpy(index)]
+            guide.update(frozen_features(frozen, images, device, network=network), int(epoch))
     labels, counts = (torch.from_numpy(x).to(device) for x in (h.labels[index], h.counts))
     return quality(guide.pseudo_label, guide.headness, labels, counts)
 
@@ -152,14 +153,11 @@ def _do_in_worker(job: Job) -> str:
         return str(stop) if wanted else STOPPED
 
 
-def do_all(jobs: Sequence[Job], at_once: int, bar: Any, executor: Any = None) -> list[str]:
-    """Do the jobs, `at_once` of them at a time, or all by `executor`; returns what failed, a line each.
+def do_all(jobs: Sequence[Job], bar: Any, executor: Any = None) -> list[str]:
+    """Do the jobs one by one here, or by `executor`; returns what failed, a line each.
 
     `bar` counts epochs. The executor has `submit(function, job)`, its futures `done()` and `result()`.
     """
-    if executor is None and at_once > 1:
-        with interruptible(), Workers(at_once) as workers:
-            return do_all(jobs, at_once, bar, workers)
     failed = _one_by_one(jobs, bar) if executor is None else _follow(jobs, executor, bar)
     return [f"{job}: {why}" for job, why in failed.items() if not job.done]  # or another command has done it
 
@@ -324,8 +322,10 @@ def cost(jobs: Sequence[Job], at_once: int) -> tuple[float, str]:
     """
     speeds: dict[tuple, list[float]] = {}
     for path in (path for folder in {job.folder.parent for job in jobs} for path in folder.glob("*/metrics.jsonl")):
-        if rows := [row["images_per_second"] for row in read_lines(path)]:
-            speeds.setdefault(_network_of(Run(path.parent).config), []).append(np.median(rows))
+        rows = [row["images_per_second"] for row in read_lines(path) if "images_per_second" in row]
+        with contextlib.suppress(RunError):  # a folder that nobody can read says nothing about speed
+            if rows:
+                speeds.setdefault(_network_of(Run(path.parent).config), []).append(np.median(rows))
     check(at_once >= 1, "--jobs", at_once, "at least 1")
     total, assumed = 0.0, 0
     images: dict[tuple, int] = {}

@@ -16,9 +16,9 @@ import torch
 
 from ..config import Config, ConfigError, check, override
 from ..data import class_counts, is_fixed, listed_hash, load_splits
-from ..evaluation import FILES, saved_results, score_names
+from ..evaluation import saved_results, score_names
 from ..files import RunError, load_json, load_optional_json, save_json, tidy, write_atomic
-from ..runs import Run, keep_runs, kept_runs
+from ..runs import RESULTS, Run, keep_runs, kept_runs
 from ..tables import (
     BASELINES,
     COLUMNS,
@@ -115,7 +115,7 @@ def plan(
     presets, seeds = tuple(dict.fromkeys(presets or study.presets)), tuple(dict.fromkeys(seeds))
     check(bool(presets), "--preset", presets, f"given: the study '{study.name}' has none of its own")
     check(bool(seeds), "--seeds", seeds, "one or more seeds")
-    check(on in FILES, "--on", on, f"one of {', '.join(FILES)}")
+    check(on in RESULTS, "--on", on, f"one of {', '.join(RESULTS)}")
     _check_overrides(study, overrides or {})
     folder = Path(runs).with_suffix("") if Path(runs).suffix == ".zip" else Path(runs)
     found, planned, wanted, left_out, drawn = _found_runs(folder), [], {}, {}, set()
@@ -254,10 +254,10 @@ def run_study(
     total = sum(job.epochs_left for job in missing)
     if missing:
         with (
-            engine(executor, missing[0].folder.parent / ".logs") as opened,
+            engine(executor or (f"local:{jobs}" if jobs > 1 else None), missing[0].folder.parent / ".logs") as opened,
             tqdm(total=total, desc=study.name, unit="epoch", disable=not progress, dynamic_ncols=True) as bar,
         ):
-            failed = do_all(missing, jobs, bar, opened)
+            failed = do_all(missing, bar, opened)
     _write_tables(planned, out, overrides or {}, failed)
     if keep:
         kept = out / "runs.zip"

@@ -13,16 +13,3 @@ from .explorer import Page, RunExplorer, explore_run, report, temperature_toy
 from .live import LiveTraining, live_training
 from .rarity import rare
 from .temperature import TemperatureExplorer, explore_temperatures
-
-__all__ = [
-    "LiveTraining",
-    "Page",
-    "RunExplorer",
-    "TemperatureExplorer",
-    "explore_run",
-    "explore_temperatures",
-    "live_training",
-    "rare",
-    "report",
-    "temperature_toy",
-]

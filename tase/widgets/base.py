@@ -110,9 +110,12 @@ def _option_control(values: list[Any], rule: Any, **common: Any) -> Any:
         bounds = rule["bounds"]
         low, high = bounds.get("low", 0.0), bounds.get("high", max(1.0, 2 * values[-1] * (3 - len(values))))
         step = 0.01 if high - low <= 1 else 0.05 if high - low <= 5 else 0.5
+        while "above" in bounds and bounds["above"] + step > values[0]:
+            step /= 10
         low = bounds["above"] + step if "above" in bounds else low
+        form = ".2f" if step >= 0.01 else ".2g"
         kind, shown = (w.FloatRangeSlider, tuple(values)) if len(values) == 2 else (w.FloatSlider, value)
-        return kind(value=shown, min=low, max=high, step=step, readout_format=".2f", **common)
+        return kind(value=shown, min=low, max=high, step=step, readout_format=form, **common)
     common.pop("continuous_update", None)
     if isinstance(value, bool):
         return w.Checkbox(value, indent=False, **common)

@@ -91,18 +91,23 @@ def report(
 ) -> Path:
     """Write a page that shows one run, or two side by side, to be chosen among more; returns its path.
 
-    At most `points` images are laid out, by `layout` (tsne, umap or pca), for all snapshots so that points move and do
-    not jump. Below are the figures that `tase figures` has drawn in the run's folder. A run without labels, features
-    or images is shown with what it has, and says what is missing. Raises RunError where a run has no snapshot.
+    At most `points` images are laid out, by `layout` (tsne, umap or pca; more than 5,000 by pca), for all snapshots so
+    that points move and do not jump. Below are the figures that `tase figures` has drawn in the run's folder. A run
+    without labels, features or images is shown with what it has, and says what is missing. Raises RunError where a run
+    has no snapshot.
     """
     from tqdm.auto import tqdm
 
-    check_choice("layout", layout, LAYOUTS)
-    runs = [opened(r) for r in (run, *others)]
-    kinds = ("pca",) if points > MOST_EMBEDDED or layout == "pca" else (layout, "pca")
+    kinds, runs = _kinds(layout, points), [opened(r) for r in (run, *others)]
     with tqdm(bar_format="{desc}", disable=not progress) as bar:
         data = payload(runs, points, kinds, progress=bar.set_description_str)
     return _run_page(runs, data).save(out)
+
+
+def _kinds(layout: str, points: int) -> tuple[str, ...]:
+    """Return the layouts to make: the one wanted, where so many points can be laid out by it, and PCA."""
+    check_choice("layout", layout, LAYOUTS)
+    return ("pca",) if points > MOST_EMBEDDED or layout == "pca" else (layout, "pca")
 
 
 def _run_page(runs: Sequence[Run], data: bytes, with_figures: bool = True) -> Page:
@@ -132,9 +137,10 @@ class RunExplorer:
     """Explore a run's images over training time in a notebook; `other` shows a second run next to it.
 
     Selections are linked where both runs were trained on the same images. At most `points` images are laid out, by
-    `layout`: tsne, umap or pca. `selection` is a table of the images selected on the page, `config` the first run's
-    configuration, `save(path)` writes the same page as one HTML file, `refresh()` reads what a run that is still
-    training has written since. Raises RunError where a run has no snapshot yet.
+    `layout`: tsne, umap or pca (more than 5,000 by pca). `selection` is a table of the images selected on the page,
+    `config` the first run's configuration, `save(path)` writes the same page as one HTML file, `refresh()` reads what a
+    run that is still training has written since. Raises RunError where a run has no snapshot yet, ConfigError for an
+    unknown layout.
     """
 
     def __init__(
@@ -145,7 +151,7 @@ class RunExplorer:
         layout: str = "tsne",
     ):
         self.runs = [opened(r) for r in (run, other) if r is not None]
-        self.points, self.layout = points, layout
+        self.points, self.kinds = points, _kinds(layout, points)
         self.job = BackgroundJob(self._failed)
         self.widget, self._last = _front(), 0
         self.refresh()
@@ -171,9 +177,8 @@ class RunExplorer:
         before, self._last = self._last, max(int(r.history.epoch[-1]) for r in self.runs)
         if self.epoch >= before:  # it was at the end, and goes on to the new one
             self.epoch = self._last
-        if self.layout != "pca":
-            kinds = (self.layout, "pca")
-            self.job.start(lambda wanted: payload(self.runs, self.points, kinds, wanted=wanted), self._show)
+        if len(self.kinds) > 1:
+            self.job.start(lambda wanted: payload(self.runs, self.points, self.kinds, wanted=wanted), self._show)
 
     def _show(self, data: bytes) -> None:
         self.widget.payload = data
@@ -221,7 +226,7 @@ class RunExplorer:
 
     def save(self, path: str | Path = "report.html") -> Path:
         """Write the page as one HTML file that needs no kernel and no network."""
-        return report(*self.runs, out=path, points=self.points, layout=self.layout, progress=False)
+        return report(*self.runs, out=path, points=self.points, layout=self.kinds[0], progress=False)
 
     def _repr_mimebundle_(self, **options: Any) -> Any:
         """The widget, and for a page without a kernel the report in a frame, by the layout that is there."""

@@ -17,7 +17,7 @@ from ..config import Config
 from ..files import RunError
 from ..runs import History, Run, steered
 from .base import OptionControls, Panel, flow_row, guarded, heading, override_guidance, train_words
-from .svg import Plot, at_least, figure_html, group_colour, group_of_samples, groups_present, plain_number
+from .svg import Plot, at_least, figure_html, group_colour, groups_present, plain_number
 
 if TYPE_CHECKING:
     import pandas
@@ -58,10 +58,6 @@ def launch(config: Config, folder: Path, resume: bool) -> subprocess.Popen:
         )
 
 
-def open_if_run(folder: Path) -> Run | None:
-    return Run(folder) if (folder / "config.json").exists() else None
-
-
 def training_state(run: Run | None, process: subprocess.Popen | None = None) -> str:
     """Tell none, starting, training, paused, stopped, failed, finished, or lost (killed) from a run's folder.
 
@@ -83,7 +79,7 @@ def tau_of_groups(history: History) -> dict[str, tuple[int, Float[np.ndarray, "3
     if not len(history):
         return {}
     tau = history.tau  # [s, n]
-    group = group_of_samples(history, tau.shape[1])
+    group = history.sample_groups
     return {name: (g, np.percentile(tau[:, group == g], TAU_PERCENTILES, axis=1)) for g, name in groups_present(group)}
 
 
@@ -272,7 +268,7 @@ class LiveTraining(Panel):
 
     def _own(self) -> tuple[Run | None, str]:
         """The run in the folder; None, with what there is to say of it, where that is one of another configuration."""
-        run = open_if_run(self.folder)
+        run = Run(self.folder) if (self.folder / "config.json").exists() else None
         if run is None or run.owns(self.given.identity):
             return run, ""
         other = f"{run.config.method_title}, identity {run.identity}"

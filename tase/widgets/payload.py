@@ -28,7 +28,6 @@ from ..pseudo_labels import LEAST_SPREAD, clipped_rank
 from ..runs import Run, steered
 from .base import images_of, picture_of
 from .rarity import listed, sentences
-from .svg import group_of_samples
 from .what_if import saved_quantity
 
 TILE = 40  # pixels: the side of a picture in the file, at most
@@ -99,13 +98,14 @@ def payload(
     return pack.block({"sets": sets, "runs": found, "colours": colours})
 
 
-def _subset(run: Run) -> str:
-    """What tells the images of a run from those of others."""
-    return run.environment.get("subset", run.name)
+def _subset(run: Run) -> tuple[str, bytes]:
+    """What tells the images of a run's snapshots from those of others."""
+    recorded = run.history.recorded
+    return run.environment.get("subset", run.name), b"" if recorded is None else recorded.tobytes()
 
 
 def are_linked(runs: Sequence[Run]) -> bool:
-    """Tell whether the runs were trained on the same images."""
+    """Tell whether the runs were trained on the same images, and keep the same of them."""
     return len({_subset(run) for run in runs}) == 1
 
 
@@ -145,7 +145,7 @@ def _shown_set(
 ) -> dict[str, Any]:
     """Numbers, classes, file names and pictures of the images shown."""
     h, (images, why) = run.history, images_of(run)
-    group = group_of_samples(h, h.tau.shape[1])[index]
+    group = h.sample_groups[index]
     return {
         "index": pack.whole(index, "i4"),
         "total": int(h.tau.shape[1]),
@@ -195,7 +195,7 @@ def _run(pack: Packer, run: Run, index: Int64[np.ndarray, " m"], found: dict[str
     """Everything of one run over its snapshots, for the images `index`."""
     h, config = run.history, run.config
     (q, notes), own = quantities(run), _own(run)
-    group = group_of_samples(h, h.tau.shape[1])
+    group = h.sample_groups
     parts = [group == g for g in range(len(GROUPS))] if (group >= 0).any() else [np.ones(len(group), dtype=bool)]
     return {
         "name": run.name,
@@ -254,8 +254,7 @@ def _means(values: Float[np.ndarray, "s m"]) -> list[float | None]:
 def _own_quantities(pack: Packer, own: dict[str, np.ndarray], index: Int64[np.ndarray, " m"]) -> dict[str, Any]:
     """Of the images `index`, what the method knows of each sample besides; whole numbers are labels."""
     own = {name: values[:, index] for name, values in own.items()}
-    whole = [name for name, values in own.items() if np.issubdtype(values.dtype, np.integer)]
-    return {name: pack.whole(x, "i2") if name in whole else pack.scaled(x) for name, x in own.items()}
+    return {name: pack.whole(x, "i2") if x.dtype.kind in "iu" else pack.scaled(x) for name, x in own.items()}
 
 
 def _own(run: Run) -> dict[str, np.ndarray]:

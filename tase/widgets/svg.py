@@ -11,7 +11,6 @@ import numpy as np
 from jaxtyping import Int64
 
 from ..data import GROUPS
-from ..runs import History
 
 
 def plain_number(value: float) -> str:
@@ -19,15 +18,6 @@ def plain_number(value: float) -> str:
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return np.format_float_positional(value, 3, fractional=False, trim="-")
-
-
-def group_of_samples(history: History, n: int) -> Int64[np.ndarray, " n"]:
-    """Return the group of each of n images; -1 where there are no labels, or no tail among the classes."""
-    labels, groups, counts = history.labels, history.groups, history.counts
-    # Classes that differ by one image are balanced: n is no multiple of their number.
-    if labels is None or groups is None or counts.max() - counts.min() <= 1:
-        return np.full(n, -1, dtype=np.int64)
-    return groups[labels].astype(np.int64)
 
 
 def groups_present(group: Int64[np.ndarray, " n"]) -> list[tuple[int, str]]:

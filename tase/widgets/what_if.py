@@ -14,7 +14,6 @@ from ..config import Config
 from ..guidance import TASE, build_guidance, guided
 from ..pseudo_labels import Quantity, clipped_rank
 from ..runs import History, Run
-from .svg import group_of_samples
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def saved_samples(run: Run, t: int) -> SampleTable:
         cluster=h.pseudo_label[t],
         tau=h.tau[t],
         weight=h.weight[t],
-        group=group_of_samples(h, n),
+        group=h.sample_groups,
         strength=1.0 if np.isnan(h.trust[run.trusted_at]) else float(h.trust[run.trusted_at]),
     )
 
