@@ -93,10 +93,13 @@ class Registry(dict):
 
 
 def package(name: str, user: str, extra: str) -> ModuleType:
-    """Import an optional package; raises ConfigError, with the command that installs it, where it is missing."""
+    """Import an optional package; raises ConfigError, with the command that installs it, where it cannot be."""
     if importlib.util.find_spec(name) is None:
         raise ConfigError(f"{user}: {name} is not installed (pip install 'tase[{extra}]')")
-    return importlib.import_module(name)
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ConfigError(f"{user}: {name} cannot be imported: {error} (pip install 'tase[{extra}]')") from error
 
 
 def option(

@@ -16,6 +16,7 @@ import tase
 from tase.config import ConfigError, DataConfig
 from tase.data import archives, folders, load_images, load_splits
 from tase.data.archives import wds
+from tase.options import package
 
 CLASSES = ("ant", "bee", "cow")
 COUNTS = (16, 12, 8)
@@ -180,7 +181,7 @@ def test_a_class_name_without_images_is_left_out(source, request, tmp_path, capl
     assert "classes without training images are left out: none" in caplog.text
 
 
-def test_a_test_part_without_images_of_the_listed_classes_is_left_out(tmp_path):
+def test_a_test_part_without_images_of_the_listed_classes_is_left_out(tmp_path, caplog):
     """Shards know all class names, so a part may know a class of which it has no image."""
     picture = [data for _, data, _ in pictures((14,))]
     (tmp_path / "d").mkdir()
@@ -191,7 +192,9 @@ def test_a_test_part_without_images_of_the_listed_classes_is_left_out(tmp_path):
     (tmp_path / "list.txt").write_text("".join(f"{path} 0\n" for path in paths))
     listed = {"data.rule": "file", "data.list_file": str(tmp_path / "list.txt"), "data.val_per_class": 0}
     config = tase.preset("folder", overrides=fields("wds", tmp_path / "d", tmp_path / "cache", **listed))
+    caplog.clear()
     splits = load_splits(config)
+    assert "or of none of the trained classes, are left out" in caplog.text
     assert splits.test is None and splits.train.classes == ("ant",) and len(splits.train) == 12
 
 
@@ -415,3 +418,10 @@ def test_a_missing_library_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with one_line("pip install 'tase.hub.'"):
         load_images("hf", tmp_path, image_size=8)
+
+
+def test_a_library_that_cannot_be_imported_is_named(tmp_path, monkeypatch):
+    (tmp_path / "broken_package.py").write_text("import no_such_dependency\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with one_line("broken_package cannot be imported: No module named 'no_such_dependency'"):
+        package("broken_package", "--executor", "dask")

@@ -428,4 +428,6 @@ def test_cache_folder_by_environment(folder, monkeypatch):
 def test_decode_folder_is_public(folder):
     files = [str(path) for path in sorted(folder.iterdir())]
     images, good = decode_folder(files, 4, "crop", "strict", folder.parent / "cache")
+    with pytest.raises(ConfigError, match="no images to decode"):
+        decode_folder([], 4, "crop", "strict", folder.parent / "cache")
     assert images.shape == (6, 3, 4, 4) and good.all()

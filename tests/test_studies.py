@@ -429,9 +429,12 @@ def test_sigterm_stops_the_jobs_with_a_checkpoint(pair, tmp_path):
     assert tase.runs.load_checkpoint(job.folder, job.config.identity)["epoch"] == status["epoch"]
 
 
-def test_in_workers_the_results_are_the_same(pair, tmp_path, runs):
+def test_in_workers_the_results_are_the_same(pair, tmp_path, runs, monkeypatch):
+    opened = []
+    monkeypatch.setattr(tase.studies.study, "engine", lambda *given: opened.append(given[0]) or engine(*given))
     one_by_one = run(pair, tmp_path / "one", runs)
     at_once = run(pair, tmp_path / "two", tmp_path / "runs", jobs=2)
+    assert opened[-1] == "local:2" and "local:2" not in opened[:-1]
     assert at_once.done == 4 and not at_once.failed
     pd.testing.assert_frame_equal(one_by_one.results, at_once.results, check_exact=True)
 

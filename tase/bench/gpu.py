@@ -157,10 +157,10 @@ def two_processes(s: GpuBudget) -> str:
     needs(not s.shortest, "more time than --quick has")
     with tempfile.TemporaryDirectory() as folder:
         launcher = Path(sys.executable).with_name("torchrun")
-        words = f"--standalone --nproc-per-node 2 -m tase train --preset digits-lt --out {folder}/run --set "
-        words += f"optim.device={s.device.type} optim.epochs=2 optim.batch=128 record.knn_every=0"
+        words = "--standalone --nproc-per-node 2 -m tase train --preset digits-lt --set record.knn_every=0"
+        words = f"{words} optim.device={s.device.type} optim.epochs=2 optim.batch=128 --out".split()
         where = {**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run([launcher, *words.split()], capture_output=True, text=True, env=where)
+        done = subprocess.run([launcher, *words, f"{folder}/run"], capture_output=True, text=True, env=where)
         assert done.returncode == 0, (done.stdout + done.stderr)[-2000:]
         run = Run(f"{folder}/run")
         assert run.finished and run.environment["processes"] == 2

@@ -193,7 +193,7 @@ def decode_folder(
     `on_bad_image` is strict (they are logged if it is skip), if the cache cannot be written, or if nothing is readable.
     """
     if not files:
-        raise ConfigError("there are no images to decode")
+        raise ConfigError("data.root: there are no images to decode")
     shards = _shards_of(files, size, fit, cache)
     if (bad := _unreadable(shards)) is None:
         folder = shards[0].path.parent

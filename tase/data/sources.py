@@ -159,7 +159,10 @@ def _judged_part(test: Part | None, train: Part, known: tuple[str, ...]) -> Part
     """Return the test images of the classes of `train`, of which the source knows more; None without such labels."""
     if test is None or not len(test) or train.labels is None:
         return None
-    if test.labels is None or not set(test.classes) & set(train.classes):
+    kept = None
+    if test.labels is not None and set(test.classes) & set(train.classes):
+        kept = test if isinstance(test, ImageSet) else test.of_classes(train.classes)
+    if not kept:
         where = test.root if isinstance(test, Listing) else "the source"
         log.warning("%s: test images without labels, or of none of the trained classes, are left out", where)
         return None
@@ -167,7 +170,7 @@ def _judged_part(test: Part | None, train: Part, known: tuple[str, ...]) -> Part
         return test
     if only := [name for name in test.classes if name not in known]:
         log.warning("%s: test images of classes without training images are left out: %s", test.root, some_of(only, 10))
-    return test.of_classes(train.classes) or None  # a class may be one of the test part without an image there
+    return kept
 
 
 def _of_used_classes(source: Source) -> Source:

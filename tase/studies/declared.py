@@ -346,7 +346,7 @@ _ALL = (
             "tase, tau 0.4 for all": {"method": "tase-tau", "guidance.tau_min": 0.4, "guidance.tau_max": 0.4},
             **_WEIGHT_ALONE,
             **_UNSCALED,
-            **each_method("tase", "shuffled", "oracle"),
+            **each_method("tase-tau", "tase-weight", "tase", "shuffled", "crowding", "oracle"),
         },
         columns=_BOTH,
         contrast=tuple(_BOTH),

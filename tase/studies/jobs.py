@@ -323,7 +323,7 @@ def cost(jobs: Sequence[Job], at_once: int) -> tuple[float, str]:
     speeds: dict[tuple, list[float]] = {}
     for path in (path for folder in {job.folder.parent for job in jobs} for path in folder.glob("*/metrics.jsonl")):
         rows = [row["images_per_second"] for row in read_lines(path) if "images_per_second" in row]
-        with contextlib.suppress(RunError):  # a folder that nobody can read says nothing about speed
+        with contextlib.suppress(RunError):  # a damaged run says nothing about speed
             if rows:
                 speeds.setdefault(_network_of(Run(path.parent).config), []).append(np.median(rows))
     check(at_once >= 1, "--jobs", at_once, "at least 1")

@@ -252,9 +252,11 @@ def run_study(
         planned = dataclasses.replace(planned, entries=there, seeds=seeds, left_out=left_out)
     missing, failed = planned.missing, []
     total = sum(job.epochs_left for job in missing)
+    if executor is None and jobs > 1:
+        executor = f"local:{jobs}"
     if missing:
         with (
-            engine(executor or (f"local:{jobs}" if jobs > 1 else None), missing[0].folder.parent / ".logs") as opened,
+            engine(executor, missing[0].folder.parent / ".logs") as opened,
             tqdm(total=total, desc=study.name, unit="epoch", disable=not progress, dynamic_ncols=True) as bar,
         ):
             failed = do_all(missing, bar, opened)

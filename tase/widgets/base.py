@@ -113,7 +113,7 @@ def _option_control(values: list[Any], rule: Any, **common: Any) -> Any:
         while "above" in bounds and bounds["above"] + step > values[0]:
             step /= 10
         low = bounds["above"] + step if "above" in bounds else low
-        form = ".2f" if step >= 0.01 else ".2g"
+        form = ".2f" if step >= 0.01 else ".3g"
         kind, shown = (w.FloatRangeSlider, tuple(values)) if len(values) == 2 else (w.FloatSlider, value)
         return kind(value=shown, min=low, max=high, step=step, readout_format=form, **common)
     common.pop("continuous_update", None)

@@ -136,11 +136,11 @@ def small_figure(run: Run, path: Path) -> str:
 class RunExplorer:
     """Explore a run's images over training time in a notebook; `other` shows a second run next to it.
 
-    Selections are linked where both runs were trained on the same images. At most `points` images are laid out, by
-    `layout`: tsne, umap or pca (more than 5,000 by pca). `selection` is a table of the images selected on the page,
-    `config` the first run's configuration, `save(path)` writes the same page as one HTML file, `refresh()` reads what a
-    run that is still training has written since. Raises RunError where a run has no snapshot yet, ConfigError for an
-    unknown layout.
+    Selections are linked where both runs keep the same images of one training set. At most `points` images are laid
+    out, by `layout`: tsne, umap or pca (more than 5,000 by pca). `selection` is a table of the images selected on the
+    page, `config` the first run's configuration, `save(path)` writes the same page as one HTML file, `refresh()` reads
+    what a run that is still training has written since. Raises RunError where a run has no snapshot yet, ConfigError
+    for an unknown layout.
     """
 
     def __init__(
@@ -189,7 +189,7 @@ class RunExplorer:
             raise error
 
     def select(self, images: Iterable[int], other: Iterable[int] = ()) -> None:
-        """Select images by their numbers; `other`: those of a second run that was trained on other images."""
+        """Select images by their numbers; `other`: those of a second run that shows other images."""
         self.widget.selected = [[int(i) for i in images], [int(i) for i in other]]
 
     @property
@@ -200,7 +200,7 @@ class RunExplorer:
         """
         import pandas
 
-        selected = [*self.widget.selected, []]  # of runs on the same images the page has one list
+        selected = [*self.widget.selected, []]  # of runs that show the same images the page has one list
         if are_linked(self.runs):
             selected[1] = selected[0]
         return pandas.concat([self._rows(*pair) for pair in zip(self.runs, selected)], ignore_index=True)

@@ -545,7 +545,7 @@ class Explorer {
   remarks() {
     const [set] = this.data.sets, m = set.index.length, said = [];
     if (this.data.sets.length > 1)
-      said.push("The runs were trained on different images: their selections are not linked.");
+      said.push("The runs do not show the same images: their selections are not linked.");
     if (m < set.total) said.push(`Shown are ${number(m)} of ${number(set.total)} images.`);
     if (!set.label) said.push("These images have no labels.");
     return said;

@@ -81,8 +81,8 @@ def payload(
 ) -> bytes:
     """Gather what the front end shows of runs.
 
-    At most `points` images are laid out. Runs that were trained on the same images are linked: they show the same
-    images. Raises RunError where a run has no snapshot.
+    At most `points` images are laid out. Runs that keep the same images of one training set are linked: they
+    show the same images. Raises RunError where a run has no snapshot.
     """
     rare, places = [listed(run) for run in runs], _places(runs, kinds, points, progress, wanted)
     subsets = [_subset(run) for run in runs]
