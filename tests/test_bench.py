@@ -289,7 +289,9 @@ def test_guidance_runs_are_the_real_ones(monkeypatch):
     rows = bench.bench_guidance(BenchBudget(CPU, quick=True, seconds=0.0, rounds=1))
     assert runs[0] == ("tase", True)  # a short one first, so that nothing is loaded while it counts
     assert list(dict.fromkeys(runs[1:])) == [("simclr", False), ("simclr", True), ("tase", True)]
-    assert [row["against"] for row in rows] == ["simclr, no snapshots"] * 4 + ["simclr, snapshots"]
+    against = ["simclr, no snapshots"] * 4 + ["simclr, snapshots"] + ["an epoch"] * 2
+    assert [row["against"] for row in rows] == against and rows[-1]["ratio"] > 0
+    assert "256 images of 28 pixels; a run refreshes every 10 epochs" in rows[-1]["case"]
 
 
 def test_scale_is_measured_at_each_size(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable
@@ -21,6 +22,7 @@ from ..clustering import spherical_kmeans
 from ..config import ViewsConfig
 from ..losses import nt_xent
 from ..presets import preset
+from ..runs import RunWriter
 from ..trust import feature_trust
 from ..views import two_views
 from .measuring import (
@@ -299,7 +301,25 @@ def bench_guidance(s: BenchBudget) -> list[BenchRow]:
         times = time_in_turn(actions, s, 5.0)
     case = f"digits-lt, {settings.optim.epochs} epochs"
     against_recorded = [row for row in rival_rows(case, times, recorded) if row["name"] == tase]
-    return rival_rows(case, times, plain) + against_recorded
+    return rival_rows(case, times, plain) + against_recorded + _refresh_rows(s)
+
+
+def _refresh_rows(s: BenchBudget) -> list[BenchRow]:
+    """Measure a refresh with trust and snapshot against an epoch, of as many images as fashion-mnist-lt-small has."""
+    config = preset("fashion-mnist-lt-small", "tase", overrides={"optim.device": str(s.device)})
+    images = bench_images(256 if s.quick else 2478)
+    images = dataclasses.replace(images, images=images.images[:, :1, 2:30, 2:30])  # grey, 28 pixels
+    t = training.Training(config, images, s.device)
+    with tempfile.TemporaryDirectory() as folder, RunWriter(Path(folder) / "run", config) as writer:
+        writer.begin(s.device, images)
+
+        def refreshed() -> None:
+            writer.snapshot(t.epoch, **training.snapshot(t, training.refresh(t)))
+
+        actions = {"an epoch": lambda: training.train_epoch(t), "a refresh, with its trust and snapshot": refreshed}
+        times = time_in_turn(actions, s, 5.0)
+    case = f"conv4, {len(images):,} images of 28 pixels; a run refreshes every {config.refresh} epochs"
+    return rival_rows(case, times, "an epoch")
 
 
 def bench_rivals(s: BenchBudget) -> list[BenchRow]:
