@@ -291,7 +291,7 @@ def test_guidance_runs_are_the_real_ones(monkeypatch):
     assert list(dict.fromkeys(runs[1:])) == [("simclr", False), ("simclr", True), ("tase", True)]
     against = ["simclr, no snapshots"] * 4 + ["simclr, snapshots"] + ["an epoch"] * 2
     assert [row["against"] for row in rows] == against and rows[-1]["ratio"] > 0
-    assert "256 images of 28 pixels; a run refreshes every 10 epochs" in rows[-1]["case"]
+    assert rows[-1]["case"] == "conv4, 256 images" and rows[-1]["name"] == "a refresh, one in 10 epochs"
 
 
 def test_scale_is_measured_at_each_size(tmp_path, monkeypatch):

@@ -110,7 +110,7 @@ def _draw_ratios(axes, rows: pandas.DataFrame) -> None:
     heading = {"transform": axes.get_yaxis_transform(), "va": "center", "weight": "bold", "fontsize": 7}
     heading["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 1}
     for (case, against), group in rows.groupby(["case", "against"], sort=False):
-        axes.text(0.01, len(names), f"{case}: 1 = {against}", **heading)
+        axes.text(0.01, len(names), f"{case}: 1 = {against}", **heading).set_in_layout(False)  # bars need the width
         names += ["", *group["name"]]
         ratios += [1.0, *group["ratio"]]
     colours = [CLASS_COLOURS[0] if x >= 1 else CLASS_COLOURS[1] for x in ratios]  # slower and faster than that
@@ -120,7 +120,8 @@ def _draw_ratios(axes, rows: pandas.DataFrame) -> None:
     axes.tick_params(axis="y", length=0)
     axes.axvline(1, color=INK, lw=0.8, zorder=0)
     axes.set(xscale="log", xlabel="time / time of the one named in bold (right: slower)")
-    axes.set_xlim(0.5 * min(ratios), 2 * max(ratios))  # at least 0.5 to 2: a few percent shall look like it
+    room = max(2, (max(ratios) / min(ratios)) ** 0.25)  # for the numbers, and at least 0.5 to 2: a few percent look so
+    axes.set_xlim(min(ratios) / room, max(ratios) * room)
     plain_log(axes.xaxis, steps=(1,) if max(ratios) > 20 * min(ratios) else (1, 2, 5))  # within a decade more than one
     axes.margins(y=0.01)
     axes.invert_yaxis()

@@ -316,10 +316,9 @@ def _refresh_rows(s: BenchBudget) -> list[BenchRow]:
         def refreshed() -> None:
             writer.snapshot(t.epoch, **training.snapshot(t, training.refresh(t)))
 
-        actions = {"an epoch": lambda: training.train_epoch(t), "a refresh, with its trust and snapshot": refreshed}
+        actions = {"an epoch": lambda: training.train_epoch(t), f"a refresh, one in {config.refresh} epochs": refreshed}
         times = time_in_turn(actions, s, 5.0)
-    case = f"conv4, {len(images):,} images of 28 pixels; a run refreshes every {config.refresh} epochs"
-    return rival_rows(case, times, "an epoch")
+    return rival_rows(f"conv4, {len(images):,} images", times, "an epoch")
 
 
 def bench_rivals(s: BenchBudget) -> list[BenchRow]:
