@@ -56,9 +56,9 @@ def needs(present: bool, what: str) -> None:
         raise Skipped(f"needs {what}")
 
 
-def new_training(s: GpuBudget, method: str = "tase", backbone: str = "conv4", **fields: object) -> training.Training:
-    """Set up a training on 512 (64) stand-in images, as its seed starts it, late in its run."""
-    return late_training(s, backbone, 64 if s.quick else 512, method, **fields)
+def new_training(s: GpuBudget, method: str = "tase", **fields: object) -> training.Training:
+    """Set up a training of conv4 on 512 (64) stand-in images, as its seed starts it, late in its run."""
+    return late_training(s, "conv4", 64 if s.quick else 512, method, **fields)
 
 
 def one_step(t: training.Training) -> Tensor:

@@ -120,8 +120,9 @@ def _draw_ratios(axes, rows: pandas.DataFrame) -> None:
     axes.tick_params(axis="y", length=0)
     axes.axvline(1, color=INK, lw=0.8, zorder=0)
     axes.set(xscale="log", xlabel="time / time of the one named in bold (right: slower)")
-    room = max(2, (max(ratios) / min(ratios)) ** 0.25)  # for the numbers, and at least 0.5 to 2: a few percent look so
-    axes.set_xlim(min(ratios) / room, max(ratios) * room)
+    # At least 0.5 to 2, so that a few percent look small, and room for the numbers beside the bars.
+    margin = max(2, (max(ratios) / min(ratios)) ** 0.25)
+    axes.set_xlim(min(ratios) / margin, max(ratios) * margin)
     plain_log(axes.xaxis, steps=(1,) if max(ratios) > 20 * min(ratios) else (1, 2, 5))  # within a decade more than one
     axes.margins(y=0.01)
     axes.invert_yaxis()

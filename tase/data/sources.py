@@ -166,9 +166,7 @@ def _judged_part(test: Part | None, train: Part, known: tuple[str, ...]) -> Part
         where = test.root if isinstance(test, Listing) else "the source"
         log.warning("%s: test images without labels, or of none of the trained classes, are left out", where)
         return None
-    if isinstance(test, ImageSet):
-        return test
-    if only := [name for name in test.classes if name not in known]:
+    if isinstance(test, Listing) and (only := [name for name in test.classes if name not in known]):
         log.warning("%s: test images of classes without training images are left out: %s", test.root, some_of(only, 10))
     return kept
 

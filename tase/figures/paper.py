@@ -17,14 +17,13 @@ from matplotlib.ticker import MaxNLocator
 from ..data import GROUPS
 from ..layouts import LAYOUTS, run_layout
 from ..options import some_of
-from ..runs import Run, RunError
+from ..runs import Run, RunError, has_tail
 from ..tables import summary, with_interval
 from .sources import (
     ByRank,
     as_runs,
     by_method,
     classes_of,
-    has_tail,
     is_balanced,
     labels_of,
     order_of,

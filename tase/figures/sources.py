@@ -14,7 +14,7 @@ from jaxtyping import Float, Int64
 from ..config import Config
 from ..options import some_of
 from ..presets import changes
-from ..runs import History, Run, RunError, commit_text
+from ..runs import History, Run, RunError, commit_text, has_tail
 from .style import Figure, footer
 
 
@@ -130,11 +130,6 @@ def setting_of(config: Config, seeded: bool = True) -> str:
 
 
 # ---------------------------------------------------------------------------------------------- classes, head to tail
-
-
-def has_tail(counts: Int64[np.ndarray, "..."]) -> bool:
-    """Whether the classes differ in size by more than one image, which is what remains when n is no multiple of C."""
-    return counts.max() - counts.min() > 1
 
 
 def order_of(run: Run, among: Sequence[Run]) -> tuple[np.ndarray, np.ndarray, bool]:

@@ -17,5 +17,5 @@ anything else is a RunError.
 
 from ..files import RunError
 from .kept import keep_runs, kept_runs
-from .run import PER_SAMPLE, PER_SNAPSHOT, RESULTS, RUN_FORMAT, History, Run, commit_text, request, steered
+from .run import PER_SAMPLE, PER_SNAPSHOT, RESULTS, RUN_FORMAT, History, Run, commit_text, has_tail, request, steered
 from .writer import RunWriter, commit, environment, load_checkpoint, save_checkpoint

@@ -48,6 +48,11 @@ ACTIONS = ("run", "pause", "stop")  # that control.json can ask for
 TRUE_CLASSES = ("labels", "counts", "groups")  # arrays of history/labels.npz
 
 
+def has_tail(counts: np.ndarray) -> bool:
+    """Whether the classes differ in size by more than one image, which is what remains when n is no multiple of C."""
+    return counts.max() - counts.min() > 1
+
+
 class History:
     """Per-sample quantities over training time, read from a run's snapshots; it grows while the run trains.
 
@@ -152,8 +157,8 @@ class History:
 
     @property
     def sample_groups(self) -> np.ndarray:
-        """Group [n] of each image; -1 without labels, and without a tail (classes that differ by one image)."""
-        if self.labels is None or np.ptp(self.counts) <= 1:
+        """Group [n] of each image; -1 without labels, and without a tail."""
+        if self.labels is None or not has_tail(self.counts):
             return np.full(self.tau.shape[1], -1, dtype=np.int64)
         return self.groups[self.labels].astype(np.int64)
 
