@@ -753,6 +753,14 @@ def test_a_difference_is_filled_where_its_interval_leaves_zero(tmp_path):
     no_text_is_cut_off_or_overlaps(figure)
 
 
+def test_a_study_of_many_commits_says_how_many_it_does_not_name(tmp_path):
+    folder = make_study(tmp_path / "s", rows=("simclr", "tase", "ts", "oracle"))
+    results = pd.read_csv(folder / "results.csv")
+    results["commit"] = results["row"].map({"simclr": "a1", "tase": "b2", "ts": "c3", "oracle": "d4"})
+    results.to_csv(folder / "results.csv", index=False)
+    assert "commit a1, b2, c3 and 1 more" in " ".join(figures.study_figure(folder).get_supxlabel().split())
+
+
 def ends_of(ax, upright):
     found = [s for c in ax.collections for s in (c.get_segments() if hasattr(c, "get_segments") else ())]
     return np.array([s[:, int(upright)] for s in found])
