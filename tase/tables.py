@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .config import METHODS, ConfigError, fields
 from .lazy import torch
+from .options import some_of
 from .presets import changes_in_words
 from .runs import Run
 
@@ -348,7 +349,7 @@ def _study_legend(results: pandas.DataFrame, about: Mapping[str, Any]) -> list[s
         f"{_LEGEND}; s.d.: over seeds.",
         f"reference: {about['reference']}{where}, paired by seed and split. Bold: the paired interval to the runner-up "
         f"is above zero (not competing: {', '.join(about['outside'])}).",
-        f"seeds {', '.join(map(str, about['seeds']))}; subsets {_few(cells['subset'])}; "
+        f"seeds {', '.join(map(str, about['seeds']))}; subsets {some_of(cells['subset'])}; "
         f"commit {', '.join(cells['commit'].unique())}.",
     ]
     if SPACE in set(cells["protocol"]):
@@ -368,11 +369,6 @@ def _study_legend(results: pandas.DataFrame, about: Mapping[str, Any]) -> list[s
     changed = ", ".join(f"{name}={value}" for name, value in about["overrides"].items())
     lines += [f"changed from the preset: {changed}."] if changed else []
     return lines + [f"left out: {why}" for why in about["left_out"]] + [f"failed: {why}" for why in about["failed"]]
-
-
-def _few(values: pandas.Series) -> str:
-    unique = [*values.unique()]
-    return ", ".join(unique) if len(unique) <= 5 else f"{', '.join(unique[:3])} and {len(unique) - 3} more"
 
 
 def study_markdown(results: pandas.DataFrame, about: Mapping[str, Any]) -> str:

@@ -194,7 +194,7 @@ def origin(runs: Sequence[Run], *notes: str) -> str:
         f"subset {some_of((r.results or {}).get('subset') or r.environment.get('subset', '?') for r in runs)}",
         f"{seeds} seed{'s' * (seeds > 1)}",
         *filter(None, notes),
-        commit_text(some_of((r.results or {}).get("commit") or r.commit for r in runs)),
+        commit_text(*((r.results or {}).get("commit") or r.commit for r in runs)),
     ]
     return " · ".join(parts)
 

@@ -16,7 +16,6 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ..config import METHODS
-from ..options import some_of
 from ..runs import RunError, commit_text
 from ..studies import Contrast, contrasts, name_of, read_study, shown
 from ..tables import Summary, summary, with_interval
@@ -62,7 +61,7 @@ def study_figure(folder: str | Path, preset: str = "", note: bool = True) -> Fig
             f"{cells['subset'].nunique()} subsets",
             f"{cells['seed'].nunique()} seeds",
             spread,
-            commit_text(some_of(cells["commit"])),
+            commit_text(*cells["commit"]),
         ]
         footer(figure, " · ".join(parts))
     return figure

@@ -20,6 +20,7 @@ import numpy as np
 
 from ..config import Config, ConfigError, check, check_choice, encoder_file, override, unknown
 from ..files import RunError, is_held, load_json, load_npz, load_optional_json, read_lines, save_json, save_npz
+from ..options import some_of
 
 if TYPE_CHECKING:
     import pandas
@@ -433,8 +434,11 @@ def _small(name: str, array: np.ndarray) -> np.ndarray:
 
 
 def commit_text(*commits: str) -> str:
-    """Say which code it was: "commit 1234567890, 0987654321+", or "version 0.1.0" if there was no repository."""
-    text = ", ".join(dict.fromkeys(commits))
+    """Say which code it was: "commit 1234567890, 0987654321+", or "version 0.1.0" if there was no repository.
+
+    Of many the first three are named, and how many more there are is said.
+    """
+    text = some_of(commits)
     return text if text.startswith("version") else f"commit {text}"
 
 
