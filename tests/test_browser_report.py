@@ -618,6 +618,24 @@ def test_a_notebook_without_a_kernel_still_explores(browser, trained, tmp_path):
     page.context.close()
 
 
+def test_a_downloaded_notebook_says_how_to_see_its_page(browser, lab, folder):  # noqa: F811
+    """JupyterLab takes the frame out of outputs that it does not trust; a line stands there until the cell has run."""
+    html, book = tase.widgets.temperature_toy()._repr_html_(), nbformat.v4.new_notebook()
+    book.cells = [nbformat.v4.new_code_cell("import tase\ntase.widgets.temperature_toy()")]
+    book.cells[0].outputs = [nbformat.v4.new_output("execute_result", {"text/html": html}, execution_count=1)]
+    book.metadata.kernelspec = {"name": "python3", "display_name": "Python 3"}  # else JupyterLab asks for one
+    nbformat.write(book, folder / "downloaded.ipynb")
+    page = Page(browser, lab, "downloaded")
+    line, frame = page.page.locator(".tase-untrusted"), page.page.locator(".jp-OutputArea-output iframe")
+    line.wait_for(state="visible")
+    assert "Trust Notebook" in line.inner_text() and not frame.count()
+    page.shot("untrusted")
+    page.run_all()
+    frame.wait_for(state="visible")
+    assert not line.is_visible()
+    page.check()
+
+
 @pytest.fixture(scope="module")
 def notebook(browser, lab):  # noqa: F811
     """Notebook 02 in JupyterLab, run; its two runs are explored."""

@@ -49,6 +49,10 @@ PAGE = """<!doctype html>
 """
 DATA = """<section class="tase-figures">{figures}</section>
 <script id="tase-data" type="text/plain">{data}</script>"""
+# JupyterLab takes the frame out of a notebook that it does not trust, such as a downloaded one, and this style as well,
+# so that the line is seen.
+UNTRUSTED = """<style>.tase-untrusted { display: none }</style><p class="tase-untrusted">A page is shown here once this
+cell has run, or the notebook is trusted (View, Activate Command Palette, <em>Trust Notebook</em>).</p>"""
 OPEN = 'openPage(document.getElementById("tase"), document.getElementById("tase-data").textContent);'
 
 
@@ -68,9 +72,9 @@ class Page:
         return Path(path)
 
     def _repr_html_(self) -> str:
-        """The page in a frame, which also works in a notebook that was exported to HTML."""
+        """The page in a frame, which also works in a notebook exported to HTML; in one not trusted, how to see it."""
         style = f"width:100%;height:{self.height}px;border:0"
-        return f'<iframe srcdoc="{escape(self.html, quote=True)}" style="{style}" loading="lazy"></iframe>'
+        return UNTRUSTED + f'<iframe srcdoc="{escape(self.html, quote=True)}" style="{style}" loading="lazy"></iframe>'
 
 
 def temperature_toy() -> Page:
