@@ -627,11 +627,11 @@ def test_a_downloaded_notebook_says_how_to_see_its_page(browser, lab, folder):  
     nbformat.write(book, folder / "downloaded.ipynb")
     page = Page(browser, lab, "downloaded")
     line, frame = page.page.locator(".tase-untrusted"), page.page.locator(".jp-OutputArea-output iframe")
-    line.wait_for(state="visible")
+    line.wait_for(state="visible", timeout=60_000)
     assert "Trust Notebook" in line.inner_text() and not frame.count()
     page.shot("untrusted")
     page.run_all()
-    frame.wait_for(state="visible")
+    frame.wait_for(state="visible", timeout=120_000)
     assert not line.is_visible()
     page.check()
 
