@@ -171,7 +171,7 @@ _UNSCALED: Axis = {"tase, not scaled": {"method": "tase", "guidance.scale_by_tau
 _WEIGHT_ALONE: Axis = {
     "tase-weight, tau 0.4": {"method": "tase-weight", **{f"guidance.tau_{end}": 0.4 for end in ("0", "min", "max")}}
 }
-_CLUSTERINGS: Axis = {"tase, 4 clusterings": {"method": "tase", "guidance.clusterings": 4}}
+_FOUR_CLUSTERINGS: Axis = {"tase, 4 clusterings": {"method": "tase", "guidance.clusterings": 4}}
 _BOTH: Axis = {"long tail": {}, "balanced": {"data.balanced": True}}
 _TAUS = (0.1, 0.2, 0.5)
 _MERGED = {"guidance.estimator": "merged", "guidance.space": "sqrt"}
@@ -314,7 +314,7 @@ _ALL = (
         "Should several clusterings be averaged, and should guidance act only as far as they share what they see?",
         rows={
             **each_method(SIMCLR, "tase"),
-            **_CLUSTERINGS,
+            **_FOUR_CLUSTERINGS,
             "tase, trust": {"method": "tase", "guidance.trust": True},
             "tase, 4 clusterings, trust": {"method": "tase", "guidance.clusterings": 4, "guidance.trust": True},
         },
@@ -348,7 +348,7 @@ _ALL = (
             **_WEIGHT_ALONE,
             **_UNSCALED,
             **each_method("tase-tau", "tase-weight", "tase"),
-            **_CLUSTERINGS,
+            **_FOUR_CLUSTERINGS,
             **each_method("shuffled", "crowding", "oracle"),
         },
         columns=_BOTH,

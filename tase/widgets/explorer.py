@@ -49,10 +49,12 @@ PAGE = """<!doctype html>
 """
 DATA = """<section class="tase-figures">{figures}</section>
 <script id="tase-data" type="text/plain">{data}</script>"""
-# JupyterLab takes the frame out of a notebook that it does not trust, such as a downloaded one, and this style as well,
-# so that the line is seen.
-UNTRUSTED = """<style>.tase-untrusted { display: none }</style><p class="tase-untrusted">A page is shown here once this
-cell has run, or the notebook is trusted (View, Activate Command Palette, <em>Trust Notebook</em>).</p>"""
+# JupyterLab takes the frame out of a notebook that it does not trust, such as a downloaded one; the line is seen then.
+FRAME = """<style>iframe + .tase-untrusted {{ display: none }}</style>\
+<iframe srcdoc="{page}" style="width:100%;height:{height}px;border:0" loading="lazy"></iframe>\
+<p class="tase-untrusted">\
+A page is shown here once this cell has run, or the notebook is trusted (View, Activate Command
+Palette, <em>Trust Notebook</em>).</p>"""
 OPEN = 'openPage(document.getElementById("tase"), document.getElementById("tase-data").textContent);'
 
 
@@ -73,8 +75,7 @@ class Page:
 
     def _repr_html_(self) -> str:
         """The page in a frame, which also works in a notebook exported to HTML; in one not trusted, how to see it."""
-        style = f"width:100%;height:{self.height}px;border:0"
-        return UNTRUSTED + f'<iframe srcdoc="{escape(self.html, quote=True)}" style="{style}" loading="lazy"></iframe>'
+        return FRAME.format(page=escape(self.html, quote=True), height=self.height)
 
 
 def temperature_toy() -> Page:
